@@ -1,0 +1,13 @@
+# Third-party libraries, all from Debian 12 packages (scripts/lib/packages.sh names them). Each is linked by the
+# one room that includes its headers.
+find_package(PkgConfig REQUIRED)
+find_package(nlohmann_json 3.11 REQUIRED)
+find_package(fmt REQUIRED)
+find_package(CLI11 REQUIRED)
+pkg_check_modules(qvl_pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(qvl_utf8proc REQUIRED IMPORTED_TARGET libutf8proc)
+pkg_check_modules(qvl_jpeg REQUIRED IMPORTED_TARGET libjpeg)
+pkg_check_modules(qvl_png REQUIRED IMPORTED_TARGET libpng)
+pkg_check_modules(qvl_webp REQUIRED IMPORTED_TARGET libwebp)
+pkg_check_modules(qvl_exif REQUIRED IMPORTED_TARGET libexif)
+find_package(GIF REQUIRED)

@@ -1,0 +1,101 @@
+#include "qvl/base/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "qvl/base/error.h"
+
+namespace qvl {
+namespace {
+
+class Fd {
+ public:
+  explicit Fd(const std::filesystem::path& path) : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (fd_ < 0) fail_errno(path.string(), "cannot open");
+  }
+  ~Fd() { ::close(fd_); }
+  Fd(const Fd&) = delete;
+  Fd& operator=(const Fd&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+size_t regular_file_size(const Fd& fd, const std::filesystem::path& path) {
+  struct stat st {};
+  if (::fstat(fd.get(), &st) != 0) fail_errno(path.string(), "cannot stat");
+  if (!S_ISREG(st.st_mode)) fail(ErrorCode::kIo, path.string(), "not a regular file");
+  return static_cast<size_t>(st.st_size);
+}
+
+}  // namespace
+
+MappedFile MappedFile::open(const std::filesystem::path& path) {
+  Fd fd(path);
+  MappedFile file;
+  file.path_ = path;
+  file.size_bytes_ = regular_file_size(fd, path);
+  if (file.size_bytes_ == 0) return file;
+  void* p = ::mmap(nullptr, file.size_bytes_, PROT_READ, MAP_SHARED, fd.get(), 0);
+  if (p == MAP_FAILED) {
+    file.size_bytes_ = 0;
+    fail_errno(path.string(), "cannot map");
+  }
+  file.data_ = static_cast<const std::byte*>(p);
+  return file;
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_bytes_(std::exchange(other.size_bytes_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_bytes_, other.size_bytes_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_) ::munmap(const_cast<std::byte*>(data_), size_bytes_);
+}
+
+void MappedFile::advise(size_t offset, size_t length_bytes, int advice) const {
+  if (!data_ || offset >= size_bytes_) return;
+  const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t end = std::min(size_bytes_, offset + std::min(length_bytes, size_bytes_ - offset));
+  const size_t begin = offset / page * page;
+  ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, advice);
+}
+
+void MappedFile::will_need(size_t offset, size_t length_bytes) const { advise(offset, length_bytes, MADV_WILLNEED); }
+void MappedFile::drop(size_t offset, size_t length_bytes) const { advise(offset, length_bytes, MADV_DONTNEED); }
+
+std::string read_file(const std::filesystem::path& path, size_t max_bytes) {
+  Fd fd(path);
+  const size_t size = regular_file_size(fd, path);
+  if (size > max_bytes) {
+    fail(ErrorCode::kLimit, path.string(), "file size in bytes", "at most " + std::to_string(max_bytes),
+         std::to_string(size));
+  }
+  std::string content(size, '\0');
+  size_t done = 0;
+  while (done < size) {
+    const ssize_t n = ::read(fd.get(), content.data() + done, size - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_errno(path.string(), "cannot read");
+    if (n == 0) fail(ErrorCode::kIo, path.string(), "file became shorter while it was read");
+    done += static_cast<size_t>(n);
+  }
+  return content;
+}
+
+}  // namespace qvl

@@ -1,0 +1,42 @@
+// A read-only file mapped into memory. Weights are used in place from here, never copied.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string>
+
+namespace qvl {
+
+class MappedFile {
+ public:
+  // Throws kNotFound or kIo; an empty file maps to an empty span. Directories and devices are kIo.
+  static MappedFile open(const std::filesystem::path& path);
+
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  ~MappedFile();
+
+  // Valid while this object lives.
+  std::span<const std::byte> bytes() const { return {data_, size_bytes_}; }
+  const std::filesystem::path& path() const { return path_; }
+
+  // Asks the system to read ahead / to drop the pages of a range (clipped to the file). Only hints.
+  void will_need(size_t offset, size_t length_bytes) const;
+  void drop(size_t offset, size_t length_bytes) const;
+
+ private:
+  MappedFile() = default;
+  void advise(size_t offset, size_t length_bytes, int advice) const;
+
+  std::filesystem::path path_;
+  const std::byte* data_ = nullptr;
+  size_t size_bytes_ = 0;
+};
+
+// The whole file as bytes; throws kLimit above `max_bytes`.
+std::string read_file(const std::filesystem::path& path, size_t max_bytes);
+
+}  // namespace qvl
