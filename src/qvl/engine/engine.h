@@ -1,0 +1,50 @@
+// An opened model: configuration plus the three stages. Immutable and shared; sessions hold a shared_ptr to it.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "qvl/base/thread_pool.h"
+#include "qvl/engine/stages.h"
+#include "qvl/model/config.h"
+
+namespace qvl::engine {
+
+enum class Precision { kAuto, kF32, kBF16 };  // kAuto: the checkpoint's own (f16 checkpoints compute in f32)
+
+// Throws kInvalidArgument for anything but auto, f32/fp32 and bf16.
+Precision parse_precision(std::string_view name);
+std::string_view precision_name(Precision precision);
+
+struct EngineOptions {
+  int threads = 0;  // 0: all processors available to the process
+  Precision vision_precision = Precision::kAuto;
+  Precision text_precision = Precision::kAuto;
+  // Called while weights are checked, converted or read ahead: bytes done, bytes in all.
+  ProgressFn progress;
+};
+
+struct EngineInfo {
+  std::string vision;       // "native bf16"
+  std::string text;         // "native f32"
+  std::string isa;          // kernel table, "avx512bf16"
+  int threads = 0;
+  int64_t parameters = 0;
+  int64_t weight_bytes = 0; // mapped and owned
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual const model::ModelConfig& config() const = 0;
+  virtual const EngineInfo& info() const = 0;
+  virtual const VisionStage& vision() const = 0;
+  virtual const EmbedStage& embed() const = 0;
+  virtual const DecoderStage& decoder() const = 0;
+  // The pool that the stages compute on, for preprocessing in between. Never call it while a stage runs.
+  virtual ThreadPool& pool() const = 0;
+};
+
+}  // namespace qvl::engine

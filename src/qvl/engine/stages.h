@@ -1,0 +1,89 @@
+// The three stages of Qwen3-VL as interfaces: vision, embed, decoder (spec sections 5 and 6). Each exists natively
+// and as ONNX graphs; whoever generates text sees only these. A stage is immutable after opening and may be called
+// from several threads at once; all changing state sits in the KvCache that the caller owns.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qvl/base/tensor.h"
+#include "qvl/image/grid.h"
+
+namespace qvl::engine {
+
+// Receives intermediate tensors by the names of the trace contract ("vision.block3", "layer0", ...), converted to
+// float32. A stage computes what only the trace needs only when one is given.
+using TraceSink = std::function<void(std::string_view name, Tensor value)>;
+
+// Called between units of work with done/total in units of the stage (blocks, layers x chunks). Return false to
+// cancel: the stage throws kCancelled and leaves the cache as it was before the call.
+using ProgressFn = std::function<bool(int64_t done, int64_t total)>;
+
+struct StageHooks {
+  TraceSink trace;
+  ProgressFn progress;
+};
+
+// Merged visual tokens of one or more images or videos, rows in prompt order. M = sum of t*h*w/4.
+struct VisionFeatures {
+  Tensor merged;                   // [M, out_hidden], F32 or BF16
+  std::vector<Tensor> deepstack;   // one [M, out_hidden] per DeepStack level
+};
+
+class VisionStage {
+ public:
+  virtual ~VisionStage() = default;
+  // pixel_values: float32 [P, 1536] in the row order of spec 3.4, P = sum over grids of t*h*w.
+  // Throws kMismatch when rows and grids disagree, kCancelled when progress says so.
+  virtual VisionFeatures encode(std::span<const float> pixel_values, std::span<const image::Grid> grids,
+                                const StageHooks& hooks = {}) const = 0;
+};
+
+class EmbedStage {
+ public:
+  virtual ~EmbedStage() = default;
+  // [S, D] rows of the embedding table, in the decoder's activation type. Throws kInvalidArgument for an id outside
+  // the vocabulary.
+  virtual Tensor embed(std::span<const int32_t> ids) const = 0;
+};
+
+// One timeline: keys and values of every position so far. Made by the decoder that uses it; not thread-safe.
+class KvCache {
+ public:
+  virtual ~KvCache() = default;
+  virtual int64_t length() const = 0;
+  // Forgets all positions >= length; throws kInvalidArgument when length is above length().
+  virtual void truncate(int64_t length) = 0;
+  virtual size_t size_bytes() const = 0;
+};
+
+struct DecoderInput {
+  // [S, D]; rows at visual positions already replaced by merged features.
+  const Tensor* embeds = nullptr;
+  // M-RoPE positions t, h, w of the S rows (spec 6.2).
+  std::span<const int64_t> positions[3];
+  // Rows of `embeds` (ascending, relative to this call) that hold visual tokens, and for each DeepStack level the
+  // features to add there: feature row of visual_rows[i] is deepstack_offset + i. Empty for text.
+  std::span<const int64_t> visual_rows;
+  std::span<const Tensor> deepstack;
+  int64_t deepstack_offset = 0;
+};
+
+enum class LogitsMode { kNone, kLast, kAll };
+
+class DecoderStage {
+ public:
+  virtual ~DecoderStage() = default;
+  virtual std::unique_ptr<KvCache> new_cache() const = 0;
+  // Appends the S rows to the cache and returns float32 logits: [0, V], [1, V] or [S, V]. S = 1 takes the decode
+  // path unless a trace is on. On any error the cache is as before the call.
+  virtual Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits,
+                         const StageHooks& hooks = {}) const = 0;
+};
+
+}  // namespace qvl::engine
