@@ -72,6 +72,9 @@ struct DecoderInput {
   std::span<const int64_t> visual_rows;
   std::span<const Tensor> deepstack;
   int64_t deepstack_offset = 0;
+  // True for generated tokens (S <= 16): weights are streamed once per call instead of being tiled. Prompts use
+  // false, also for a last chunk of one row, so that results do not depend on the chunk size.
+  bool decode = false;
 };
 
 enum class LogitsMode { kNone, kLast, kAll };
@@ -80,8 +83,8 @@ class DecoderStage {
  public:
   virtual ~DecoderStage() = default;
   virtual std::unique_ptr<KvCache> new_cache() const = 0;
-  // Appends the S rows to the cache and returns float32 logits: [0, V], [1, V] or [S, V]. S = 1 takes the decode
-  // path unless a trace is on. On any error the cache is as before the call.
+  // Appends the S rows to the cache and returns float32 logits: [0, V], [1, V] or [S, V]. On any error the cache is
+  // as before the call.
   virtual Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits,
                          const StageHooks& hooks = {}) const = 0;
 };
