@@ -1,0 +1,64 @@
+// Which instruction sets may be used: the processor must have them and the operating system must save their
+// registers (XCR0), else the first use would fault.
+#include "qvl/kernels/table.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace qvl::kernels {
+namespace {
+
+#if defined(__x86_64__)
+
+struct Registers {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+};
+
+Registers cpuid(unsigned leaf, unsigned subleaf) {
+  Registers r;
+  if (!__get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d)) return {};
+  return r;
+}
+
+bool bit(unsigned value, int index) { return (value >> index) & 1u; }
+
+// Extended control register 0: the register states that the operating system saves.
+unsigned read_xcr0() {
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+CpuFeatures detect() {
+  CpuFeatures f;
+  const Registers leaf1 = cpuid(1, 0);
+  const bool osxsave = bit(leaf1.c, 27);
+  if (!osxsave || !bit(leaf1.c, 28)) return f;  // no AVX
+  const unsigned xcr0 = read_xcr0();
+  const bool os_saves_ymm = (xcr0 & 0x06u) == 0x06u;
+  const bool os_saves_zmm = (xcr0 & 0xe6u) == 0xe6u;  // and opmask, upper halves, upper sixteen
+  const Registers leaf7 = cpuid(7, 0);
+  const bool fma = bit(leaf1.c, 12), f16c = bit(leaf1.c, 29);
+  f.avx2 = os_saves_ymm && fma && f16c && bit(leaf7.b, 5);
+  const bool avx512f = bit(leaf7.b, 16), dq = bit(leaf7.b, 17), bw = bit(leaf7.b, 30), vl = bit(leaf7.b, 31);
+  f.avx512 = f.avx2 && os_saves_zmm && avx512f && dq && bw && vl;
+  // Subleaf 1 exists only when subleaf 0 counts it.
+  f.avx512bf16 = f.avx512 && leaf7.a >= 1 && bit(cpuid(7, 1).a, 5);
+  return f;
+}
+
+#else
+
+CpuFeatures detect() { return {}; }
+
+#endif
+
+}  // namespace
+
+const CpuFeatures& cpu_features() {
+  static const CpuFeatures features = detect();
+  return features;
+}
+
+}  // namespace qvl::kernels

@@ -1,0 +1,87 @@
+// The building blocks of `linear` and `linear_swiglu` for one instruction set: weight packing, register tiles, row
+// streaming and the last step (bias, activation, residual, rounding). The loops over matrices and threads are the
+// same for every instruction set and live in linear.cc; see there for how the pieces are put together.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "qvl/kernels/ops.h"
+
+namespace qvl::kernels {
+
+// Compute-bound product of many rows. The weight is repacked one panel (`panel_cols` outputs, all of K) at a time
+// so that a panel stays in the second-level cache while every row of x passes by.
+//
+// Every output is one sum over all of K in one fixed order, whatever the number of rows in the tile.
+struct GemmKernel {
+  int tile_rows = 0;   // most rows one tile() call takes
+  int panel_cols = 0;  // outputs per packed panel
+
+  // Bytes of one packed panel of k inputs.
+  size_t (*panel_bytes)(int64_t k) = nullptr;
+
+  // Packs w[cols, k] (row stride ldw elements, 1 <= cols <= panel_cols) into one panel; missing columns become 0.
+  // `packed` is 64-byte aligned.
+  void (*pack)(const void* w, int64_t ldw, int64_t cols, int64_t k, void* packed) = nullptr;
+
+  // Widens `rows` rows of x into dst[rows, k] as float; null when tile() reads x as it is.
+  void (*widen)(const void* x, int64_t x_stride, int64_t rows, int64_t k, float* dst) = nullptr;
+
+  // c[rows, panel_cols] (row stride panel_cols) = a[rows, k] . panel; a's stride in elements of a.
+  void (*tile)(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, float* c) = nullptr;
+};
+
+// Bandwidth-bound product of 1 <= m <= 16 rows: c[m, n] (row stride ldc) = x[m, k] . w[n, k]^T, weights read in
+// address order, once. Each output's order of summation depends on k alone.
+using GemvKernel = void (*)(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n, int64_t k, float* c,
+                            int64_t ldc);
+
+// What happens to a block of float sums. bf16 forms round where spec B stores a bfloat16: after bias, after the
+// activation, after the residual.
+struct FinishArgs {
+  const float* c;         // [rows, cols]
+  int64_t ldc;            // elements
+  const float* c2;        // swiglu: sums of `up`, same layout; else null
+  int64_t rows;
+  int64_t cols;
+  const float* bias;      // [cols] or null
+  Activation activation;
+  const void* residual;   // [rows, cols] of y's type or null; may be y
+  int64_t residual_stride;
+  void* y;
+  int64_t y_stride;
+};
+using FinishKernel = void (*)(const FinishArgs& args);
+
+// dst[i] += src[i] for n contiguous elements; bf16: one rounding.
+using AddKernel = void (*)(void* dst, const void* src, int64_t n);
+
+// Named x_w: activation type, weight type.
+struct LinearKernels {
+  GemmKernel gemm_f32_f32;
+  GemmKernel gemm_f32_bf16;
+  GemmKernel gemm_f32_f16;
+  GemmKernel gemm_bf16_bf16;
+  GemvKernel gemv_f32_f32 = nullptr;
+  GemvKernel gemv_f32_bf16 = nullptr;
+  GemvKernel gemv_f32_f16 = nullptr;
+  GemvKernel gemv_bf16_bf16 = nullptr;
+  FinishKernel finish_f32 = nullptr;
+  FinishKernel finish_bf16 = nullptr;
+  FinishKernel finish_swiglu_f32 = nullptr;
+  FinishKernel finish_swiglu_bf16 = nullptr;
+  AddKernel add_f32 = nullptr;
+  AddKernel add_bf16 = nullptr;
+};
+
+// Filled once; valid for the life of the process. The x86 ones may be called on any x86-64 processor, what they
+// point to only where cpu_features() says so.
+const LinearKernels& linear_kernels_scalar();
+#if defined(__x86_64__)
+const LinearKernels& linear_kernels_avx2();
+const LinearKernels& linear_kernels_avx512();
+const LinearKernels& linear_kernels_avx512bf16();
+#endif
+
+}  // namespace qvl::kernels

@@ -1,0 +1,87 @@
+// Kernel tables and the choice between them: QVL_KERNELS names one, else the best that this processor runs.
+#include "qvl/kernels/table.h"
+
+#include <array>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "qvl/base/error.h"
+
+namespace qvl::kernels {
+namespace {
+
+// Also on processors of another family, so that a name is either unknown or known and not runnable here.
+constexpr std::array<std::string_view, 4> kNames = {"scalar", "avx2", "avx512", "avx512bf16"};
+
+bool runnable(std::string_view name) {
+  const CpuFeatures& cpu = cpu_features();
+  if (name == "scalar") return true;
+  if (name == "avx2") return cpu.avx2;
+  if (name == "avx512") return cpu.avx512;
+  return name == "avx512bf16" && cpu.avx512bf16;
+}
+
+// Worst first.
+const std::vector<KernelTable>& tables() {
+  static const std::vector<KernelTable> all = [] {
+    std::vector<KernelTable> t;
+    t.push_back({"scalar", &linear_kernels_scalar(), &attention_kernels_scalar()});
+#if defined(__x86_64__)
+    if (runnable("avx2")) t.push_back({"avx2", &linear_kernels_avx2(), &attention_kernels_avx2()});
+    if (runnable("avx512")) t.push_back({"avx512", &linear_kernels_avx512(), &attention_kernels_avx512()});
+    if (runnable("avx512bf16")) {
+      t.push_back({"avx512bf16", &linear_kernels_avx512bf16(), &attention_kernels_avx512bf16()});
+    }
+#endif
+    return t;
+  }();
+  return all;
+}
+
+std::string join(std::span<const std::string_view> names) {
+  std::string text;
+  for (std::string_view name : names) {
+    if (!text.empty()) text += ", ";
+    text += name;
+  }
+  return text;
+}
+
+}  // namespace
+
+const KernelTable& table_by_name(std::string_view name) {
+  for (const KernelTable& table : tables()) {
+    if (table.name == name) return table;
+  }
+  for (std::string_view known : kNames) {
+    if (known == name) {
+      fail(ErrorCode::kUnsupported, "kernels", "instruction set", "one that this processor runs", name,
+           "here: " + join(runnable_tables()));
+    }
+  }
+  fail(ErrorCode::kInvalidArgument, "kernels", "instruction set", "one of " + join(kNames),
+       "'" + std::string(name) + "'", "check QVL_KERNELS");
+}
+
+const KernelTable& active_table() {
+  static const KernelTable& chosen = [&]() -> const KernelTable& {
+    const char* forced = std::getenv("QVL_KERNELS");
+    if (forced != nullptr) return table_by_name(forced);
+    return tables().back();
+  }();
+  return chosen;
+}
+
+std::span<const std::string_view> runnable_tables() {
+  static const std::vector<std::string_view> names = [] {
+    std::vector<std::string_view> n;
+    for (const KernelTable& table : tables()) n.push_back(table.name);
+    return n;
+  }();
+  return names;
+}
+
+std::string_view table_name(const KernelTable& table) { return table.name; }
+
+}  // namespace qvl::kernels

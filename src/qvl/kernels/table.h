@@ -1,0 +1,26 @@
+// The table of kernels that operators call through, one per instruction set, and how one is chosen at run time.
+#pragma once
+
+#include <string_view>
+
+#include "qvl/kernels/attention_kernels.h"
+#include "qvl/kernels/linear_kernels.h"
+#include "qvl/kernels/ops.h"
+
+namespace qvl::kernels {
+
+struct KernelTable {
+  std::string_view name;
+  const LinearKernels* linear;
+  const AttentionKernels* attention;
+};
+
+// What processor and operating system together let a program use.
+struct CpuFeatures {
+  bool avx2 = false;        // AVX2, FMA, F16C
+  bool avx512 = false;      // AVX-512 F, BW, VL, DQ (and avx2)
+  bool avx512bf16 = false;  // AVX-512 BF16 (and avx512)
+};
+const CpuFeatures& cpu_features();
+
+}  // namespace qvl::kernels
