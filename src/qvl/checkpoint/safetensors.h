@@ -33,7 +33,14 @@ struct TensorView {
   int64_t size() const { return element_count(shape); }
   // The elements as float32 (bf16 and f16 converted, any alignment); throws kUnsupported for other types.
   std::vector<float> to_f32() const;
+  // The elements of an I64 or I32 tensor; throws kUnsupported for other types.
+  std::vector<int64_t> to_i64() const;
+  // "FILE: tensor 'NAME'", the [where] of errors about this tensor.
+  std::string where() const;
 };
+
+// `name` in single quotes, control characters escaped and cut to a length that fits a message.
+std::string quoted_name(std::string_view name);
 
 class SafetensorsFile {
  public:
