@@ -2,7 +2,7 @@
 # *_test.cc, which become one test program, <room>_test. Which room may include which is checked by
 # tests/arch_test.cc; the libraries named here must agree with that table.
 #
-#   qvl_room(text DEPS base THIRD_PARTY qvl_pcre2 qvl_utf8proc [TEST_DEPS ...] [LABEL unit])
+#   qvl_room(text DEPS base THIRD_PARTY PkgConfig::qvl_simdjson [TEST_DEPS ...] [LABEL unit])
 function(qvl_room path)
   cmake_parse_arguments(ROOM "" "LABEL" "DEPS;THIRD_PARTY;TEST_DEPS" ${ARGN})
   string(REPLACE "/" "_" name ${path})
