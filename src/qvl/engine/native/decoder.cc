@@ -1,0 +1,200 @@
+#include "qvl/engine/native/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "qvl/base/error.h"
+#include "qvl/model/positions.h"
+
+namespace qvl::engine::native {
+namespace {
+
+using kernels::Activation;
+using kernels::LinearPath;
+
+// Rows whose logits are computed together: [rows, V] in the activation type stays small beside the result.
+constexpr int64_t kLogitRows = 64;
+constexpr int64_t kMaxDecodeRows = 16;
+
+kernels::Matrix view(Tensor& t) { return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)}; }
+
+std::byte* row_at(Tensor& t, int64_t row) {
+  return static_cast<std::byte*>(t.data()) + static_cast<size_t>(row * t.dim(1)) * dtype_size_bytes(t.dtype());
+}
+const std::byte* row_at(const Tensor& t, int64_t row) {
+  return static_cast<const std::byte*>(t.data()) + static_cast<size_t>(row * t.dim(1)) * dtype_size_bytes(t.dtype());
+}
+
+// x[rows[i]] += features[offset + i]; neighbouring rows are added in one call.
+void add_visual_rows(const kernels::Context& context, Tensor& x, std::span<const int64_t> rows, const Tensor& features,
+                     int64_t offset) {
+  const int64_t width = x.dim(1);
+  for (size_t begin = 0; begin < rows.size();) {
+    size_t end = begin + 1;
+    while (end < rows.size() && rows[end] == rows[end - 1] + 1) ++end;
+    const int64_t n = static_cast<int64_t>(end - begin);
+    const kernels::Matrix target{row_at(x, rows[begin]), x.dtype(), n, width, width};
+    const kernels::ConstMatrix source{row_at(features, offset + static_cast<int64_t>(begin)), features.dtype(), n, width,
+                                      width};
+    kernels::add_rows(context, target, source);
+    begin = end;
+  }
+}
+
+}  // namespace
+
+Tensor NativeEmbed::embed(std::span<const int32_t> ids) const {
+  const kernels::Weight& table = weights_.embedding;
+  Tensor out(activation_, {static_cast<int64_t>(ids.size()), table.in});
+  const size_t row_bytes = static_cast<size_t>(table.in) * dtype_size_bytes(table.dtype);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= table.out) {
+      fail(ErrorCode::kInvalidArgument, "embed", "token id", "0.." + std::to_string(table.out - 1),
+           std::to_string(ids[i]));
+    }
+    convert_elements(static_cast<const std::byte*>(table.data) + static_cast<size_t>(ids[i]) * row_bytes, table.dtype,
+                     row_at(out, static_cast<int64_t>(i)), activation_, table.in);
+  }
+  return out;
+}
+
+NativeDecoder::NativeDecoder(const model::TextConfig& config, const DecoderWeights& weights, DType activation,
+                             kernels::Context context)
+    : config_(config), weights_(weights), activation_(activation), context_(context), mrope_(config) {}
+
+std::unique_ptr<KvCache> NativeDecoder::new_cache() const {
+  return std::make_unique<NativeKvCache>(this, activation_, config_.num_layers, config_.num_kv_heads, config_.head_dim);
+}
+
+void NativeDecoder::check(const DecoderInput& input) const {
+  if (!input.embeds) fail(ErrorCode::kInvalidArgument, "decoder", "no embeddings given");
+  const Tensor& e = *input.embeds;
+  if (e.shape().size() != 2 || e.dim(0) < 1 || e.dim(1) != config_.hidden_size || e.dtype() != activation_) {
+    fail(ErrorCode::kMismatch, "decoder", "embeddings",
+         "[S, " + std::to_string(config_.hidden_size) + "] " + std::string(dtype_name(activation_)),
+         shape_string(e.shape()) + " " + std::string(dtype_name(e.dtype())));
+  }
+  const int64_t rows = e.dim(0);
+  for (const auto& axis : input.positions) {
+    if (static_cast<int64_t>(axis.size()) != rows) {
+      fail(ErrorCode::kMismatch, "decoder", "position ids", "3 x " + std::to_string(rows), std::to_string(axis.size()));
+    }
+  }
+  if (input.decode && rows > kMaxDecodeRows) {
+    fail(ErrorCode::kInvalidArgument, "decoder", "rows of a decode step", "at most " + std::to_string(kMaxDecodeRows),
+         std::to_string(rows));
+  }
+  if (static_cast<int64_t>(input.deepstack.size()) > config_.num_layers) {
+    fail(ErrorCode::kMismatch, "decoder", "DeepStack levels", "at most " + std::to_string(config_.num_layers),
+         std::to_string(input.deepstack.size()));
+  }
+  for (size_t i = 0; i < input.visual_rows.size(); ++i) {
+    const int64_t r = input.visual_rows[i];
+    if (r < 0 || r >= rows || (i > 0 && r <= input.visual_rows[i - 1])) {
+      fail(ErrorCode::kInvalidArgument, "decoder", "visual rows", "ascending, in 0.." + std::to_string(rows - 1),
+           std::to_string(r));
+    }
+  }
+  if (input.visual_rows.empty()) return;
+  for (const Tensor& d : input.deepstack) {
+    if (d.shape().size() != 2 || d.dim(1) != config_.hidden_size || d.dtype() != activation_ ||
+        input.deepstack_offset < 0 ||
+        input.deepstack_offset + static_cast<int64_t>(input.visual_rows.size()) > d.dim(0)) {
+      fail(ErrorCode::kMismatch, "decoder", "DeepStack features",
+           "at least " + std::to_string(input.deepstack_offset + static_cast<int64_t>(input.visual_rows.size())) +
+               " rows of " + std::to_string(config_.hidden_size) + " " + std::string(dtype_name(activation_)),
+           shape_string(d.shape()) + " " + std::string(dtype_name(d.dtype())));
+    }
+  }
+}
+
+Tensor NativeDecoder::logits(const Tensor& x, LogitsMode mode, LinearPath path) const {
+  const int64_t vocab = weights_.head.out;
+  const int64_t first = mode == LogitsMode::kAll ? 0 : mode == LogitsMode::kLast ? x.dim(0) - 1 : x.dim(0);
+  const int64_t rows = x.dim(0) - first;
+  const int64_t width = x.dim(1);
+  Tensor result(DType::kF32, {rows, vocab});
+  const int64_t step = std::min(rows, kLogitRows);
+  Tensor normed(activation_, {step, width});
+  Tensor narrow;  // bf16 logits before they are raised to float32 (spec B)
+  if (activation_ == DType::kBF16) narrow = Tensor(activation_, {step, vocab});
+  for (int64_t done = 0; done < rows; done += step) {
+    const int64_t n = std::min(step, rows - done);
+    const kernels::ConstMatrix in{row_at(x, first + done), x.dtype(), n, width, width};
+    const kernels::Matrix norm_out{normed.data(), normed.dtype(), n, width, width};
+    kernels::rms_norm(context_, in, weights_.final_norm.data(), static_cast<float>(config_.rms_norm_eps), norm_out);
+    const kernels::Matrix direct{row_at(result, done), DType::kF32, n, vocab, vocab};
+    if (activation_ == DType::kF32) {
+      kernels::linear(context_, path, norm_out, weights_.head, Activation::kNone, {}, direct);
+    } else {
+      const kernels::Matrix out{narrow.data(), narrow.dtype(), n, vocab, vocab};
+      kernels::linear(context_, path, norm_out, weights_.head, Activation::kNone, {}, out);
+      convert_elements(out.data, DType::kBF16, direct.data, DType::kF32, n * vocab);
+    }
+  }
+  return result;
+}
+
+Tensor NativeDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsMode mode,
+                              const StageHooks& hooks) const {
+  check(input);
+  auto* kv_cache = dynamic_cast<NativeKvCache*>(&cache);
+  if (!kv_cache || kv_cache->owner() != this) {
+    fail(ErrorCode::kInvalidArgument, "decoder", "the KV cache was made by another model");
+  }
+  const int64_t rows = input.embeds->dim(0);
+  const int64_t past = kv_cache->length();
+  const int64_t width = config_.hidden_size;
+  const float eps = static_cast<float>(config_.rms_norm_eps);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  // A prompt takes the tiled path even for one row, so that chunks of any size give the same bits.
+  const LinearPath path = input.decode ? LinearPath::kGemv : LinearPath::kGemm;
+
+  const int64_t half = mrope_.width();
+  std::vector<float> cos(static_cast<size_t>(rows * half));
+  std::vector<float> sin(cos.size());
+  mrope_.fill(input.positions, cos, sin);
+
+  Tensor x = input.embeds->copy();
+  Tensor y(activation_, {rows, width});
+  Tensor q(activation_, {rows, config_.q_width()});
+  Tensor k(activation_, {rows, config_.kv_width()});
+  Tensor v(activation_, {rows, config_.kv_width()});
+  Tensor attended(activation_, {rows, config_.q_width()});
+  Tensor hidden(activation_, {rows, config_.intermediate_size});
+
+  // set_length comes last: an error on the way leaves the cache's positions as they were.
+  kv_cache->reserve(past + rows);
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    if (hooks.progress && !hooks.progress(i, config_.num_layers)) fail(ErrorCode::kCancelled, "decoder", "cancelled");
+    const DecoderLayerWeights& w = weights_.layers[static_cast<size_t>(i)];
+    const kernels::KvView kv = kv_cache->layer(i);
+
+    kernels::rms_norm(context_, view(x), w.input_norm.data(), eps, view(y));
+    kernels::linear(context_, path, view(y), w.q, Activation::kNone, {}, view(q));
+    kernels::linear(context_, path, view(y), w.k, Activation::kNone, {}, view(k));
+    kernels::linear(context_, path, view(y), w.v, Activation::kNone, {}, view(v));
+    kernels::qk_norm_rope_append(context_, view(q), view(k), view(v), config_.num_heads, w.q_norm.data(),
+                                 w.k_norm.data(), eps, cos.data(), sin.data(), past, kv);
+    kernels::attention_causal(context_, path, view(q), kv, config_.num_heads, past, scale, view(attended));
+    kernels::linear(context_, path, view(attended), w.o, Activation::kNone, view(x), view(x));
+
+    kernels::rms_norm(context_, view(x), w.post_attention_norm.data(), eps, view(y));
+    kernels::linear_swiglu(context_, path, view(y), w.gate, w.up, view(hidden));
+    kernels::linear(context_, path, view(hidden), w.down, Activation::kNone, view(x), view(x));
+
+    if (i < static_cast<int64_t>(input.deepstack.size())) {
+      add_visual_rows(context_, x, input.visual_rows, input.deepstack[static_cast<size_t>(i)], input.deepstack_offset);
+    }
+    if (hooks.trace) hooks.trace("layer" + std::to_string(i), x.to(DType::kF32));
+  }
+  Tensor result = logits(x, mode, path);
+  kv_cache->set_length(past + rows);
+  if (hooks.progress) hooks.progress(config_.num_layers, config_.num_layers);
+  return result;
+}
+
+}  // namespace qvl::engine::native

@@ -1,0 +1,46 @@
+// Embedding and decoder stages (spec 6).
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "qvl/engine/native/kv_cache.h"
+#include "qvl/engine/native/weights.h"
+#include "qvl/engine/stages.h"
+#include "qvl/kernels/ops.h"
+#include "qvl/model/config.h"
+#include "qvl/model/positions.h"
+
+namespace qvl::engine::native {
+
+class NativeEmbed : public EmbedStage {
+ public:
+  NativeEmbed(const DecoderWeights& weights, DType activation) : weights_(weights), activation_(activation) {}
+  Tensor embed(std::span<const int32_t> ids) const override;
+
+ private:
+  const DecoderWeights& weights_;
+  DType activation_;
+};
+
+class NativeDecoder : public DecoderStage {
+ public:
+  // The config, the weights and the context outlive this stage.
+  NativeDecoder(const model::TextConfig& config, const DecoderWeights& weights, DType activation,
+                kernels::Context context);
+
+  std::unique_ptr<KvCache> new_cache() const override;
+  Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits, const StageHooks& hooks) const override;
+
+ private:
+  void check(const DecoderInput& input) const;
+  Tensor logits(const Tensor& x, LogitsMode mode, kernels::LinearPath path) const;
+
+  const model::TextConfig& config_;
+  const DecoderWeights& weights_;
+  DType activation_;
+  kernels::Context context_;
+  model::MropeTable mrope_;
+};
+
+}  // namespace qvl::engine::native

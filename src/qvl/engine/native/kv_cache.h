@@ -1,0 +1,47 @@
+// The native decoder's KV cache: blocks of positions, allocated as the timeline grows (spec 6.4; keys are stored
+// rotated). Memory is proportional to the positions in use; nothing is moved when it grows.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "qvl/base/tensor.h"
+#include "qvl/engine/stages.h"
+#include "qvl/kernels/ops.h"
+
+namespace qvl::engine::native {
+
+class NativeKvCache : public KvCache {
+ public:
+  static constexpr int64_t kBlockTokens = 256;
+
+  NativeKvCache(const void* owner, DType dtype, int64_t layers, int64_t kv_heads, int64_t head_dim);
+
+  int64_t length() const override { return length_; }
+  void truncate(int64_t length) override;
+  size_t size_bytes() const override;
+
+  // Makes room for positions up to `length` (exclusive) in every layer; length() is unchanged.
+  void reserve(int64_t length);
+  // After the rows of all layers are written.
+  void set_length(int64_t length) { length_ = length; }
+  kernels::KvView layer(int64_t index) const;
+  // The decoder that made this cache: a cache of another model is refused.
+  const void* owner() const { return owner_; }
+
+ private:
+  struct Layer {
+    std::vector<void*> keys;
+    std::vector<void*> values;
+  };
+
+  const void* owner_;
+  DType dtype_;
+  int64_t kv_heads_;
+  int64_t head_dim_;
+  int64_t length_ = 0;
+  std::vector<Layer> layers_;
+  std::vector<AlignedBuffer> blocks_;  // one per kBlockTokens positions, holding keys and values of all layers
+};
+
+}  // namespace qvl::engine::native

@@ -1,0 +1,193 @@
+#include "qvl/engine/native/vision.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "qvl/base/error.h"
+#include "qvl/model/positions.h"
+
+namespace qvl::engine::native {
+namespace {
+
+constexpr float kNormEps = 1e-6f;
+// Rows that pass through the MLP together: bounds its intermediate to a few MB whatever the image's size.
+constexpr int64_t kMlpRows = 1024;
+
+kernels::Matrix view(Tensor& t) { return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)}; }
+kernels::ConstMatrix view(const Tensor& t) { return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)}; }
+
+void* at(Tensor& t, int64_t element) {
+  return static_cast<std::byte*>(t.data()) + static_cast<size_t>(element) * dtype_size_bytes(t.dtype());
+}
+
+// `rows` rows from `first`.
+kernels::Matrix rows_of(Tensor& t, int64_t first, int64_t rows) {
+  return {at(t, first * t.dim(1)), t.dtype(), rows, t.dim(1), t.dim(1)};
+}
+
+// `cols` columns from `first`.
+kernels::Matrix columns_of(Tensor& t, int64_t first, int64_t cols) {
+  return {at(t, first), t.dtype(), t.dim(0), cols, t.dim(1)};
+}
+
+void trace(const StageHooks& hooks, const std::string& name, const Tensor& value) {
+  if (hooks.trace) hooks.trace(name, value.to(DType::kF32));
+}
+
+void check_input(std::span<const float> pixels, std::span<const image::Grid> grids, const model::VisionConfig& config) {
+  const int64_t merge = config.spatial_merge_size;
+  int64_t patches = 0;
+  for (const image::Grid& g : grids) {
+    if (g.t < 1 || g.h < merge || g.w < merge || g.h % merge != 0 || g.w % merge != 0) {
+      fail(ErrorCode::kMismatch, "vision", "grid (t, h, w)", "positive, h and w multiples of " + std::to_string(merge),
+           "(" + std::to_string(g.t) + ", " + std::to_string(g.h) + ", " + std::to_string(g.w) + ")");
+    }
+    patches += g.patches();
+  }
+  if (patches == 0) fail(ErrorCode::kMismatch, "vision", "number of images", "at least 1", "0");
+  if (static_cast<int64_t>(pixels.size()) != patches * config.patch_width()) {
+    fail(ErrorCode::kMismatch, "vision", "pixel values",
+         shape_string({patches, config.patch_width()}) + " for these grids", std::to_string(pixels.size()) + " values");
+  }
+}
+
+}  // namespace
+
+void NativeVision::embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,
+                                 const StageHooks& hooks) const {
+  const int64_t patches = x.dim(0);
+  const int64_t width = config_.patch_width();
+  const int64_t dim = config_.hidden_size;
+  if (activation_ == DType::kF32) {
+    const kernels::ConstMatrix in{pixels.data(), DType::kF32, patches, width, width};
+    kernels::linear(context_, kernels::LinearPath::kGemm, in, weights_.patch_embed, kernels::Activation::kNone, {},
+                    view(x));
+  } else {
+    const int64_t step = std::min(patches, kMlpRows);
+    Tensor in(DType::kBF16, {step, width});
+    for (int64_t row = 0; row < patches; row += step) {
+      const int64_t n = std::min(step, patches - row);
+      context_.pool->parallel_for(n, [&](int64_t i, int) {
+        convert_elements(pixels.data() + (row + i) * width, DType::kF32, at(in, i * width), DType::kBF16, width);
+      });
+      kernels::linear(context_, kernels::LinearPath::kGemm, rows_of(in, 0, n), weights_.patch_embed,
+                      kernels::Activation::kNone, {}, rows_of(x, row, n));
+    }
+  }
+  trace(hooks, "vision.patch_embed", x);
+
+  const model::VisionTaps taps = model::vision_taps(grids, config_.position_side(), config_.spatial_merge_size);
+  const auto table = weights_.position_table.as<float>();
+  const bool bf16 = activation_ == DType::kBF16;
+  Tensor traced;
+  if (hooks.trace) traced = Tensor(DType::kF32, {patches, dim});
+  // Weights, products and sums are rounded in a bf16 model, in this order (spec 5.2 and B).
+  const auto r = [bf16](float v) { return bf16 ? round_to_bf16(v) : v; };
+  context_.pool->parallel_for(patches, [&](int64_t p, int) {
+    const float* e[4];
+    float w[4];
+    for (int64_t k = 0; k < 4; ++k) {
+      const size_t tap = static_cast<size_t>(k * patches + p);
+      e[k] = table.data() + taps.index[tap] * dim;
+      w[k] = r(taps.weight[tap]);
+    }
+    for (int64_t d = 0; d < dim; ++d) {
+      const float pe = r(r(r(r(e[0][d] * w[0]) + r(e[1][d] * w[1])) + r(e[2][d] * w[2])) + r(e[3][d] * w[3]));
+      if (hooks.trace) traced.as<float>()[static_cast<size_t>(p * dim + d)] = pe;
+      if (bf16) {
+        BFloat16& v = x.as<BFloat16>()[static_cast<size_t>(p * dim + d)];
+        v = to_bfloat16(to_float(v) + pe);
+      } else {
+        x.as<float>()[static_cast<size_t>(p * dim + d)] += pe;
+      }
+    }
+  });
+  if (hooks.trace) hooks.trace("vision.pos_embed", std::move(traced));
+}
+
+void NativeVision::block(const VisionBlockWeights& w, std::span<const int64_t> segments, const float* cos,
+                         const float* sin, Tensor& x, Tensor& y, Tensor& qkv, Tensor& hidden) const {
+  using kernels::Activation;
+  using kernels::LinearPath;
+  const int64_t dim = config_.hidden_size;
+  const int64_t heads = config_.num_heads;
+  const int64_t head_dim = config_.head_dim();
+
+  kernels::layer_norm(context_, view(x), w.norm1.weight.data(), w.norm1.bias.data(), kNormEps, view(y));
+  kernels::linear(context_, LinearPath::kGemm, view(y), w.qkv, Activation::kNone, {}, view(qkv));
+  // q and k stand side by side: one call turns the heads of both.
+  kernels::rope_vision(context_, columns_of(qkv, 0, 2 * dim), 2 * heads, head_dim, cos, sin);
+  kernels::attention_full(context_, columns_of(qkv, 0, dim), columns_of(qkv, dim, dim), columns_of(qkv, 2 * dim, dim),
+                          heads, head_dim, segments, 1.0f / std::sqrt(static_cast<float>(head_dim)), view(y));
+  kernels::linear(context_, LinearPath::kGemm, view(y), w.proj, Activation::kNone, view(x), view(x));
+
+  kernels::layer_norm(context_, view(x), w.norm2.weight.data(), w.norm2.bias.data(), kNormEps, view(y));
+  for (int64_t row = 0; row < x.dim(0); row += kMlpRows) {
+    const int64_t n = std::min(kMlpRows, x.dim(0) - row);
+    const kernels::Matrix h = rows_of(hidden, 0, n);
+    kernels::linear(context_, LinearPath::kGemm, rows_of(y, row, n), w.fc1, Activation::kGeluTanh, {}, h);
+    kernels::linear(context_, LinearPath::kGemm, h, w.fc2, Activation::kNone, rows_of(x, row, n), rows_of(x, row, n));
+  }
+}
+
+Tensor NativeVision::merge(const MergerWeights& w, bool norm_after_regrouping, const Tensor& x) const {
+  using kernels::Activation;
+  using kernels::LinearPath;
+  const int64_t merged_rows = x.dim(0) / config_.merge_rows();
+  const int64_t width = config_.merged_width();
+  Tensor y(activation_, x.shape());
+  if (norm_after_regrouping) {
+    // Four consecutive rows are one row of four times the width.
+    kernels::ConstMatrix grouped{x.data(), x.dtype(), merged_rows, width, width};
+    kernels::Matrix out{y.data(), y.dtype(), merged_rows, width, width};
+    kernels::layer_norm(context_, grouped, w.norm.weight.data(), w.norm.bias.data(), kNormEps, out);
+  } else {
+    kernels::layer_norm(context_, view(x), w.norm.weight.data(), w.norm.bias.data(), kNormEps, view(y));
+  }
+  const kernels::ConstMatrix grouped{y.data(), y.dtype(), merged_rows, width, width};
+  Tensor h(activation_, {merged_rows, width});
+  kernels::linear(context_, LinearPath::kGemm, grouped, w.fc1, Activation::kGeluErf, {}, view(h));
+  Tensor out(activation_, {merged_rows, config_.out_hidden_size});
+  kernels::linear(context_, LinearPath::kGemm, view(h), w.fc2, Activation::kNone, {}, view(out));
+  return out;
+}
+
+VisionFeatures NativeVision::encode(std::span<const float> pixels, std::span<const image::Grid> grids,
+                                    const StageHooks& hooks) const {
+  check_input(pixels, grids, config_);
+  int64_t patches = 0;
+  std::vector<int64_t> segments;  // one per frame: neither images nor frames attend to each other
+  for (const image::Grid& g : grids) {
+    patches += g.patches();
+    segments.insert(segments.end(), static_cast<size_t>(g.t), g.h * g.w);
+  }
+  const int64_t dim = config_.hidden_size;
+  const model::CosSin rotary = model::vision_cos_sin(grids, config_.head_dim(), config_.spatial_merge_size);
+
+  Tensor x(activation_, {patches, dim});
+  Tensor y(activation_, {patches, dim});
+  Tensor qkv(activation_, {patches, 3 * dim});
+  Tensor hidden(activation_, {std::min(kMlpRows, patches), config_.intermediate_size});
+  embed_patches(pixels, grids, x, hooks);
+
+  VisionFeatures features;
+  features.deepstack.resize(weights_.deepstack.size());
+  for (int64_t i = 0; i < config_.depth; ++i) {
+    if (hooks.progress && !hooks.progress(i, config_.depth)) fail(ErrorCode::kCancelled, "vision", "cancelled");
+    block(weights_.blocks[static_cast<size_t>(i)], segments, rotary.cos.data(), rotary.sin.data(), x, y, qkv, hidden);
+    trace(hooks, "vision.block" + std::to_string(i), x);
+    for (size_t j = 0; j < weights_.deepstack.size(); ++j) {
+      if (config_.deepstack_indexes[j] != i) continue;
+      features.deepstack[j] = merge(weights_.deepstack[j], /*norm_after_regrouping=*/true, x);
+      trace(hooks, "vision.deepstack" + std::to_string(j), features.deepstack[j]);
+    }
+  }
+  features.merged = merge(weights_.merger, /*norm_after_regrouping=*/false, x);
+  trace(hooks, "vision.merged", features.merged);
+  if (hooks.progress) hooks.progress(config_.depth, config_.depth);
+  return features;
+}
+
+}  // namespace qvl::engine::native

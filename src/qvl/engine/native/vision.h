@@ -1,0 +1,36 @@
+// The vision stage: patches to merged tokens and DeepStack features (spec 5).
+#pragma once
+
+#include <vector>
+
+#include "qvl/base/thread_pool.h"
+#include "qvl/engine/native/weights.h"
+#include "qvl/engine/stages.h"
+#include "qvl/kernels/ops.h"
+#include "qvl/model/config.h"
+
+namespace qvl::engine::native {
+
+class NativeVision : public VisionStage {
+ public:
+  // The config, the weights' owners and the context outlive this stage.
+  NativeVision(const model::VisionConfig& config, VisionWeights weights, DType activation, kernels::Context context)
+      : config_(config), weights_(std::move(weights)), activation_(activation), context_(context) {}
+
+  VisionFeatures encode(std::span<const float> pixel_values, std::span<const image::Grid> grids,
+                        const StageHooks& hooks) const override;
+
+ private:
+  void embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,
+                     const StageHooks& hooks) const;
+  void block(const VisionBlockWeights& w, std::span<const int64_t> segments, const float* cos, const float* sin,
+             Tensor& x, Tensor& y, Tensor& qkv, Tensor& hidden) const;
+  Tensor merge(const MergerWeights& w, bool norm_after_regrouping, const Tensor& x) const;
+
+  const model::VisionConfig& config_;
+  VisionWeights weights_;
+  DType activation_;
+  kernels::Context context_;
+};
+
+}  // namespace qvl::engine::native

@@ -1,0 +1,97 @@
+// Weights of the native stages, bound by name to the mapped checkpoint (spec 2). A matrix stays in the file and is
+// used from there; only what the kernels need in another type (vectors in float32, a precision other than the
+// stored one) is copied.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "qvl/base/tensor.h"
+#include "qvl/checkpoint/checkpoint.h"
+#include "qvl/engine/engine.h"
+#include "qvl/kernels/ops.h"
+#include "qvl/model/config.h"
+#include "qvl/model/tensor_table.h"
+
+namespace qvl::engine::native {
+
+// LayerNorm: weight and bias [n]. RMSNorm has no bias.
+struct NormWeights {
+  std::span<const float> weight;
+  std::span<const float> bias;
+};
+
+struct VisionBlockWeights {
+  NormWeights norm1, norm2;
+  kernels::Weight qkv;   // [3*Dv, Dv]; rows: all q heads, all k heads, all v heads
+  kernels::Weight proj;  // [Dv, Dv]
+  kernels::Weight fc1;   // [Iv, Dv]
+  kernels::Weight fc2;   // [Dv, Iv]
+};
+
+struct MergerWeights {
+  NormWeights norm;     // [Dv] for the main merger, [4*Dv] for DeepStack mergers
+  kernels::Weight fc1;  // [4*Dv, 4*Dv]
+  kernels::Weight fc2;  // [O, 4*Dv]
+};
+
+struct VisionWeights {
+  kernels::Weight patch_embed;  // [Dv, 1536]
+  Tensor position_table;        // float32 [S*S, Dv], values rounded to the stage's precision
+  std::vector<VisionBlockWeights> blocks;
+  MergerWeights merger;
+  std::vector<MergerWeights> deepstack;
+};
+
+struct DecoderLayerWeights {
+  std::span<const float> input_norm, post_attention_norm;  // [D]
+  std::span<const float> q_norm, k_norm;                   // [head_dim]
+  kernels::Weight q, k, v, o;  // [Q, D], [K, D], [K, D], [D, Q]
+  kernels::Weight gate, up, down;  // [I, D], [I, D], [D, I]
+};
+
+struct DecoderWeights {
+  kernels::Weight embedding;  // [vocab, D]
+  kernels::Weight head;       // [vocab, D]; the same data when tied
+  std::span<const float> final_norm;
+  std::vector<DecoderLayerWeights> layers;
+};
+
+// Owns what had to be copied; the views above point into it or into the checkpoint.
+class WeightBinder {
+ public:
+  // `activation` is the type of the activations, F32 or BF16. `on_bytes(n)` is called as tensors are bound.
+  WeightBinder(const checkpoint::Checkpoint& checkpoint, const model::ModelConfig& config, DType activation,
+               std::function<void(int64_t)> on_bytes);
+
+  // Matrix [out, ...] as [out, product of the rest], with the bias of `bias` unless that is the same role.
+  kernels::Weight matrix(model::TensorRole role, int layer = -1);
+  kernels::Weight matrix(model::TensorRole role, model::TensorRole bias, int layer = -1);
+  // A vector in float32, rounded to the activation type first, as the reference holds it.
+  std::span<const float> vector(model::TensorRole role, int layer = -1);
+  // A float32 copy with values rounded to the activation type.
+  Tensor table(model::TensorRole role);
+
+  // Moves the owned copies out; they must outlive every view handed out.
+  std::vector<Tensor> take_owned() { return std::move(owned_); }
+  int64_t owned_bytes() const { return owned_bytes_; }
+
+ private:
+  const checkpoint::TensorView& find(model::TensorRole role, int layer);
+  Tensor& own(Tensor tensor);
+
+  const checkpoint::Checkpoint& checkpoint_;
+  const model::ModelConfig& config_;
+  DType activation_;
+  std::function<void(int64_t)> on_bytes_;
+  std::vector<Tensor> owned_;
+  int64_t owned_bytes_ = 0;
+};
+
+VisionWeights bind_vision(WeightBinder& binder, const model::VisionConfig& config);
+DecoderWeights bind_decoder(WeightBinder& binder, const model::TextConfig& config, bool tied_head);
+
+}  // namespace qvl::engine::native

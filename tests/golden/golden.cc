@@ -1,0 +1,85 @@
+#include "golden.h"
+
+#include <cmath>
+#include <cstring>
+#include <map>
+
+#include "qvl/engine/native/open.h"
+#include "qvl/kernels/ops.h"
+
+namespace qvl::golden {
+
+std::string fixture_path(const std::string& relative) {
+  return std::string(QVL_SOURCE_DIR "/tests/fixtures/golden/") + relative;
+}
+
+std::vector<Variant> native_variants() {
+  std::vector<Variant> variants;
+  for (std::string_view table : kernels::runnable_tables()) {
+    variants.push_back({engine::Precision::kF32, std::string(table)});
+    variants.push_back({engine::Precision::kBF16, std::string(table)});
+  }
+  return variants;
+}
+
+std::string variant_name(const Variant& variant) {
+  return std::string(engine::precision_name(variant.precision)) + "_" + variant.kernels;
+}
+
+std::shared_ptr<const engine::Engine> tiny_engine(const Variant& variant) {
+  static std::map<std::string, std::shared_ptr<const engine::Engine>> engines;
+  auto& engine = engines[variant_name(variant)];
+  if (!engine) {
+    engine::EngineOptions options;
+    options.threads = 2;
+    options.vision_precision = options.text_precision = variant.precision;
+    options.kernels = variant.kernels;
+    engine = engine::native::open_checkpoint(fixture_path("model"), options);
+    // The forced table must be the one that runs.
+    EXPECT_EQ(engine->info().isa, variant.kernels);
+  }
+  return engine;
+}
+
+std::vector<float> f32(const checkpoint::SafetensorsFile& file, const std::string& name) {
+  return file.get(name).to_f32();
+}
+
+std::vector<int64_t> i64(const checkpoint::SafetensorsFile& file, const std::string& name) {
+  const checkpoint::TensorView& view = file.get(name);
+  EXPECT_EQ(view.dtype, DType::kI64) << name;
+  std::vector<int64_t> values(static_cast<size_t>(view.size()));
+  std::memcpy(values.data(), view.bytes.data(), view.bytes.size());
+  return values;
+}
+
+std::vector<image::Grid> grids(const checkpoint::SafetensorsFile& file, const std::string& name) {
+  std::vector<image::Grid> result;
+  if (!file.find(name)) return result;
+  const std::vector<int64_t> v = i64(file, name);
+  for (size_t i = 0; i + 2 < v.size(); i += 3) result.push_back({v[i], v[i + 1], v[i + 2]});
+  return result;
+}
+
+void expect_close(std::span<const float> actual, std::span<const float> expected, const Limit& limit,
+                  const Variant& variant, const std::string& what) {
+  ASSERT_EQ(actual.size(), expected.size()) << what;
+  float largest = 0;
+  float magnitude = 0;
+  size_t where = 0;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    ASSERT_TRUE(std::isfinite(actual[i])) << what << " at " << i;
+    magnitude = std::max(magnitude, std::fabs(expected[i]));
+    const float d = std::fabs(actual[i] - expected[i]);
+    if (d > largest) {
+      largest = d;
+      where = i;
+    }
+  }
+  const float allowed =
+      variant.precision == engine::Precision::kF32 ? limit.f32_abs : limit.bf16_relative * magnitude;
+  EXPECT_LE(largest, allowed) << what << " differs most at " << where << ": " << actual[where] << " instead of "
+                              << expected[where];
+}
+
+}  // namespace qvl::golden

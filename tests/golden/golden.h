@@ -1,0 +1,47 @@
+// What the golden tests share: the fixtures' folder, the engine variants under test, and comparison by the limits of
+// tests/fixtures/golden/README.md.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "qvl/base/tensor.h"
+#include "qvl/checkpoint/safetensors.h"
+#include "qvl/engine/engine.h"
+#include "qvl/image/grid.h"
+
+namespace qvl::golden {
+
+std::string fixture_path(const std::string& relative);
+
+// One way to run the stages: a precision and a kernel table.
+struct Variant {
+  engine::Precision precision;
+  std::string kernels;
+};
+// Both precisions on every kernel table that this processor runs.
+std::vector<Variant> native_variants();
+std::string variant_name(const Variant& variant);
+
+// The tiny golden model; opened once per variant.
+std::shared_ptr<const engine::Engine> tiny_engine(const Variant& variant);
+
+std::vector<float> f32(const checkpoint::SafetensorsFile& file, const std::string& name);
+std::vector<int64_t> i64(const checkpoint::SafetensorsFile& file, const std::string& name);
+std::vector<image::Grid> grids(const checkpoint::SafetensorsFile& file, const std::string& name);
+
+// Limits of one tensor: absolute for float32 runs, relative to the largest golden magnitude for bfloat16 runs.
+struct Limit {
+  float f32_abs;
+  float bf16_relative;
+};
+
+// Fails the test with the largest difference and where it stands.
+void expect_close(std::span<const float> actual, std::span<const float> expected, const Limit& limit,
+                  const Variant& variant, const std::string& what);
+
+}  // namespace qvl::golden
