@@ -1,0 +1,295 @@
+#include "qvl/generate/pipeline.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <random>
+
+#include "qvl/base/error.h"
+#include "qvl/base/mapped_file.h"
+#include "qvl/generate/content_hash.h"
+#include "qvl/generate/stop_strings.h"
+#include "qvl/image/decode.h"
+#include "qvl/image/preprocess.h"
+#include "qvl/text/prompt.h"
+#include "qvl/text/stream_decoder.h"
+
+namespace qvl::generate {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+uint64_t fresh_seed() {
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+// Tokens to shown text: whole characters, stop strings taken out.
+class TextStream {
+ public:
+  TextStream(const text::Tokenizer& tokenizer, const std::vector<std::string>& stop,
+             const std::function<void(std::string_view)>& on_text)
+      : decoder_(tokenizer), stop_(stop), on_text_(on_text) {}
+
+  // False when a stop string is complete.
+  bool push(int32_t id) {
+    show(stop_.push(decoder_.push(id)));
+    return !stop_.stopped();
+  }
+
+  void finish() {
+    if (stop_.stopped()) return;
+    show(stop_.push(decoder_.flush()));
+    if (!stop_.stopped()) show(stop_.flush());
+  }
+
+  const std::string& text() const { return text_; }
+
+ private:
+  void show(const std::string& piece) {
+    if (piece.empty()) return;
+    text_ += piece;
+    if (on_text_) on_text_(piece);
+  }
+
+  text::StreamDecoder decoder_;
+  StopStrings stop_;
+  const std::function<void(std::string_view)>& on_text_;
+  std::string text_;
+};
+
+std::string display_name(const VisualInput& input) { return input.name.empty() ? input.path.string() : input.name; }
+
+constexpr size_t kMaxFileBytes = image::DecodeLimits{}.max_file_bytes;
+
+}  // namespace
+
+ChatMessage user_message(std::vector<std::shared_ptr<Visual>> visuals, std::string text) {
+  ChatMessage out;
+  out.message.role = text::Role::kUser;
+  for (const auto& v : visuals) {
+    out.message.parts.push_back(v->info().is_video ? text::ContentPart::video() : text::ContentPart::image());
+  }
+  if (!text.empty()) out.message.parts.push_back(text::ContentPart::make_text(std::move(text)));
+  out.visuals = std::move(visuals);
+  return out;
+}
+
+ChatMessage text_message(text::Role role, std::string text) {
+  ChatMessage out;
+  out.message.role = role;
+  if (!text.empty()) out.message.parts.push_back(text::ContentPart::make_text(std::move(text)));
+  return out;
+}
+
+Pipeline::Pipeline(std::shared_ptr<const engine::Engine> engine, std::shared_ptr<const Assets> assets,
+                   std::shared_ptr<ImageMemory> memory, int64_t prefill_chunk_tokens)
+    : engine_(engine), assets_(std::move(assets)), memory_(std::move(memory)), session_(std::move(engine), prefill_chunk_tokens) {}
+
+std::string Pipeline::content_key(const Visual& visual, const std::string& file_bytes) const {
+  const VisualInput& input = visual.input_;
+  ContentHash hash;
+  auto limit = [](const std::optional<int64_t>& v) { return v ? fmt::format("{}", *v) : std::string("-"); };
+  hash.add(fmt::format("{} {} {}\n", input.kind == VisualInput::Kind::kFrameFolder ? "video" : "image",
+                       limit(visual.overrides_.min_pixels), limit(visual.overrides_.max_pixels)));
+  if (input.kind != VisualInput::Kind::kFrameFolder) {
+    hash.add(file_bytes);
+    return hash.finish();
+  }
+  const auto frames = image::list_frames(input.path);
+  const double fps = input.native_fps.value_or(image::kDefaultNativeFps);
+  hash.add(fmt::format("{} frames at {}\n", frames.size(), fps));
+  for (int64_t i : image::sample_frames(static_cast<int64_t>(frames.size()), fps, assets_->video)) {
+    const std::string bytes = read_file(frames[static_cast<size_t>(i)], kMaxFileBytes);
+    hash.add(fmt::format("frame {} of {} bytes\n", i, bytes.size()));
+    hash.add(bytes);
+  }
+  return hash.finish();
+}
+
+// Fills info_ and pixels_, or info_ alone when the features are remembered.
+void Pipeline::preprocess(Visual& visual) {
+  const auto start = Clock::now();
+  const VisualInput& input = visual.input_;
+  const bool is_video = input.kind == VisualInput::Kind::kFrameFolder;
+  std::string file_bytes;
+  if (input.kind == VisualInput::Kind::kImageFile) {
+    file_bytes = read_file(input.path, kMaxFileBytes);
+  } else if (input.kind == VisualInput::Kind::kImageBytes) {
+    file_bytes = input.bytes;
+  }
+  std::string key = content_key(visual, file_bytes);
+  if (!visual.info_.key.empty() && key != visual.info_.key) {
+    fail(ErrorCode::kMismatch, display_name(input), "contents", "those of the first reading", "other ones",
+         "the file changed while the conversation went on");
+  }
+  VisualInfo info{.is_video = is_video, .key = std::move(key)};
+  if (visual.info_.key.empty()) {
+    if (auto known = memory_->find(info.key)) {
+      visual.info_ = std::move(known->info);
+      visual.unreported_preprocess_ms_ += ms_since(start);
+      return;
+    }
+  }
+  if (is_video) {
+    image::PreprocessedVideo video = image::load_video(input.path, input.native_fps, assets_->video, visual.overrides_, {}, &engine_->pool());
+    info.grid = video.grid;
+    info.width = video.width, info.height = video.height;
+    info.resized_width = video.resized_width, info.resized_height = video.resized_height;
+    info.timestamps_s = std::move(video.timestamps_s);
+    visual.pixels_ = std::move(video.pixel_values);
+  } else {
+    const image::RgbImage decoded = image::decode_image(std::as_bytes(std::span(file_bytes)), {}, display_name(input));
+    image::PreprocessedImage image = image::preprocess_image(decoded, assets_->image, visual.overrides_, &engine_->pool());
+    info.grid = image.grid;
+    info.width = image.width, info.height = image.height;
+    info.resized_width = image.resized_width, info.resized_height = image.resized_height;
+    visual.pixels_ = std::move(image.pixel_values);
+  }
+  visual.info_ = std::move(info);
+  visual.unreported_preprocess_ms_ += ms_since(start);
+}
+
+std::shared_ptr<Visual> Pipeline::load(VisualInput input, const image::PixelOverrides& overrides) {
+  auto visual = std::make_shared<Visual>();
+  visual->input_ = std::move(input);
+  visual->overrides_ = overrides;
+  preprocess(*visual);
+  return visual;
+}
+
+const Tensor& Pipeline::pixels(Visual& visual) {
+  if (visual.pixels_.empty()) preprocess(visual);
+  return visual.pixels_;
+}
+
+std::shared_ptr<const engine::VisionFeatures> Pipeline::encode(Visual& visual, const engine::ProgressFn& progress, double* encode_ms) {
+  if (auto known = memory_->find(visual.info_.key)) {
+    visual.pixels_ = Tensor();
+    return known->features;
+  }
+  const Tensor& values = pixels(visual);
+  const auto start = Clock::now();
+  const image::Grid grid = visual.info_.grid;
+  auto features = std::make_shared<const engine::VisionFeatures>(
+      engine_->vision().encode(values.as<float>(), std::span(&grid, 1), {.trace = {}, .progress = progress}));
+  if (encode_ms) *encode_ms = ms_since(start);
+  visual.pixels_ = Tensor();
+  memory_->put({visual.info_, features});
+  return features;
+}
+
+Prompt Pipeline::make_prompt(const std::vector<ChatMessage>& conversation, const AnswerOptions& options) const {
+  const int64_t merge = engine_->config().vision.spatial_merge_size;
+  std::vector<text::Message> messages;
+  std::vector<int64_t> image_tokens;
+  std::vector<text::VideoPlacement> videos;
+  Prompt prompt;
+  for (const ChatMessage& m : conversation) {
+    messages.push_back(m.message);
+    for (const auto& visual : m.visuals) {
+      const VisualInfo& info = visual->info();
+      if (info.is_video) {
+        videos.push_back({.tokens_per_group = info.grid.merged_tokens(merge) / info.grid.t, .timestamps_s = info.timestamps_s});
+      } else {
+        image_tokens.push_back(info.grid.merged_tokens(merge));
+      }
+      prompt.visuals.push_back({.is_video = info.is_video, .grid = info.grid, .key = info.key, .features = nullptr});
+    }
+  }
+  text::ChatOptions chat;
+  chat.tools = options.tools;
+  chat.add_vision_id = options.add_vision_id;
+  chat.variant = assets_->chat_template.variant;
+  prompt.ids = text::encode_prompt(assets_->tokenizer, text::render_chat(messages, chat), image_tokens, videos).ids;
+  return prompt;
+}
+
+Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const AnswerOptions& options, const AnswerCallbacks& callbacks) {
+  const auto start = Clock::now();
+  Answer answer;
+  answer.seed = options.seed ? *options.seed : fresh_seed();
+  auto cancelled = [&] { return callbacks.cancel && callbacks.cancel->load(std::memory_order_relaxed); };
+  auto hook = [&](Phase phase, int64_t before, int64_t part, int64_t total) -> engine::ProgressFn {
+    return [&, phase, before, part, total](int64_t done, int64_t units) {
+      if (callbacks.progress) callbacks.progress(phase, before + (units > 0 ? part * done / units : 0), total);
+      return !cancelled();
+    };
+  };
+  TextStream stream(assets_->tokenizer, options.stop, callbacks.on_text);
+
+  Prompt prompt = make_prompt(conversation, options);
+  session_.check_context(prompt);
+  std::vector<Visual*> visuals;
+  for (const ChatMessage& m : conversation) {
+    for (const auto& v : m.visuals) visuals.push_back(v.get());
+  }
+  for (Visual* v : visuals) {
+    const VisualInfo& info = v->info();
+    answer.visuals.push_back({.info = info, .tokens = info.grid.merged_tokens(engine_->config().vision.spatial_merge_size), .cached = true});
+    answer.image_tokens += answer.visuals.back().tokens;
+  }
+  answer.prompt_tokens = static_cast<int64_t>(prompt.ids.size());
+  double preprocess_before_ms = 0;
+  auto collect_preprocess = [&] {
+    double ms = 0;
+    for (Visual* v : visuals) ms += std::exchange(v->unreported_preprocess_ms_, 0.0);
+    answer.preprocess_ms += ms;
+    return ms;
+  };
+  preprocess_before_ms = collect_preprocess();  // loading happened before this call, but the user waited for it
+
+  try {
+    const std::vector<bool> needed = session_.visuals_needed(prompt, session_.cached_prefix(prompt));
+    int64_t total_patches = 0;
+    for (size_t i = 0; i < visuals.size(); ++i) {
+      if (needed[i] && !memory_->find(visuals[i]->info().key)) total_patches += visuals[i]->info().grid.patches();
+    }
+    for (size_t i = 0; i < visuals.size(); ++i) {
+      if (!needed[i]) {
+        visuals[i]->pixels_ = Tensor();
+        continue;
+      }
+      const int64_t patches = visuals[i]->info().grid.patches();
+      double encode_ms = -1;
+      prompt.visuals[i].features = encode(*visuals[i], hook(Phase::kVision, answer.vision_patches, patches, total_patches), &encode_ms);
+      if (encode_ms < 0) continue;
+      answer.visuals[i].cached = false;
+      answer.visuals[i].encode_ms = encode_ms;
+      answer.vision_ms += encode_ms;
+      answer.vision_patches += patches;
+    }
+    collect_preprocess();
+    const PrefillResult prefill = session_.prefill(prompt, [&](int64_t done, int64_t total) {
+      if (callbacks.progress) callbacks.progress(Phase::kPrefill, done, total);
+      return !cancelled();
+    });
+    answer.cached_tokens = prefill.cached_tokens;
+    answer.prefill_ms = prefill.prefill_ms;
+  } catch (const Error& e) {
+    if (e.code() != ErrorCode::kCancelled || !cancelled()) throw;
+    answer.reason = FinishReason::kCancelled;
+    return answer;
+  }
+
+  GenerateOptions generate{.sampling = options.sampling,
+                           .seed = answer.seed,
+                           .max_tokens = options.max_tokens,
+                           .end_ids = options.ignore_eos ? std::vector<int32_t>{} : assets_->end_ids,
+                           .id_limit = assets_->tokenizer.vocab_size()};
+  const double before_ms = preprocess_before_ms + ms_since(start);
+  GenerateResult result = session_.generate(generate, [&](int32_t id) { return stream.push(id); }, callbacks.cancel);
+  stream.finish();
+  answer.text = stream.text();
+  answer.token_ids = std::move(result.ids);
+  answer.reason = result.reason;
+  answer.decode_ms = result.decode_ms;
+  if (!answer.token_ids.empty()) answer.ttft_ms = before_ms + result.first_token_ms;
+  return answer;
+}
+
+}  // namespace qvl::generate

@@ -1,0 +1,180 @@
+// Sampling, spec 7.6. The vocabulary has 152 thousand entries, so nothing here sorts all of it: top-k uses a heap of
+// k values, top-p sorts a growing head of the list until its mass is reached.
+#include "qvl/generate/sampler.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "qvl/base/error.h"
+
+namespace qvl::generate {
+namespace {
+
+void check(bool ok, const char* name, const char* expected, double got) {
+  if (!ok) fail(ErrorCode::kInvalidArgument, "sampling", name, expected, fmt::format("{}", got));
+}
+
+bool by_id(const Sampler::Candidate& a, const Sampler::Candidate& b) { return a.id < b.id; }
+
+bool likelier(const Sampler::Candidate& a, const Sampler::Candidate& b) {
+  return a.probability != b.probability ? a.probability > b.probability : a.id < b.id;
+}
+
+}  // namespace
+
+void validate(const SamplingParams& p) {
+  // Written so that NaN fails every one of them.
+  check(p.temperature >= 0 && p.temperature <= 100, "temperature", "0..100", p.temperature);
+  check(p.top_k >= 0, "top_k", "0 (off) or more", static_cast<double>(p.top_k));
+  check(p.top_p >= 0 && p.top_p <= 1, "top_p", "0..1", p.top_p);
+  check(p.min_p >= 0 && p.min_p <= 1, "min_p", "0..1", p.min_p);
+  check(p.repetition_penalty > 0 && p.repetition_penalty <= 100, "repetition_penalty", "more than 0, at most 100",
+        p.repetition_penalty);
+  check(p.presence_penalty >= -100 && p.presence_penalty <= 100, "presence_penalty", "-100..100", p.presence_penalty);
+  check(p.frequency_penalty >= -100 && p.frequency_penalty <= 100, "frequency_penalty", "-100..100",
+        p.frequency_penalty);
+}
+
+Sampler::Sampler(const SamplingParams& params, uint64_t seed, int64_t id_limit)
+    : params_(params), random_(seed), id_limit_(id_limit) {
+  validate(params);
+  if (id_limit < 1) {
+    fail(ErrorCode::kInvalidArgument, "sampling", "ids that have text", "1 or more", fmt::format("{}", id_limit));
+  }
+}
+
+void Sampler::add_prompt(std::span<const int32_t> ids) {
+  if (params_.repetition_penalty != 1.0) seen_.insert(ids.begin(), ids.end());
+}
+
+void Sampler::add_generated(int32_t id) {
+  if (params_.repetition_penalty != 1.0) seen_.insert(id);
+  if (params_.presence_penalty != 0 || params_.frequency_penalty != 0) ++generated_counts_[id];
+}
+
+std::span<const float> Sampler::penalised(std::span<const float> logits) {
+  logits = logits.first(static_cast<size_t>(std::min<int64_t>(id_limit_, static_cast<int64_t>(logits.size()))));
+  bool any_finite = false;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const float v = logits[i];
+    if (!(v < INFINITY)) {
+      fail(ErrorCode::kFormat, "sampling", fmt::format("logit of token {}", i), "a finite number", fmt::format("{}", v),
+           "are the weights damaged?");
+    }
+    any_finite |= v > -INFINITY;
+  }
+  if (!any_finite) fail(ErrorCode::kFormat, "sampling", "logits", "a finite number", "none");
+  if (seen_.empty() && generated_counts_.empty()) return logits;
+
+  logits_.assign(logits.begin(), logits.end());
+  const auto count = static_cast<int32_t>(logits_.size());
+  const auto penalty = static_cast<float>(params_.repetition_penalty);
+  for (int32_t id : seen_) {
+    if (id < 0 || id >= count) continue;
+    float& v = logits_[static_cast<size_t>(id)];
+    v = v < 0 ? v * penalty : v / penalty;
+  }
+  for (const auto& [id, n] : generated_counts_) {
+    if (id < 0 || id >= count) continue;
+    logits_[static_cast<size_t>(id)] -=
+        static_cast<float>(params_.presence_penalty + params_.frequency_penalty * static_cast<double>(n));
+  }
+  return logits_;
+}
+
+// While the filters run, Candidate::probability holds logit / temperature until keep_top_p turns it into weights.
+void Sampler::keep_top_k() {
+  const auto k = static_cast<size_t>(std::min<int64_t>(params_.top_k, static_cast<int64_t>(candidates_.size())));
+  if (k == 0 || k == candidates_.size()) return;
+  std::vector<double> heap;
+  heap.reserve(k);
+  for (const Candidate& c : candidates_) {
+    if (heap.size() < k) {
+      heap.push_back(c.probability);
+      std::push_heap(heap.begin(), heap.end(), std::greater<>());
+    } else if (c.probability > heap.front()) {
+      std::pop_heap(heap.begin(), heap.end(), std::greater<>());
+      heap.back() = c.probability;
+      std::push_heap(heap.begin(), heap.end(), std::greater<>());
+    }
+  }
+  const double smallest = heap.front();
+  std::erase_if(candidates_, [&](const Candidate& c) { return c.probability < smallest; });
+}
+
+// Sorted ascending, a token is dropped where the cumulative probability is <= 1 - p: the same as dropping it when
+// everything likelier already sums to at least p.
+void Sampler::keep_top_p() {
+  if (params_.top_p >= 1.0) return;
+  double total = 0;
+  for (const Candidate& c : candidates_) total += c.probability;
+  const double wanted = params_.top_p * total;
+  size_t head = std::min<size_t>(64, candidates_.size());
+  for (;;) {
+    const auto middle = candidates_.begin() + static_cast<ptrdiff_t>(head);
+    if (head < candidates_.size()) std::nth_element(candidates_.begin(), middle, candidates_.end(), likelier);
+    std::sort(candidates_.begin(), middle, likelier);
+    double before = 0;
+    for (size_t i = 0; i < head; ++i) {
+      if (i > 0 && before >= wanted) {
+        candidates_.resize(i);
+        std::sort(candidates_.begin(), candidates_.end(), by_id);
+        return;
+      }
+      before += candidates_[i].probability;
+    }
+    if (head == candidates_.size()) break;
+    head = std::min(head * 8, candidates_.size());
+  }
+  std::sort(candidates_.begin(), candidates_.end(), by_id);
+}
+
+void Sampler::keep_min_p() {
+  if (params_.min_p <= 0) return;
+  double largest = 0;
+  for (const Candidate& c : candidates_) largest = std::max(largest, c.probability);
+  std::erase_if(candidates_, [&](const Candidate& c) { return c.probability < params_.min_p * largest; });
+}
+
+std::span<const Sampler::Candidate> Sampler::distribution(std::span<const float> raw) {
+  const std::span<const float> logits = penalised(raw);
+  candidates_.clear();
+  if (is_greedy()) {
+    const auto best = std::max_element(logits.begin(), logits.end());
+    candidates_.push_back({static_cast<int32_t>(best - logits.begin()), 1.0});
+    return candidates_;
+  }
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (logits[i] == -INFINITY) continue;
+    candidates_.push_back({static_cast<int32_t>(i), static_cast<double>(logits[i]) / params_.temperature});
+  }
+  keep_top_k();
+  double largest = -INFINITY;
+  for (const Candidate& c : candidates_) largest = std::max(largest, c.probability);
+  for (Candidate& c : candidates_) c.probability = std::exp(c.probability - largest);
+  keep_top_p();
+  keep_min_p();
+  double total = 0;
+  for (const Candidate& c : candidates_) total += c.probability;
+  for (Candidate& c : candidates_) c.probability /= total;
+  return candidates_;
+}
+
+int32_t Sampler::sample(std::span<const float> logits) {
+  const auto candidates = distribution(logits);
+  if (is_greedy()) return candidates.front().id;
+  double rest = random_.next();
+  for (const Candidate& c : candidates) {
+    rest -= c.probability;
+    if (rest < 0) return c.id;
+  }
+  // Rounding may leave a sum a hair below the draw; the last token that can occur takes it.
+  const auto last = std::find_if(candidates.rbegin(), candidates.rend(),
+                                 [](const Candidate& c) { return c.probability > 0; });
+  return last->id;
+}
+
+}  // namespace qvl::generate

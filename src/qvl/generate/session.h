@@ -1,0 +1,116 @@
+// One timeline: the KV cache, the ids and visual tokens in it, and the loops that extend it: chunked prefill and
+// decode (spec 6). A prompt that begins like what is already in the cache costs only its new part, so a conversation
+// is fed whole every turn and computed once. Above it sits pipeline.h, which makes prompts and text.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qvl/base/tensor.h"
+#include "qvl/engine/engine.h"
+#include "qvl/generate/sampler.h"
+#include "qvl/image/grid.h"
+
+namespace qvl::generate {
+
+// An image or a video of a prompt.
+struct PromptVisual {
+  bool is_video = false;
+  image::Grid grid;
+  std::string key;  // names the content (content_hash.h): equal keys and grids mean equal features
+  // May be null while every visual token is already in the session's cache.
+  std::shared_ptr<const engine::VisionFeatures> features;
+};
+
+struct Prompt {
+  std::vector<int32_t> ids;           // placeholders already expanded
+  std::vector<PromptVisual> visuals;  // in the order of their placeholders
+};
+
+enum class FinishReason { kStop, kLength, kCancelled };
+std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", "cancelled"
+
+struct GenerateOptions {
+  SamplingParams sampling;
+  uint64_t seed = 0;
+  int64_t max_tokens = 2048;       // >= 1
+  std::vector<int32_t> end_ids;    // empty: only max_tokens and the context end the answer
+  int64_t id_limit = 0;            // ids below it have text; 0: the whole vocabulary
+};
+
+struct PrefillResult {
+  int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;  // taken over from the cache
+  int64_t visual_tokens = 0;  // of prompt_tokens
+  double prefill_ms = 0;
+};
+
+struct GenerateResult {
+  std::vector<int32_t> ids;  // what the model said, an end token included
+  FinishReason reason = FinishReason::kStop;
+  double first_token_ms = 0;  // from the call to the first token
+  double decode_ms = 0;       // from the first token to the last
+};
+
+class Session {
+ public:
+  // Prompts are computed `prefill_chunk_tokens` at a time (>= 1); the result does not depend on it.
+  explicit Session(std::shared_ptr<const engine::Engine> engine, int64_t prefill_chunk_tokens = 512);
+
+  // How many leading tokens of the prompt prefill() would take over from the cache: ids equal and, at visual tokens,
+  // the same picture. At most ids.size() - 1, because the last one's logits are needed. Throws kMismatch when
+  // placeholders and visuals do not fit each other.
+  int64_t cached_prefix(const Prompt& prompt) const;
+  // Which of the prompt's visuals have a token beyond the first `cached` ones: these need features.
+  std::vector<bool> visuals_needed(const Prompt& prompt, int64_t cached) const;
+  // Throws kLimit when the prompt and one token of answer exceed the model's context.
+  void check_context(const Prompt& prompt) const;
+
+  // Makes the cache hold exactly `prompt`. progress: tokens done and to do; false cancels (kCancelled; what was
+  // computed by then stays and is taken over the next time). Throws kInvalidArgument, kMismatch, kLimit; the session
+  // stays usable after any of them.
+  PrefillResult prefill(const Prompt& prompt, const engine::ProgressFn& progress = {});
+
+  // Continues the last prefill. on_token is called with every token but an end token and returns false to stop
+  // (kStop). `cancel` may be null. Throws kInvalidArgument without a prefill before it.
+  GenerateResult generate(const GenerateOptions& options, const std::function<bool(int32_t id)>& on_token,
+                          const std::atomic<bool>* cancel = nullptr);
+
+  // Forgets everything.
+  void clear();
+
+  int64_t length() const { return static_cast<int64_t>(ids_.size()); }
+  size_t cache_bytes() const { return cache_ ? cache_->size_bytes() : 0; }
+  int64_t context_tokens() const { return engine_->config().text.max_positions; }
+
+ private:
+  // Which visual of a prompt each token belongs to (-1: text), and which feature row it shows.
+  struct Layout {
+    std::vector<int32_t> visual;
+    std::vector<int32_t> row;
+  };
+  Layout layout(const Prompt& prompt) const;
+  int64_t common_prefix(const Prompt& prompt, const Layout& layout) const;
+  void truncate(int64_t length);
+  void prefill_chunk(const Prompt& prompt, const Layout& layout, int64_t begin, int64_t end,
+                     std::span<const int64_t> const (&positions)[3], const engine::ProgressFn& progress);
+  void decode_step(int32_t id, const std::atomic<bool>* cancel);
+
+  std::shared_ptr<const engine::Engine> engine_;
+  int64_t prefill_chunk_tokens_;
+  std::unique_ptr<engine::KvCache> cache_;
+  // What the cache holds, position by position.
+  std::vector<int32_t> ids_;
+  std::vector<int32_t> visual_of_;
+  std::vector<PromptVisual> visuals_;  // features not kept
+  int64_t delta_ = 0;                  // rotary position minus cache length of the next token (spec 6.2)
+  Tensor logits_;                      // of the last position, [1, V]; empty when it is not known
+};
+
+}  // namespace qvl::generate
