@@ -247,7 +247,8 @@ class Parser {
 
   void read_added(element list) {
     if (!list.is_array()) bad_format("added_tokens", "an array", list);
-    for (const element e : list.get_array().value()) {
+    const simdjson::dom::array array = list.get_array().value();
+    for (const element e : array) {
       AddedToken token;
       std::string_view content;
       element id;
