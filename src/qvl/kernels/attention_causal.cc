@@ -1,0 +1,190 @@
+// attention_causal: the decoder's attention over the paged cache (spec 6.4). Query head n uses kv head
+// n / (heads / kv_heads); the query heads of one kv head are handled together, so that its keys and values are read
+// once for all of them.
+//
+// kGemm: a unit of the tile frame is one kv head with rows (position, head of the group).
+// kGemv: tasks are (kv head, run of kSplitTokens positions); every task leaves the maximum, the sum and the weighted
+// values of its run, which are then merged in ascending order. Runs start at fixed positions, so neither the number
+// of threads nor the other rows of the call matter.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "qvl/base/tensor.h"
+#include "qvl/kernels/attention_tiles.h"
+#include "qvl/kernels/kv_check.h"
+#include "qvl/kernels/op_check.h"
+#include "qvl/kernels/ops.h"
+#include "qvl/kernels/table.h"
+
+namespace qvl::kernels {
+namespace {
+
+constexpr int64_t kSplitTokens = 256;
+constexpr int64_t kMaxStreamRows = 16;
+constexpr double kLog2E = 1.44269504088896340736;
+
+// The geometry of one call.
+struct Causal {
+  ConstMatrix q;
+  KvView kv;
+  int64_t group;  // query heads per kv head
+  int64_t past;
+  Matrix out;
+
+  int64_t rows() const { return q.rows * group; }  // per kv head, position-major
+  const void* query(int64_t kv_head, int64_t row) const {
+    return element(q.data, q.dtype, row / group * q.stride + (kv_head * group + row % group) * kv.head_dim);
+  }
+  void* output(int64_t kv_head, int64_t row) const {
+    return element(out.data, out.dtype, row / group * out.stride + (kv_head * group + row % group) * kv.head_dim);
+  }
+  int64_t visible_keys(int64_t row) const { return past + row / group + 1; }
+
+  // fn(keys, values, first, count) for the contiguous pieces of positions [first, first + count).
+  template <typename Fn>
+  void for_pieces(int64_t kv_head, int64_t first, int64_t count, const Fn& fn) const {
+    for (int64_t at = first; at < first + count;) {
+      const int64_t block = at / kv.block_tokens, slot = at % kv.block_tokens;
+      const int64_t piece = std::min(kv.block_tokens - slot, first + count - at);
+      const int64_t offset = (kv_head * kv.block_tokens + slot) * kv.head_dim;
+      fn(element(static_cast<const void*>(kv.key_blocks[block]), kv.dtype, offset),
+         element(static_cast<const void*>(kv.value_blocks[block]), kv.dtype, offset), at, piece);
+      at += piece;
+    }
+  }
+};
+
+class CausalUnits final : public AttentionUnits {
+ public:
+  explicit CausalUnits(const Causal& causal) : c_(causal) {}
+  int64_t units() const override { return c_.kv.kv_heads; }
+  int64_t rows(int64_t) const override { return c_.rows(); }
+  int64_t keys(int64_t) const override { return c_.past + c_.q.rows; }
+  const void* query(int64_t unit, int64_t row) const override { return c_.query(unit, row); }
+  void* output(int64_t unit, int64_t row) const override { return c_.output(unit, row); }
+  int64_t visible_keys(int64_t, int64_t row) const override { return c_.visible_keys(row); }
+  void pack(const AttentionTile& kernel, int64_t unit, int64_t first, int64_t count, void* keys,
+            void* values) const override {
+    const int64_t hd = c_.kv.head_dim;
+    c_.for_pieces(unit, first, count, [&](const void* k, const void* v, int64_t at, int64_t piece) {
+      kernel.pack_keys(k, hd, at - first, piece, hd, keys);
+      kernel.pack_values(v, hd, at - first, piece, hd, values);
+    });
+  }
+
+ private:
+  const Causal& c_;
+};
+
+// What one run of positions leaves for one kv head: per row the maximum, the sum and the weighted values.
+struct Partial {
+  float* max;
+  float* sum;
+  float* out;
+};
+
+void run_attention_stream(const Context& ctx, const AttentionStream& kernel, const Causal& c, float scale) {
+  const int64_t hd = c.kv.head_dim, rows = c.rows(), keys = c.past + c.q.rows;
+  const int64_t splits = (keys + kSplitTokens - 1) / kSplitTokens;
+  const float scale_log2e = static_cast<float>(static_cast<double>(scale) * kLog2E);
+
+  const int64_t partial_floats = round_up(rows * (hd + 2), kAttentionLanes);
+  const int64_t thread_floats = round_up(rows * (hd + kSplitTokens), kAttentionLanes);
+  const int64_t partials = c.kv.kv_heads * splits;
+  AlignedBuffer memory(sizeof(float) *
+                       static_cast<size_t>(partial_floats * partials + thread_floats * ctx.pool->threads()));
+  float* const base = reinterpret_cast<float*>(memory.data());
+  const auto partial = [&](int64_t kv_head, int64_t split) {
+    float* p = base + (kv_head * splits + split) * partial_floats;
+    return Partial{p + rows * hd, p + rows * (hd + 1), p};
+  };
+
+  ctx.pool->parallel_for(partials, [&](int64_t task, int thread) {
+    const int64_t kv_head = task / splits, split = task % splits;
+    float* q = base + partial_floats * partials + thread_floats * thread;
+    float* scores = q + rows * hd;
+    const Partial p = partial(kv_head, split);
+    const int64_t first = split * kSplitTokens, count = std::min(kSplitTokens, keys - first);
+    // Rows of earlier positions may end before this run.
+    int64_t begin = 0;
+    while (c.visible_keys(begin) <= first) p.max[begin++] = -std::numeric_limits<float>::infinity();
+    for (int64_t r = begin; r < rows; ++r) kernel.widen(c.query(kv_head, r), hd, q + r * hd);
+    c.for_pieces(kv_head, first, count, [&](const void* k, const void*, int64_t at, int64_t piece) {
+      kernel.scores(q + begin * hd, rows - begin, k, piece, hd, scores + begin * kSplitTokens + (at - first),
+                    kSplitTokens);
+    });
+    for (int64_t r = begin; r < rows; ++r) {
+      const int64_t visible = std::min(count, c.visible_keys(r) - first);
+      p.sum[r] = kernel.weights(scores + r * kSplitTokens, visible, count, scale_log2e, p.max + r);
+    }
+    std::fill(p.out + begin * hd, p.out + rows * hd, 0.0f);
+    c.for_pieces(kv_head, first, count, [&](const void*, const void* v, int64_t at, int64_t piece) {
+      kernel.gather(scores + begin * kSplitTokens + (at - first), kSplitTokens, rows - begin, v, piece, hd,
+                    p.out + begin * hd);
+    });
+  });
+
+  const auto merge = [&](int64_t kv_head, int64_t row) {
+    float max = -std::numeric_limits<float>::infinity();
+    for (int64_t s = 0; s < splits; ++s) max = std::max(max, partial(kv_head, s).max[row]);
+    const Partial first = partial(kv_head, 0);
+    float* out = first.out + row * hd;
+    const float first_factor = std::exp2(first.max[row] - max);
+    float sum = first.sum[row] * first_factor;
+    for (int64_t d = 0; d < hd; ++d) out[d] *= first_factor;
+    for (int64_t s = 1; s < splits; ++s) {
+      const Partial p = partial(kv_head, s);
+      if (p.max[row] == -std::numeric_limits<float>::infinity()) break;  // nothing visible from here on
+      const float factor = std::exp2(p.max[row] - max);
+      sum += p.sum[row] * factor;
+      const float* src = p.out + row * hd;
+      for (int64_t d = 0; d < hd; ++d) out[d] += src[d] * factor;
+    }
+    const float inverse = 1.0f / sum;
+    for (int64_t d = 0; d < hd; ++d) out[d] *= inverse;
+    kernel.narrow(out, hd, c.output(kv_head, row));
+  };
+  // A merge of few splits is cheaper than waking the threads once more.
+  if (splits <= 4) {
+    for (int64_t task = 0; task < c.kv.kv_heads * rows; ++task) merge(task / rows, task % rows);
+  } else {
+    ctx.pool->parallel_for(c.kv.kv_heads, [&](int64_t kv_head, int) {
+      for (int64_t row = 0; row < rows; ++row) merge(kv_head, row);
+    });
+  }
+}
+
+}  // namespace
+
+void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const KvView& kv, int64_t heads, int64_t past,
+                      float scale, Matrix out) {
+  constexpr std::string_view kWhere = "attention_causal";
+  check_matrix(kWhere, "q", q);
+  check_like(kWhere, "out", q, out);
+  if (past < 0) fail(ErrorCode::kInvalidArgument, kWhere, "past", ">= 0", std::to_string(past));
+  check_kv(kWhere, kv, q.rows > 0 ? past + q.rows : 0);
+  check_dtype(kWhere, "cache", q.dtype, kv.dtype);
+  check_head_dim(kWhere, kv.head_dim, 4);
+  check_size(kWhere, "q columns (heads * head_dim)", heads * kv.head_dim, q.cols);
+  if (heads < 1 || heads % kv.kv_heads != 0) {
+    fail(ErrorCode::kMismatch, kWhere, "query heads", "a positive multiple of " + std::to_string(kv.kv_heads),
+         std::to_string(heads));
+  }
+  check_scale(kWhere, scale);
+  if (path == LinearPath::kGemv && q.rows > kMaxStreamRows) {
+    fail(ErrorCode::kInvalidArgument, kWhere, "rows of kGemv", "at most " + std::to_string(kMaxStreamRows),
+         std::to_string(q.rows), "use kGemm");
+  }
+  if (q.rows == 0) return;
+  const Causal causal{q, kv, heads / kv.kv_heads, past, out};
+  if (path == LinearPath::kGemm) {
+    run_attention_tiles(ctx, q.dtype, kv.head_dim, scale, CausalUnits(causal));
+  } else {
+    const AttentionKernels& kernels = *ctx.table->attention;
+    run_attention_stream(ctx, q.dtype == DType::kF32 ? kernels.stream_f32 : kernels.stream_bf16, causal, scale);
+  }
+}
+
+}  // namespace qvl::kernels

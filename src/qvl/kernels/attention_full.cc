@@ -1,0 +1,81 @@
+// attention_full: the vision encoder's attention, every row of a segment (one image or one frame) sees every other
+// (spec 5.4). A unit is one head of one segment.
+#include <string>
+#include <vector>
+
+#include "qvl/kernels/attention_tiles.h"
+#include "qvl/kernels/op_check.h"
+#include "qvl/kernels/ops.h"
+#include "qvl/kernels/table.h"
+
+namespace qvl::kernels {
+namespace {
+
+class FullUnits final : public AttentionUnits {
+ public:
+  FullUnits(ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, int64_t head_dim,
+            std::span<const int64_t> segment_lengths, Matrix out)
+      : q_(q), k_(k), v_(v), out_(out), heads_(heads), head_dim_(head_dim) {
+    int64_t start = 0;
+    for (int64_t length : segment_lengths) {
+      if (length > 0) segments_.push_back({start, length});
+      start += length;
+    }
+  }
+
+  int64_t units() const override { return static_cast<int64_t>(segments_.size()) * heads_; }
+  int64_t rows(int64_t unit) const override { return segment(unit).length; }
+  int64_t keys(int64_t unit) const override { return segment(unit).length; }
+  const void* query(int64_t unit, int64_t row) const override {
+    return element(q_.data, q_.dtype, (segment(unit).start + row) * q_.stride + column(unit));
+  }
+  void* output(int64_t unit, int64_t row) const override {
+    return element(out_.data, out_.dtype, (segment(unit).start + row) * out_.stride + column(unit));
+  }
+  int64_t visible_keys(int64_t unit, int64_t) const override { return segment(unit).length; }
+  void pack(const AttentionTile& kernel, int64_t unit, int64_t first, int64_t count, void* keys,
+            void* values) const override {
+    const int64_t row = segment(unit).start + first;
+    kernel.pack_keys(element(k_.data, k_.dtype, row * k_.stride + column(unit)), k_.stride, 0, count, head_dim_, keys);
+    kernel.pack_values(element(v_.data, v_.dtype, row * v_.stride + column(unit)), v_.stride, 0, count, head_dim_,
+                       values);
+  }
+
+ private:
+  struct Segment {
+    int64_t start;
+    int64_t length;
+  };
+  const Segment& segment(int64_t unit) const { return segments_[static_cast<size_t>(unit / heads_)]; }
+  int64_t column(int64_t unit) const { return unit % heads_ * head_dim_; }
+
+  ConstMatrix q_, k_, v_;
+  Matrix out_;
+  int64_t heads_, head_dim_;
+  std::vector<Segment> segments_;
+};
+
+}  // namespace
+
+void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, int64_t head_dim,
+                    std::span<const int64_t> segment_lengths, float scale, Matrix out) {
+  constexpr std::string_view kWhere = "attention_full";
+  check_matrix(kWhere, "q", q);
+  check_like(kWhere, "k", q, k);
+  check_like(kWhere, "v", q, v);
+  check_like(kWhere, "out", q, out);
+  check_head_dim(kWhere, head_dim, 4);
+  check_size(kWhere, "q columns (heads * head_dim)", heads * head_dim, q.cols);
+  check_scale(kWhere, scale);
+  int64_t total = 0;
+  for (int64_t length : segment_lengths) {
+    if (length < 0) fail(ErrorCode::kInvalidArgument, kWhere, "segment length", ">= 0", std::to_string(length));
+    total += length;
+  }
+  check_size(kWhere, "sum of the segment lengths", q.rows, total);
+  if (total == 0) return;
+  run_attention_tiles(ctx, q.dtype, head_dim, scale,
+                      FullUnits(q, k, v, heads, head_dim, segment_lengths, out));
+}
+
+}  // namespace qvl::kernels

@@ -1,0 +1,190 @@
+// attention_full on every table that runs here, against plain double loops.
+#include <numeric>
+
+#include "qvl/base/error.h"
+#include "qvl/kernels/attention_testing.h"
+
+namespace qvl::kernels {
+namespace {
+
+using testing::Activations;
+using testing::VariantTest;
+
+class AttentionFull : public VariantTest {
+ protected:
+  // Packed qkv [P, 3, heads, hd] as the encoder has it.
+  struct Case {
+    int64_t heads, head_dim;
+    std::vector<int64_t> segments;
+  };
+
+  int64_t tokens(const Case& c) const { return std::accumulate(c.segments.begin(), c.segments.end(), int64_t{0}); }
+
+  Activations run(const Context& ctx, const Case& c, Activations& qkv, float scale) {
+    const int64_t p = tokens(c), width = c.heads * c.head_dim;
+    Activations out(dtype(), p, width, 3);
+    attention_full(ctx, qkv.view(0, p, 0, width), qkv.view(0, p, width, width), qkv.view(0, p, 2 * width, width),
+                   c.heads, c.head_dim, c.segments, scale, out.matrix());
+    return out;
+  }
+
+  void check(const Case& c, Activations& qkv, float scale) {
+    const Activations out = run(context(), c, qkv, scale);
+    const int64_t width = c.heads * c.head_dim;
+    int64_t start = 0;
+    for (int64_t length : c.segments) {
+      // Long segments: enough rows to meet every place in a tile and in a block.
+      const int64_t step = length > 150 ? 7 : 1;
+      for (int64_t row = start; row < start + length; row += (row + step < start + length ? step : 1)) {
+        for (int64_t h = 0; h < c.heads; ++h) {
+          const int64_t column = h * c.head_dim;
+          const auto e = testing::attend_in_double(
+              length, c.head_dim, scale, bf16(), [&](int64_t d) { return qkv.at(row, column + d); },
+              [&](int64_t i, int64_t d) { return qkv.at(start + i, width + column + d); },
+              [&](int64_t i, int64_t d) { return qkv.at(start + i, 2 * width + column + d); });
+          for (int64_t d = 0; d < c.head_dim; ++d) {
+            const auto i = static_cast<size_t>(d);
+            ASSERT_NEAR(out.at(row, column + d), e.out[i], e.tolerance[i])
+                << "heads " << c.heads << " head_dim " << c.head_dim << " segment of " << length << " row " << row
+                << " head " << h << " element " << d;
+          }
+        }
+      }
+      start += length;
+    }
+  }
+
+  void check_random(const Case& c, uint32_t seed, float spread = 1.0f) {
+    Activations qkv(dtype(), tokens(c), 3 * c.heads * c.head_dim, 5);
+    testing::fill_normal(qkv, seed, spread);
+    check(c, qkv, 1.0f / std::sqrt(static_cast<float>(c.head_dim)));
+  }
+};
+
+TEST_P(AttentionFull, HeadDims) {
+  for (int64_t hd : {4, 12, 16, 20, 32, 48, 64, 72, 80, 96, 128, 160}) check_random({2, hd, {37, 70}}, 1);
+}
+
+TEST_P(AttentionFull, LengthsAroundTiles) {
+  for (int64_t n : {1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127, 128, 129, 191, 192,
+                    193, 255, 256, 257, 300, 511, 512, 513}) {
+    check_random({1, 64, {n}}, 2);
+  }
+  for (int64_t n : {63, 64, 65, 129, 257}) check_random({1, 72, {n}}, 3);
+}
+
+TEST_P(AttentionFull, HeadCounts) {
+  for (int64_t heads : {1, 3, 16}) check_random({heads, 16, {40}}, 4);
+}
+
+TEST_P(AttentionFull, SegmentsDoNotSeeEachOther) {
+  check_random({2, 32, {4, 100, 1, 64, 17, 0, 256, 3}}, 5);
+}
+
+// Scores of about 1e4 in both directions: one key takes all, nothing overflows.
+TEST_P(AttentionFull, LargeScores) {
+  check_random({1, 64, {130}}, 6, 100.0f);
+  const Case c{1, 16, {200}};
+  Activations qkv(dtype(), 200, 48);
+  testing::fill_normal(qkv, 7, 1.0f);
+  for (int64_t r = 0; r < 200; ++r) {
+    for (int64_t d = 0; d < 16; ++d) {
+      qkv.set(r, d, 50.0f);
+      qkv.set(r, 16 + d, (r % 2 == 0 ? 50.0f : -50.0f) * (1.0f + 0.0625f * static_cast<float>(r % 7)));
+    }
+  }
+  check(c, qkv, 0.25f);
+  const Activations out = run(context(), c, qkv, 0.25f);
+  for (int64_t r = 0; r < 200; ++r) {
+    for (int64_t d = 0; d < 16; ++d) ASSERT_TRUE(std::isfinite(out.at(r, d)));
+  }
+}
+
+// The maximum rises with every key and falls with every key: both rescaling directions.
+TEST_P(AttentionFull, RisingAndFallingScores) {
+  for (float sign : {1.0f, -1.0f}) {
+    const Case c{1, 16, {700}};
+    Activations qkv(dtype(), 700, 48);
+    testing::fill_normal(qkv, 8, 1.0f);
+    for (int64_t r = 0; r < 700; ++r) {
+      for (int64_t d = 0; d < 16; ++d) {
+        qkv.set(r, d, 1.0f);
+        qkv.set(r, 16 + d, sign * 0.125f * static_cast<float>(r / 4));
+      }
+    }
+    check(c, qkv, 0.25f);
+  }
+}
+
+TEST_P(AttentionFull, EqualScoresGiveTheMean) {
+  const Case c{1, 32, {129}};
+  Activations qkv(dtype(), 129, 96);
+  testing::fill_normal(qkv, 9);
+  for (int64_t r = 0; r < 129; ++r) {
+    for (int64_t d = 0; d < 32; ++d) qkv.set(r, d, 0.0f);
+  }
+  check(c, qkv, 1.0f);
+}
+
+// One key: its weight is one whatever its score, so the value passes unchanged but for one float rounding.
+TEST_P(AttentionFull, OneKeyReturnsItsValue) {
+  for (float spread : {1.0f, 100.0f}) {
+    const Case c{4, 64, {1}};
+    Activations qkv(dtype(), 1, 3 * 256);
+    testing::fill_normal(qkv, 10, spread);
+    const Activations out = run(context(), c, qkv, 0.125f);
+    for (int64_t d = 0; d < 256; ++d) {
+      const float v = qkv.at(0, 512 + d);
+      if (bf16()) {
+        ASSERT_EQ(out.at(0, d), v);
+      } else {
+        ASSERT_NEAR(out.at(0, d), v, std::abs(v) * 2 * testing::kUnit);
+      }
+    }
+  }
+}
+
+TEST_P(AttentionFull, ThreadsDoNotMatter) {
+  const Case c{3, 72, {150, 40, 333}};
+  Activations qkv(dtype(), tokens(c), 3 * 3 * 72);
+  testing::fill_normal(qkv, 11);
+  ThreadPool one(1), three(3);
+  const KernelTable* table = context().table;
+  const Activations a = run({&one, table}, c, qkv, 0.1f);
+  EXPECT_TRUE(testing::same_bits(a, run(context(), c, qkv, 0.1f)));
+  EXPECT_TRUE(testing::same_bits(a, run({&three, table}, c, qkv, 0.1f)));
+}
+
+// A segment's result is the same alone and among others, at whatever place.
+TEST_P(AttentionFull, OtherSegmentsDoNotMatter) {
+  const Case together{2, 64, {31, 203, 5}}, alone{2, 64, {203}};
+  Activations qkv(dtype(), 239, 3 * 128);
+  testing::fill_normal(qkv, 12);
+  const Activations all = run(context(), together, qkv, 0.125f);
+  Activations middle(dtype(), 203, 3 * 128), expected(dtype(), 203, 128);
+  for (int64_t r = 0; r < 203; ++r) {
+    for (int64_t c = 0; c < 3 * 128; ++c) middle.set(r, c, qkv.at(31 + r, c));
+    for (int64_t c = 0; c < 128; ++c) expected.set(r, c, all.at(31 + r, c));
+  }
+  EXPECT_TRUE(testing::same_bits(expected, run(context(), alone, middle, 0.125f)));
+}
+
+TEST_P(AttentionFull, RejectsWhatDoesNotFit) {
+  Activations qkv(dtype(), 8, 48), out(dtype(), 8, 16);
+  const auto call = [&](int64_t heads, int64_t hd, std::vector<int64_t> segments, float scale, int64_t v_cols) {
+    attention_full(context(), qkv.view(0, 8, 0, 16), qkv.view(0, 8, 16, 16), qkv.view(0, 8, 32, v_cols), heads, hd,
+                   segments, scale, out.matrix());
+  };
+  EXPECT_THROW(call(2, 16, {8}, 1.0f, 16), Error);      // 32 columns
+  EXPECT_THROW(call(8, 2, {8}, 1.0f, 16), Error);       // head_dim not a multiple of 4
+  EXPECT_THROW(call(1, 16, {4, 3}, 1.0f, 16), Error);   // segments of 7 rows
+  EXPECT_THROW(call(1, 16, {9, -1}, 1.0f, 16), Error);  // negative length
+  EXPECT_THROW(call(1, 16, {8}, 0.0f, 16), Error);
+  EXPECT_THROW(call(1, 16, {8}, NAN, 16), Error);
+  EXPECT_THROW(call(1, 16, {8}, 1.0f, 12), Error);  // v of another width
+}
+
+INSTANTIATE_TEST_SUITE_P(Tables, AttentionFull, ::testing::ValuesIn(testing::all_variants()), testing::variant_name);
+
+}  // namespace
+}  // namespace qvl::kernels

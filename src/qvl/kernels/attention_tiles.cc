@@ -1,0 +1,180 @@
+// The frame of compute-bound attention: batches of units, packing, blocks of query rows. See attention_tiles.h.
+#include "qvl/kernels/attention_tiles.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "qvl/base/tensor.h"
+#include "qvl/kernels/op_check.h"
+#include "qvl/kernels/table.h"
+
+namespace qvl::kernels {
+namespace {
+
+constexpr double kLog2E = 1.44269504088896340736;
+
+// Rows of one task. Large enough that a packed tile is used often while it is in the near caches, small enough
+// to share a head among threads.
+constexpr int64_t kBlockRows = 96;
+
+// Packed units kept at once; at least one unit always is.
+constexpr size_t kPackedBudgetBytes = size_t{48} << 20;
+
+constexpr size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// A slice of work: one tile to pack or one block of rows to attend.
+struct Slice {
+  int64_t unit;
+  int64_t first;
+  size_t packed_offset;  // of the unit's first tile
+};
+
+// Buffers of one thread for one block of rows.
+struct BlockBuffers {
+  std::byte* queries;
+  float* max;
+  float* sum;
+  float* out;
+  int32_t* visible;
+  std::byte* scratch;
+};
+
+struct Frame {
+  const AttentionTile& kernel;
+  const AttentionUnits& units;
+  int64_t head_dim;
+  float scale;
+  int64_t block_rows;
+  size_t query_bytes, key_tile_bytes, value_tile_bytes;
+  int64_t out_stride;
+
+  Frame(const AttentionTile& k, const AttentionUnits& u, int64_t hd, float s) : kernel(k), units(u), head_dim(hd) {
+    scale = static_cast<float>(static_cast<double>(s) * kLog2E);
+    block_rows = round_up(kBlockRows, k.row_group);
+    query_bytes = k.query_bytes(hd);
+    key_tile_bytes = align64(k.key_tile_bytes(hd));
+    value_tile_bytes = align64(k.value_tile_bytes(hd));
+    out_stride = round_up(hd, kAttentionLanes);
+  }
+
+  int64_t tiles(int64_t unit) const { return (units.keys(unit) + kernel.key_tile - 1) / kernel.key_tile; }
+  size_t tile_bytes() const { return key_tile_bytes + value_tile_bytes; }
+  size_t unit_bytes(int64_t unit) const { return static_cast<size_t>(tiles(unit)) * tile_bytes(); }
+
+  size_t buffer_bytes() const {
+    const size_t rows = static_cast<size_t>(block_rows);
+    return align64(rows * query_bytes) + align64(rows * sizeof(float)) +
+           align64(rows * kAttentionLanes * sizeof(float)) +
+           align64(rows * static_cast<size_t>(out_stride) * sizeof(float)) + align64(rows * sizeof(int32_t)) +
+           align64(kernel.scratch_bytes(head_dim));
+  }
+
+  BlockBuffers carve(std::byte* p) const {
+    const size_t rows = static_cast<size_t>(block_rows);
+    const auto take = [&p](size_t bytes) {
+      std::byte* at = p;
+      p += align64(bytes);
+      return at;
+    };
+    BlockBuffers b;
+    b.queries = take(rows * query_bytes);
+    b.max = reinterpret_cast<float*>(take(rows * sizeof(float)));
+    b.sum = reinterpret_cast<float*>(take(rows * kAttentionLanes * sizeof(float)));
+    b.out = reinterpret_cast<float*>(take(rows * static_cast<size_t>(out_stride) * sizeof(float)));
+    b.visible = reinterpret_cast<int32_t*>(take(rows * sizeof(int32_t)));
+    b.scratch = take(kernel.scratch_bytes(head_dim));
+    return b;
+  }
+
+  void pack(const Slice& s, std::byte* packed) const {
+    std::byte* tile = packed + s.packed_offset + static_cast<size_t>(s.first / kernel.key_tile) * tile_bytes();
+    const int64_t count = std::min(kernel.key_tile, units.keys(s.unit) - s.first);
+    units.pack(kernel, s.unit, s.first, count, tile, tile + key_tile_bytes);
+  }
+
+  void attend(const Slice& s, const std::byte* packed, const BlockBuffers& b) const {
+    const int64_t rows = std::min(block_rows, units.rows(s.unit) - s.first);
+    const int64_t padded = round_up(rows, kernel.row_group);
+    // Missing rows of the last group repeat the last row.
+    for (int64_t r = 0; r < padded; ++r) {
+      kernel.pack_query(units.query(s.unit, s.first + std::min(r, rows - 1)), head_dim,
+                        b.queries + static_cast<size_t>(r) * query_bytes);
+    }
+    std::fill_n(b.max, padded, -std::numeric_limits<float>::infinity());
+    std::fill_n(b.sum, padded * kAttentionLanes, 0.0f);
+    std::fill_n(b.out, padded * out_stride, 0.0f);
+
+    const int64_t block_keys = units.visible_keys(s.unit, s.first + rows - 1);  // the last row sees most
+    const int64_t common_keys = units.visible_keys(s.unit, s.first);
+    AttendArgs args;
+    args.queries = b.queries;
+    args.rows = padded;
+    args.head_dim = head_dim;
+    args.scale = scale;
+    args.max = b.max;
+    args.sum = b.sum;
+    args.out = b.out;
+    args.scratch = b.scratch;
+    const std::byte* tile = packed + s.packed_offset;
+    for (int64_t key = 0; key < block_keys; key += kernel.key_tile, tile += tile_bytes()) {
+      args.keys = tile;
+      args.values = tile + key_tile_bytes;
+      args.key_count = std::min(kernel.key_tile, block_keys - key);
+      args.visible = nullptr;
+      if (key + args.key_count > common_keys) {
+        for (int64_t r = 0; r < padded; ++r) {
+          const int64_t seen = units.visible_keys(s.unit, s.first + std::min(r, rows - 1)) - key;
+          b.visible[r] = static_cast<int32_t>(std::clamp<int64_t>(seen, 0, args.key_count));
+        }
+        args.visible = b.visible;
+      }
+      kernel.attend(args);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      kernel.finish(b.out + r * out_stride, b.sum + r * kAttentionLanes, head_dim, units.output(s.unit, s.first + r));
+    }
+  }
+};
+
+}  // namespace
+
+void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, float scale, const AttentionUnits& units) {
+  const AttentionKernels& kernels = *ctx.table->attention;
+  const Frame frame(dtype == DType::kF32 ? kernels.tile_f32 : kernels.tile_bf16, units, head_dim, scale);
+  const int64_t total = units.units();
+  const size_t thread_bytes = frame.buffer_bytes();
+  AlignedBuffer buffers(thread_bytes * static_cast<size_t>(ctx.pool->threads()));
+  AlignedBuffer packed;
+  std::vector<Slice> tiles, blocks;
+  for (int64_t begin = 0; begin < total;) {
+    tiles.clear();
+    blocks.clear();
+    size_t packed_bytes = 0;
+    int64_t end = begin;
+    for (; end < total; ++end) {
+      const size_t bytes = frame.unit_bytes(end);
+      if (end > begin && packed_bytes + bytes > kPackedBudgetBytes) break;
+      for (int64_t key = 0; key < units.keys(end); key += frame.kernel.key_tile) {
+        tiles.push_back({end, key, packed_bytes});
+      }
+      // Last rows first: under a causal mask they cost most, and short tasks at the end balance the threads.
+      const int64_t rows = units.rows(end);
+      for (int64_t first = (rows - 1) / frame.block_rows * frame.block_rows; first >= 0; first -= frame.block_rows) {
+        blocks.push_back({end, first, packed_bytes});
+      }
+      packed_bytes += bytes;
+    }
+    if (packed.size_bytes() < packed_bytes) packed = AlignedBuffer(packed_bytes);
+    ctx.pool->parallel_for(static_cast<int64_t>(tiles.size()), [&](int64_t task, int) {
+      frame.pack(tiles[static_cast<size_t>(task)], packed.data());
+    });
+    ctx.pool->parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t task, int thread) {
+      frame.attend(blocks[static_cast<size_t>(task)], packed.data(),
+                   frame.carve(buffers.data() + static_cast<size_t>(thread) * thread_bytes));
+    });
+    begin = end;
+  }
+}
+
+}  // namespace qvl::kernels

@@ -1,0 +1,34 @@
+// Checks of a paged KV cache view, shared by the append and the attention over it.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "qvl/kernels/op_check.h"
+#include "qvl/kernels/ops.h"
+
+namespace qvl::kernels {
+
+// Throws unless the view can hold `tokens` positions: type, extents, and a block behind every position.
+inline void check_kv(std::string_view where, const KvView& kv, int64_t tokens) {
+  check_activation(where, "cache", kv.dtype);
+  if (kv.block_tokens < 16 || kv.block_tokens % 16 != 0) {
+    fail(ErrorCode::kUnsupported, where, "tokens per cache block", "a multiple of 16",
+         std::to_string(kv.block_tokens));
+  }
+  if (kv.kv_heads < 1 || kv.head_dim < 1) {
+    fail(ErrorCode::kMismatch, where, "cache shape", "at least one head and one element per head",
+         std::to_string(kv.kv_heads) + " x " + std::to_string(kv.head_dim));
+  }
+  if (tokens <= 0) return;
+  check_pointer(where, "key blocks", kv.key_blocks);
+  check_pointer(where, "value blocks", kv.value_blocks);
+  const int64_t blocks = (tokens + kv.block_tokens - 1) / kv.block_tokens;
+  for (int64_t b = 0; b < blocks; ++b) {
+    if (kv.key_blocks[b] == nullptr || kv.value_blocks[b] == nullptr) {
+      fail(ErrorCode::kInvalidArgument, where, "cache block " + std::to_string(b), "storage", "null");
+    }
+  }
+}
+
+}  // namespace qvl::kernels

@@ -1,0 +1,69 @@
+// Rotary embedding: of the vision encoder (rope_vision, spec 5.3) and of the decoder, fused with the per-head norms
+// and the append to the paged cache (qk_norm_rope_append, spec 6.3, 6.4 and B).
+#include <cstring>
+
+#include "qvl/kernels/kv_check.h"
+#include "qvl/kernels/op_check.h"
+#include "qvl/kernels/ops.h"
+#include "qvl/kernels/row_tasks.h"
+
+namespace qvl::kernels {
+void rope_vision(const Context& ctx, Matrix x, int64_t heads, int64_t head_dim, const float* cos, const float* sin) {
+  constexpr std::string_view kWhere = "rope_vision";
+  check_matrix(kWhere, "x", x);
+  check_head_dim(kWhere, head_dim, 2);
+  check_size(kWhere, "x columns (heads * head_dim)", heads * head_dim, x.cols);
+  check_pointer(kWhere, "cos", cos);
+  check_pointer(kWhere, "sin", sin);
+  const RowKernels& k = row_kernels(ctx, x.dtype);
+  const int64_t half = head_dim / 2;
+  for_rows(ctx, x.rows, x.cols, [&](int64_t r) {
+    k.rope_heads(element(x.data, x.dtype, r * x.stride), heads, head_dim, cos + r * half, sin + r * half);
+  });
+}
+
+void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatrix v, int64_t heads,
+                         const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
+                         int64_t past, const KvView& kv) {
+  constexpr std::string_view kWhere = "qk_norm_rope_append";
+  check_matrix(kWhere, "q", q);
+  check_matrix(kWhere, "k", k);
+  check_matrix(kWhere, "v", v);
+  check_head_dim(kWhere, kv.head_dim, 2);
+  check_dtype(kWhere, "q", kv.dtype, q.dtype);
+  check_dtype(kWhere, "k", kv.dtype, k.dtype);
+  check_dtype(kWhere, "v", kv.dtype, v.dtype);
+  const int64_t hd = kv.head_dim, half = hd / 2;
+  check_size(kWhere, "q columns (heads * head_dim)", heads * hd, q.cols);
+  check_size(kWhere, "k columns (kv_heads * head_dim)", kv.kv_heads * hd, k.cols);
+  check_size(kWhere, "v columns (kv_heads * head_dim)", kv.kv_heads * hd, v.cols);
+  check_size(kWhere, "k rows", q.rows, k.rows);
+  check_size(kWhere, "v rows", q.rows, v.rows);
+  if (past < 0) fail(ErrorCode::kInvalidArgument, kWhere, "past", ">= 0", std::to_string(past));
+  check_kv(kWhere, kv, q.rows > 0 ? past + q.rows : 0);
+  check_pointer(kWhere, "q_norm", q_norm);
+  check_pointer(kWhere, "k_norm", k_norm);
+  check_pointer(kWhere, "cos", cos);
+  check_pointer(kWhere, "sin", sin);
+
+  const RowKernels& kernels = row_kernels(ctx, q.dtype);
+  const size_t head_bytes = static_cast<size_t>(hd) * dtype_size_bytes(kv.dtype);
+  for_rows(ctx, q.rows, q.cols + k.cols + v.cols, [&](int64_t r) {
+    const float* row_cos = cos + r * half;
+    const float* row_sin = sin + r * half;
+    for (int64_t h = 0; h < heads; ++h) {
+      std::byte* head = element(q.data, q.dtype, r * q.stride + h * hd);
+      kernels.norm_rope_head(head, hd, q_norm, eps, row_cos, row_sin, head);
+    }
+    const int64_t block = (past + r) / kv.block_tokens, slot = (past + r) % kv.block_tokens;
+    for (int64_t h = 0; h < kv.kv_heads; ++h) {
+      const int64_t at = (h * kv.block_tokens + slot) * hd;
+      kernels.norm_rope_head(element(k.data, k.dtype, r * k.stride + h * hd), hd, k_norm, eps, row_cos, row_sin,
+                             element(kv.key_blocks[block], kv.dtype, at));
+      std::memcpy(element(kv.value_blocks[block], kv.dtype, at), element(v.data, v.dtype, r * v.stride + h * hd),
+                  head_bytes);
+    }
+  });
+}
+
+}  // namespace qvl::kernels
