@@ -46,7 +46,7 @@ const std::map<std::string, std::set<std::string>>& table() {
 // Start of a third-party header -> the room that owns the library.
 const std::map<std::string, std::set<std::string>>& third_party() {
   static const std::map<std::string, std::set<std::string>> t = {
-      {"nlohmann/", {"base"}},   {"fmt/", {"apps"}},          {"CLI/", {"apps"}},        {"pcre2", {"text"}},
+      {"nlohmann/", {"base"}},   {"fmt/", {"base"}},          {"CLI/", {"apps"}},        {"pcre2", {"text"}},
       {"utf8proc", {"text"}},    {"simdjson", {"text"}},      {"jpeglib", {"image"}},    {"jerror", {"image"}},
       {"png.h", {"image"}},      {"webp/", {"image"}},        {"libexif/", {"image"}},   {"gif_lib", {"image"}},
       {"onnx", {"onnx"}},        {"google/protobuf", {"onnx"}}, {"onnxruntime", {"engine/ort"}},

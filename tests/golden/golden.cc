@@ -26,12 +26,12 @@ std::string variant_name(const Variant& variant) {
   return std::string(engine::precision_name(variant.precision)) + "_" + variant.kernels;
 }
 
-std::shared_ptr<const engine::Engine> tiny_engine(const Variant& variant) {
+std::shared_ptr<const engine::Engine> tiny_engine(const Variant& variant, int threads) {
   static std::map<std::string, std::shared_ptr<const engine::Engine>> engines;
-  auto& engine = engines[variant_name(variant)];
+  auto& engine = engines[variant_name(variant) + std::to_string(threads)];
   if (!engine) {
     engine::EngineOptions options;
-    options.threads = 2;
+    options.threads = threads;
     options.vision_precision = options.text_precision = variant.precision;
     options.kernels = variant.kernels;
     engine = engine::native::open_checkpoint(fixture_path("model"), options);

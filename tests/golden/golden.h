@@ -28,7 +28,7 @@ std::vector<Variant> native_variants();
 std::string variant_name(const Variant& variant);
 
 // The tiny golden model; opened once per variant.
-std::shared_ptr<const engine::Engine> tiny_engine(const Variant& variant);
+std::shared_ptr<const engine::Engine> tiny_engine(const Variant& variant, int threads = 1);
 
 std::vector<float> f32(const checkpoint::SafetensorsFile& file, const std::string& name);
 std::vector<int64_t> i64(const checkpoint::SafetensorsFile& file, const std::string& name);

@@ -224,6 +224,26 @@ TEST(NativeTextPrefill, ResultsDoNotDependOnTheChunkSize) {
   }
 }
 
+// Work is cut by sizes alone, so the number of threads changes no bit.
+TEST(NativeTextPrefill, ThreadsDoNotChangeTheResult) {
+  const auto file = checkpoint::SafetensorsFile::open(fixture_path("text/image_video.safetensors"));
+  for (const Variant& variant : native_variants()) {
+    std::vector<float> first;
+    for (int threads : {1, 2, 3}) {
+      const auto engine = tiny_engine(variant, threads);
+      const Prompt prompt = make_prompt(file, *engine);
+      const int64_t length = static_cast<int64_t>(prompt.ids.size());
+      const auto cache = engine->decoder().new_cache();
+      const Tensor prefill = feed(*engine, prompt, 0, length, *cache, engine::LogitsMode::kAll);
+      const Tensor next = step(*engine, 7, length + prompt.positions.delta, *cache);
+      std::vector<float> all(prefill.as<float>().begin(), prefill.as<float>().end());
+      all.insert(all.end(), next.as<float>().begin(), next.as<float>().end());
+      if (first.empty()) first = all;
+      EXPECT_EQ(all, first) << variant_name(variant) << " threads " << threads;
+    }
+  }
+}
+
 TEST(NativeTextCache, TruncatedAndRefilledGivesTheSame) {
   const Variant variant{engine::Precision::kF32, "scalar"};
   const auto engine = tiny_engine(variant);
