@@ -142,8 +142,8 @@ Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
       }
       result.add_file(std::move(file));
     }
-    std::map<std::string_view, const SafetensorsFile*> by_name;
-    for (const SafetensorsFile& file : result.files_) by_name.emplace(file.path().filename().native(), &file);
+    std::map<std::string, const SafetensorsFile*> by_name;
+    for (const SafetensorsFile& file : result.files_) by_name.emplace(file.path().filename().string(), &file);
     for (const auto& [tensor, shard] : weight_map) {
       const SafetensorsFile& file = *by_name.at(shard);
       if (!file.find(tensor)) {

@@ -57,7 +57,13 @@ void check_free_space(const std::filesystem::path& folder, uint64_t needed_bytes
 std::string safetensors_header(std::span<const TensorDecl> tensors, const Metadata& metadata) {
   // Assembled by hand: the document type looks keys up one by one, which is slow for very many tensors.
   std::string json = "{";
-  const auto quote = [](const std::string& s) { return Json(s).dump(); };
+  const auto quote = [](const std::string& s) {
+    try {
+      return Json(s).dump();
+    } catch (const nlohmann::json::type_error&) {
+      fail(ErrorCode::kInvalidArgument, "safetensors", "name or metadata", "UTF-8", quoted_name(s));
+    }
+  };
   if (!metadata.empty()) {
     json += "\"__metadata__\":{";
     bool first = true;
