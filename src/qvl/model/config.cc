@@ -123,7 +123,7 @@ void validate_rope(const TextConfig& c, const std::string& where) {
   check_positive(where, "rope_theta", rope.theta);
   int64_t sum = 0;
   for (const int64_t s : rope.mrope_section) {
-    check_range(where, "mrope_section", s, 0, c.head_dim / 2);
+    check_range(where, "mrope_section", s, 0, kMaxCount);
     sum += s;
   }
   if (sum != c.head_dim / 2) {
