@@ -29,11 +29,13 @@ void pack(const void* w, int64_t ldw, int64_t cols, int64_t k, void* packed) {
 }
 
 template <typename X>
-void gemm_tile(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, float* c) {
+void gemm_tile(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, bool accumulate,
+               float* c) {
   for (int r = 0; r < rows; ++r) {
     const X* x = static_cast<const X*>(a) + r * a_stride;
     const float* w = static_cast<const float*>(packed);
     float sum[kPanelCols] = {};
+    if (accumulate) std::memcpy(sum, c + r * kPanelCols, sizeof(sum));
     for (int64_t i = 0; i < k; ++i, w += kPanelCols) {
       const float xi = widen(x[i]);
       for (int n = 0; n < kPanelCols; ++n) sum[n] += xi * w[n];
@@ -145,10 +147,10 @@ const LinearKernels& linear_kernels_scalar() {
     k.gemm_f32_bf16 = gemm<float, BFloat16>();
     k.gemm_f32_f16 = gemm<float, Float16>();
     k.gemm_bf16_bf16 = gemm<BFloat16, BFloat16>();
-    k.gemv_f32_f32 = gemv<float, float>;
-    k.gemv_f32_bf16 = gemv<float, BFloat16>;
-    k.gemv_f32_f16 = gemv<float, Float16>;
-    k.gemv_bf16_bf16 = gemv<BFloat16, BFloat16>;
+    k.gemv_f32_f32 .run = gemv<float, float>;
+    k.gemv_f32_bf16 .run = gemv<float, BFloat16>;
+    k.gemv_f32_f16 .run = gemv<float, Float16>;
+    k.gemv_bf16_bf16 .run = gemv<BFloat16, BFloat16>;
     k.finish_f32 = finish_f32;
     k.finish_bf16 = finish_bf16;
     k.finish_swiglu_f32 = finish_swiglu_f32;

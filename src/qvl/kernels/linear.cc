@@ -1,11 +1,11 @@
 // Linear layers: checks, the choice of kernels by types, and the loops over panels, rows and threads that are the
 // same for every instruction set. Most of the time of every stage is spent below these loops (spec 5.4, 6.4).
 //
-// kGemm. A task is a block of output columns times a block of rows. Its weight columns are packed, full depth, into
-// a per-thread buffer that fits the second-level cache; then each tile of rows visits every panel of the block. The
-// depth is never split, so an output is one sum in one order and float accumulators never leave registers.
+// kGemm. A task is a block of output columns times a block of rows. For each block of K its weights are packed into
+// a per-thread buffer that fits the second-level cache; then each tile of rows visits every panel of the block. Sums
+// go through memory between two blocks of K, which changes no bit of them.
 // kGemv. A task is a range of weight rows, read once in address order.
-// Both leave float sums in a small buffer that stays in the first-level cache, from where `finish` takes them.
+// Both leave float sums in a per-thread buffer, from where `finish` takes them.
 #include <algorithm>
 #include <string>
 
@@ -20,8 +20,12 @@ namespace {
 constexpr int64_t kMaxGemvRows = 16;
 // Packed panels of one task: half of a 2 MB second-level cache, the rest is for x and the results.
 constexpr size_t kPackedBudgetBytes = 1024 * 1024;
-// Row blocks repack the same weights, so they have to be long enough to pay for it.
+// Longest block of K: a panel of 64 columns then takes half of that budget as float.
+constexpr int64_t kMaxDepth = 2048;
+// Row blocks repack the same weights, so they have to be long enough to pay for it; with more than one block of K
+// their sums lie in the second-level cache too, so they must not be too long.
 constexpr int64_t kMinRowBlock = 192;
+constexpr int64_t kMaxRowBlockSums = 768;
 constexpr int64_t kTasksPerThread = 4;
 // A gemv task reads about this much: long enough for the prefetchers, short enough to balance.
 constexpr int64_t kGemvTaskBytes = 256 * 1024;
@@ -73,19 +77,23 @@ void check_call(std::string_view where, const Context& ctx, LinearPath path, con
 
 struct Kernels {
   const GemmKernel* gemm;
-  GemvKernel gemv;
+  const GemvKernel* gemv;
 };
 
 Kernels kernels_for(std::string_view where, const LinearKernels& table, DType x, DType w) {
-  if (x == DType::kBF16 && w == DType::kBF16) return {&table.gemm_bf16_bf16, table.gemv_bf16_bf16};
-  if (x == DType::kF32 && w == DType::kF32) return {&table.gemm_f32_f32, table.gemv_f32_f32};
-  if (x == DType::kF32 && w == DType::kBF16) return {&table.gemm_f32_bf16, table.gemv_f32_bf16};
-  if (x == DType::kF32 && w == DType::kF16) return {&table.gemm_f32_f16, table.gemv_f32_f16};
+  if (x == DType::kBF16 && w == DType::kBF16) return {&table.gemm_bf16_bf16, &table.gemv_bf16_bf16};
+  if (x == DType::kF32 && w == DType::kF32) return {&table.gemm_f32_f32, &table.gemv_f32_f32};
+  if (x == DType::kF32 && w == DType::kBF16) return {&table.gemm_f32_bf16, &table.gemv_f32_bf16};
+  if (x == DType::kF32 && w == DType::kF16) return {&table.gemm_f32_f16, &table.gemv_f32_f16};
   fail(ErrorCode::kUnsupported, where, "types of x and weight", "F32 with F32, BF16 or F16, or BF16 with BF16",
        std::string(dtype_name(x)) + " with " + std::string(dtype_name(w)));
 }
 
-// Scratch of the calling thread, kept for the next call: fresh pages would cost more than packing.
+// Scratch of the calling thread, kept for the next call: fresh pages would cost more than packing. Prepared x lives
+// through the loop that its caller runs, so it has a buffer of its own.
+enum class Scratch { kTask, kPreparedX };
+
+template <Scratch>
 std::byte* scratch(size_t size_bytes) {
   thread_local AlignedBuffer buffer;
   if (buffer.size_bytes() < size_bytes) {
@@ -104,8 +112,9 @@ std::byte* at(const Matrix& m, int64_t row, int64_t col) {
   return static_cast<std::byte*>(m.data) + (row * m.stride + col) * static_cast<int64_t>(dtype_size_bytes(m.dtype));
 }
 
-const std::byte* weight_row(const Weight& w, int64_t row) {
-  return static_cast<const std::byte*>(w.data) + row * w.in * static_cast<int64_t>(dtype_size_bytes(w.dtype));
+const std::byte* weight_at(const Weight& w, int64_t row, int64_t col) {
+  return static_cast<const std::byte*>(w.data) +
+         (row * w.in + col) * static_cast<int64_t>(dtype_size_bytes(w.dtype));
 }
 
 // One call: `second` is the up projection of SwiGLU or null.
@@ -139,101 +148,132 @@ void finish_block(const Call& call, const float* c, const float* c2, int64_t ldc
 
 // How a gemm is cut into tasks. Results do not depend on it.
 struct GemmPlan {
+  int64_t depth;         // of one block of K; a multiple of 32 unless it is all of K
   int64_t block_panels;  // panels (or gate/up pairs of panels) per task
   int64_t col_blocks;
   int64_t row_block;
   int64_t row_blocks;
 };
 
-GemmPlan plan_gemm(const GemmKernel& kernel, size_t bytes_per_panel, int64_t rows, int64_t cols, int threads) {
-  const int64_t panels = div_up(cols, kernel.panel_cols);
-  const int64_t fitting = std::max<int64_t>(1, static_cast<int64_t>(kPackedBudgetBytes / bytes_per_panel));
-  const int64_t wanted_tasks = threads == 1 ? 1 : threads * kTasksPerThread;
+GemmPlan plan_gemm(const GemmKernel& kernel, int weights, int64_t rows, int64_t cols, int64_t k, int threads) {
   GemmPlan plan{};
-  plan.block_panels = std::min(fitting, std::max<int64_t>(1, panels / wanted_tasks));
+  const int64_t depth_blocks = div_up(k, kMaxDepth);
+  plan.depth = depth_blocks == 1 ? k : div_up(div_up(k, depth_blocks), 32) * 32;
+
+  const int64_t panels = div_up(cols, kernel.panel_cols);
+  const size_t panel_bytes = align_up(kernel.panel_bytes(plan.depth)) * weights;
+  const int64_t fitting = std::max<int64_t>(1, static_cast<int64_t>(kPackedBudgetBytes / panel_bytes));
+  const int64_t wanted_tasks = threads == 1 ? 1 : threads * kTasksPerThread;
+  const int64_t longest_block = std::clamp<int64_t>(panels / wanted_tasks, 1, fitting);
+  // Even blocks: 16 panels in blocks of at most 7 are 6, 6, 4 rather than 7, 7, 2.
+  plan.block_panels = div_up(panels, div_up(panels, longest_block));
   plan.col_blocks = div_up(panels, plan.block_panels);
-  // Even blocks: 16 panels in blocks of 7 would be 7, 7, 2.
-  plan.block_panels = div_up(panels, plan.col_blocks);
-  plan.col_blocks = div_up(panels, plan.block_panels);
-  const int64_t wanted_row_blocks = div_up(wanted_tasks, plan.col_blocks);
-  const int64_t row_blocks = std::clamp<int64_t>(wanted_row_blocks, 1, std::max<int64_t>(1, rows / kMinRowBlock));
+
+  int64_t row_blocks = std::clamp<int64_t>(div_up(wanted_tasks, plan.col_blocks), 1,
+                                           std::max<int64_t>(1, rows / kMinRowBlock));
+  if (plan.depth < k) row_blocks = std::max(row_blocks, div_up(rows, kMaxRowBlockSums));
   plan.row_block = div_up(div_up(rows, row_blocks), kernel.tile_rows) * kernel.tile_rows;
   plan.row_blocks = div_up(rows, plan.row_block);
   return plan;
 }
 
-void run_gemm(const Context& ctx, const GemmKernel& kernel, const Call& call) {
-  const int64_t rows = call.x.rows, k = call.first->in, cols = call.first->out;
-  const int64_t nr = kernel.panel_cols;
-  const int weights = call.second == nullptr ? 1 : 2;
-  const size_t panel_bytes = align_up(kernel.panel_bytes(k));
-  const GemmPlan plan = plan_gemm(kernel, panel_bytes * weights, rows, cols, ctx.pool->threads());
+// One task of a gemm: rows [row_begin, row_end) times columns [col_begin, col_end).
+struct GemmBlock {
+  int64_t row_begin, row_end, col_begin, col_end;
+};
 
-  const size_t packed_bytes = panel_bytes * weights * static_cast<size_t>(plan.block_panels);
-  const size_t c_bytes = align_up(sizeof(float) * kernel.tile_rows * nr);
-  const size_t wide_bytes = kernel.widen == nullptr ? 0 : align_up(sizeof(float) * kernel.tile_rows * k);
+void run_gemm_block(const GemmKernel& kernel, const GemmPlan& plan, const Call& call, const GemmBlock& block) {
+  const int64_t k = call.first->in, nr = kernel.panel_cols, mr = kernel.tile_rows;
+  const Weight* weights[2] = {call.first, call.second};
+  const int weight_count = call.second == nullptr ? 1 : 2;
+  const bool split_depth = plan.depth < k;
 
-  ctx.pool->parallel_for(plan.col_blocks * plan.row_blocks, [&](int64_t task, int) {
-    std::byte* memory = scratch(packed_bytes + 2 * c_bytes + wide_bytes);
-    std::byte* packed = memory;
-    float* c = reinterpret_cast<float*>(memory + packed_bytes);
-    float* c2 = reinterpret_cast<float*>(memory + packed_bytes + c_bytes);
-    float* wide = reinterpret_cast<float*>(memory + packed_bytes + 2 * c_bytes);
+  const size_t panel_bytes = align_up(kernel.panel_bytes(plan.depth));
+  const size_t packed_bytes = panel_bytes * weight_count * static_cast<size_t>(plan.block_panels);
+  const size_t tile_floats = static_cast<size_t>(mr * nr);
+  const size_t tiles = split_depth ? static_cast<size_t>(plan.row_block / mr * plan.block_panels) : 1;
+  const size_t sums_bytes = align_up(sizeof(float) * tile_floats * tiles * weight_count);
+  const size_t wide_bytes = kernel.widen == nullptr ? 0 : align_up(sizeof(float) * mr * plan.depth);
+  std::byte* packed = scratch<Scratch::kTask>(packed_bytes + sums_bytes + wide_bytes);
+  float* sums = reinterpret_cast<float*>(packed + packed_bytes);
+  float* wide = reinterpret_cast<float*>(packed + packed_bytes + sums_bytes);
 
-    const int64_t col_begin = (task / plan.row_blocks) * plan.block_panels * nr;
-    const int64_t col_end = std::min(cols, col_begin + plan.block_panels * nr);
-    const int64_t row_begin = (task % plan.row_blocks) * plan.row_block;
-    const int64_t row_end = std::min(rows, row_begin + plan.row_block);
-
+  for (int64_t depth_begin = 0; depth_begin < k; depth_begin += plan.depth) {
+    const int64_t depth = std::min(plan.depth, k - depth_begin);
+    const bool first = depth_begin == 0, last = depth_begin + depth == k;
     std::byte* panel = packed;
-    for (int64_t col = col_begin; col < col_end; col += nr) {
-      const int64_t n = std::min(nr, col_end - col);
-      kernel.pack(weight_row(*call.first, col), k, n, k, panel);
-      panel += panel_bytes;
-      if (call.second != nullptr) {
-        kernel.pack(weight_row(*call.second, col), k, n, k, panel);
-        panel += panel_bytes;
+    for (int64_t col = block.col_begin; col < block.col_end; col += nr) {
+      for (int i = 0; i < weight_count; ++i, panel += panel_bytes) {
+        kernel.pack(weight_at(*weights[i], col, depth_begin), k, std::min(nr, block.col_end - col), depth, panel);
       }
     }
-    for (int64_t row = row_begin; row < row_end; row += kernel.tile_rows) {
-      const int64_t m = std::min<int64_t>(kernel.tile_rows, row_end - row);
-      const void* a = at(call.x, row, 0);
+    float* c = sums;
+    for (int64_t row = block.row_begin; row < block.row_end; row += mr) {
+      const int64_t m = std::min(mr, block.row_end - row);
+      const void* a = at(call.x, row, depth_begin);
       int64_t a_stride = call.x.stride;
       if (kernel.widen != nullptr) {
-        kernel.widen(a, a_stride, m, k, wide);
+        kernel.widen(a, a_stride, m, depth, wide);
         a = wide;
-        a_stride = k;
+        a_stride = depth;
       }
       panel = packed;
-      for (int64_t col = col_begin; col < col_end; col += nr) {
-        kernel.tile(a, a_stride, static_cast<int>(m), panel, k, c);
-        panel += panel_bytes;
-        if (call.second != nullptr) {
-          kernel.tile(a, a_stride, static_cast<int>(m), panel, k, c2);
-          panel += panel_bytes;
+      for (int64_t col = block.col_begin; col < block.col_end; col += nr) {
+        for (int i = 0; i < weight_count; ++i, panel += panel_bytes) {
+          kernel.tile(a, a_stride, static_cast<int>(m), panel, depth, !first, c + i * tile_floats);
         }
-        finish_block(call, c, call.second == nullptr ? nullptr : c2, nr, row, m, col, std::min(nr, col_end - col));
+        if (last) {
+          const float* c2 = weight_count == 1 ? nullptr : c + tile_floats;
+          finish_block(call, c, c2, nr, row, m, col, std::min(nr, block.col_end - col));
+        }
+        if (split_depth) c += tile_floats * weight_count;
       }
     }
+  }
+}
+
+void run_gemm(const Context& ctx, const GemmKernel& kernel, const Call& call) {
+  const int64_t rows = call.x.rows, cols = call.first->out;
+  const int weights = call.second == nullptr ? 1 : 2;
+  const GemmPlan plan = plan_gemm(kernel, weights, rows, cols, call.first->in, ctx.pool->threads());
+  const int64_t block_cols = plan.block_panels * kernel.panel_cols;
+  ctx.pool->parallel_for(plan.col_blocks * plan.row_blocks, [&](int64_t task, int) {
+    GemmBlock block{};
+    block.col_begin = task / plan.row_blocks * block_cols;
+    block.col_end = std::min(cols, block.col_begin + block_cols);
+    block.row_begin = task % plan.row_blocks * plan.row_block;
+    block.row_end = std::min(rows, block.row_begin + plan.row_block);
+    run_gemm_block(kernel, plan, call, block);
   });
 }
 
-void run_gemv(const Context& ctx, GemvKernel kernel, const Call& call) {
+void run_gemv(const Context& ctx, const GemvKernel& kernel, const Call& call) {
   const int64_t rows = call.x.rows, k = call.first->in, cols = call.first->out;
   const int64_t row_bytes = k * static_cast<int64_t>(dtype_size_bytes(call.first->dtype));
   // Whole cache lines of y, so that two threads never write the same one.
   int64_t task_cols = std::clamp<int64_t>(kGemvTaskBytes / row_bytes / 32 * 32, 32, kMaxGemvTaskCols);
   while (task_cols > 32 && cols / task_cols < ctx.pool->threads() * kTasksPerThread) task_cols -= 32;
 
+  const void* x = call.x.data;
+  int64_t x_stride = call.x.stride;
+  if (kernel.prepare != nullptr) {
+    x_stride = kernel.prepared_floats(k);
+    float* prepared = reinterpret_cast<float*>(
+        scratch<Scratch::kPreparedX>(sizeof(float) * static_cast<size_t>(rows * x_stride)));
+    for (int64_t r = 0; r < rows; ++r) kernel.prepare(at(call.x, r, 0), k, prepared + r * x_stride);
+    x = prepared;
+  }
+
   ctx.pool->parallel_for(div_up(cols, task_cols), [&](int64_t task, int) {
-    float* c = reinterpret_cast<float*>(scratch(sizeof(float) * 2 * kMaxGemvRows * kMaxGemvTaskCols));
+    constexpr int64_t kSums = kMaxGemvRows * kMaxGemvTaskCols;
+    float* c = reinterpret_cast<float*>(scratch<Scratch::kTask>(sizeof(float) * 2 * kSums));
     const int64_t col = task * task_cols;
     const int64_t n = std::min(task_cols, cols - col);
-    kernel(call.x.data, call.x.stride, rows, weight_row(*call.first, col), n, k, c, task_cols);
+    kernel.run(x, x_stride, rows, weight_at(*call.first, col, 0), n, k, c, task_cols);
     float* c2 = nullptr;
     if (call.second != nullptr) {
-      c2 = c + kMaxGemvRows * kMaxGemvTaskCols;
-      kernel(call.x.data, call.x.stride, rows, weight_row(*call.second, col), n, k, c2, task_cols);
+      c2 = c + kSums;
+      kernel.run(x, x_stride, rows, weight_at(*call.second, col, 0), n, k, c2, task_cols);
     }
     finish_block(call, c, c2, task_cols, 0, rows, col, n);
   });
@@ -245,7 +285,7 @@ void run(const Context& ctx, std::string_view where, LinearPath path, const Call
   if (path == LinearPath::kGemm) {
     run_gemm(ctx, *kernels.gemm, call);
   } else {
-    run_gemv(ctx, kernels.gemv, call);
+    run_gemv(ctx, *kernels.gemv, call);
   }
 }
 

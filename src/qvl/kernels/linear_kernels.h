@@ -10,10 +10,11 @@
 
 namespace qvl::kernels {
 
-// Compute-bound product of many rows. The weight is repacked one panel (`panel_cols` outputs, all of K) at a time
+// Compute-bound product of many rows. The weight is repacked one panel (`panel_cols` outputs, a block of K) at a time
 // so that a panel stays in the second-level cache while every row of x passes by.
 //
-// Every output is one sum over all of K in one fixed order, whatever the number of rows in the tile.
+// Every output is one sum over K in one fixed order, whatever the number of rows in the tile and however K is cut
+// into blocks (at multiples of 32).
 struct GemmKernel {
   int tile_rows = 0;   // most rows one tile() call takes
   int panel_cols = 0;  // outputs per packed panel
@@ -28,14 +29,23 @@ struct GemmKernel {
   // Widens `rows` rows of x into dst[rows, k] as float; null when tile() reads x as it is.
   void (*widen)(const void* x, int64_t x_stride, int64_t rows, int64_t k, float* dst) = nullptr;
 
-  // c[rows, panel_cols] (row stride panel_cols) = a[rows, k] . panel; a's stride in elements of a.
-  void (*tile)(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, float* c) = nullptr;
+  // c[rows, panel_cols] (row stride panel_cols) = a[rows, k] . panel, or += when `accumulate`; a's stride in
+  // elements of a.
+  void (*tile)(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, bool accumulate,
+               float* c) = nullptr;
 };
 
-// Bandwidth-bound product of 1 <= m <= 16 rows: c[m, n] (row stride ldc) = x[m, k] . w[n, k]^T, weights read in
-// address order, once. Each output's order of summation depends on k alone.
-using GemvKernel = void (*)(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n, int64_t k, float* c,
-                            int64_t ldc);
+// Bandwidth-bound product of 1 <= m <= 16 rows: weights are read in address order, once. Each output's order of
+// summation depends on k alone.
+struct GemvKernel {
+  // Rewrites one row of x into dst, `prepared_floats(k)` floats, once per call; null when run() reads x as it is.
+  int64_t (*prepared_floats)(int64_t k) = nullptr;
+  void (*prepare)(const void* x, int64_t k, float* dst) = nullptr;
+
+  // c[m, n] (row stride ldc) = x[m, k] . w[n, k]^T; x's stride in elements of x (prepared: in floats).
+  void (*run)(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n, int64_t k, float* c,
+              int64_t ldc) = nullptr;
+};
 
 // What happens to a block of float sums. bf16 forms round where spec B stores a bfloat16: after bias, after the
 // activation, after the residual.
@@ -63,10 +73,10 @@ struct LinearKernels {
   GemmKernel gemm_f32_bf16;
   GemmKernel gemm_f32_f16;
   GemmKernel gemm_bf16_bf16;
-  GemvKernel gemv_f32_f32 = nullptr;
-  GemvKernel gemv_f32_bf16 = nullptr;
-  GemvKernel gemv_f32_f16 = nullptr;
-  GemvKernel gemv_bf16_bf16 = nullptr;
+  GemvKernel gemv_f32_f32;
+  GemvKernel gemv_f32_bf16;
+  GemvKernel gemv_f32_f16;
+  GemvKernel gemv_bf16_bf16;
   FinishKernel finish_f32 = nullptr;
   FinishKernel finish_bf16 = nullptr;
   FinishKernel finish_swiglu_f32 = nullptr;
