@@ -168,4 +168,32 @@ TEST(Rooms, EverySourceFileSaysWhatItIs) {
   }
 }
 
+// MODEL.md names a guard for each trap; the names must be those of tests that exist.
+TEST(ModelPage, EveryGuardExists) {
+  std::set<std::string> tests;
+  static const std::regex definition(R"(TEST(?:_P|_F)?\(\s*(\w+),\s*(\w+)\))");
+  for (const char* folder : {"src", "tests"}) {
+    for (const auto& entry : fs::recursive_directory_iterator(fs::path(QVL_SOURCE_DIR) / folder)) {
+      if (entry.path().extension() != ".cc") continue;
+      std::ifstream in(entry.path());
+      std::stringstream text;
+      text << in.rdbuf();
+      const std::string source = text.str();
+      for (std::sregex_iterator it(source.begin(), source.end(), definition), end; it != end; ++it) {
+        tests.insert((*it)[1].str() + "." + (*it)[2].str());
+      }
+    }
+  }
+  std::ifstream in(fs::path(QVL_SOURCE_DIR) / "MODEL.md");
+  std::stringstream text;
+  text << in.rdbuf();
+  const std::string page = text.str();
+  static const std::regex guard(R"(`([A-Z]\w+\.[A-Z]\w+)`)");
+  size_t guards = 0;
+  for (std::sregex_iterator it(page.begin(), page.end(), guard), end; it != end; ++it, ++guards) {
+    EXPECT_TRUE(tests.contains((*it)[1].str())) << "MODEL.md names " << (*it)[1].str();
+  }
+  EXPECT_GT(guards, 30u);
+}
+
 }  // namespace
