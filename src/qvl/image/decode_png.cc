@@ -20,6 +20,36 @@ namespace {
 // Bounds what a compressed text chunk may expand to.
 constexpr png_alloc_size_t kMaxChunkBytes = 8 << 20;
 
+int hex_digit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
+// The bytes of a "Raw profile": three lines of heading, then hexadecimal digits. Empty if it is anything else.
+std::vector<std::byte> raw_profile(std::string_view text) {
+  for (int line = 0; line < 3; ++line) {
+    const size_t end = text.find('\n');
+    if (end == std::string_view::npos) return {};
+    text.remove_prefix(end + 1);
+  }
+  std::vector<std::byte> bytes;
+  int digits = 0;
+  int value = 0;
+  for (const char c : text) {
+    if (c == '\n') continue;
+    const int digit = hex_digit(c);
+    if (digit < 0) return {};
+    value = value * 16 + digit;
+    if (++digits % 2 == 0) {
+      bytes.push_back(static_cast<std::byte>(value));
+      value = 0;
+    }
+  }
+  return bytes;
+}
+
 class PngDecoder {
  public:
   explicit PngDecoder(std::span<const std::byte> file) : file_(file) {}
@@ -99,10 +129,18 @@ class PngDecoder {
     png_textp texts = nullptr;
     int text_count = 0;
     png_get_text(png_, info_, &texts, &text_count);
-    for (int i = 0; i < text_count && !found; ++i) {
-      if (std::strcmp(texts[i].key, "XML:com.adobe.xmp") == 0 && texts[i].text != nullptr) {
-        found = xmp_orientation(texts[i].text);
+    // Where there is no eXIf chunk: ImageMagick's way of storing the same block, then XMP.
+    const auto find_text = [&](const char* key) -> const char* {
+      for (int i = 0; i < text_count; ++i) {
+        if (std::strcmp(texts[i].key, key) == 0 && texts[i].text != nullptr) return texts[i].text;
       }
+      return nullptr;
+    };
+    if (const char* profile = find_text("Raw profile type exif"); exif == nullptr && profile != nullptr) {
+      found = exif_orientation(raw_profile(profile));
+    }
+    if (const char* packet = find_text("XML:com.adobe.xmp"); !found && packet != nullptr) {
+      found = xmp_orientation(packet);
     }
     return found;
   }
