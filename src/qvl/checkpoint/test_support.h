@@ -19,7 +19,7 @@ namespace qvl::checkpoint {
 class ScratchFolder {
  public:
   ScratchFolder() {
-    std::string pattern = testing::TempDir() + "/qvl-checkpoint-XXXXXX";
+    std::string pattern = (std::filesystem::path(testing::TempDir()) / "qvl-test-XXXXXX").string();
     if (!::mkdtemp(pattern.data())) throw std::runtime_error("mkdtemp");
     path_ = pattern;
   }
