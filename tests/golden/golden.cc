@@ -1,5 +1,6 @@
 #include "golden.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -80,6 +81,41 @@ void expect_close(std::span<const float> actual, std::span<const float> expected
       variant.precision == engine::Precision::kF32 ? limit.f32_abs : limit.bf16_relative * magnitude;
   EXPECT_LE(largest, allowed) << what << " differs most at " << where << ": " << actual[where] << " instead of "
                               << expected[where];
+}
+
+// Feeds rows [begin, end) of a prompt.
+Tensor feed(const engine::Engine& engine, const Prompt& p, int64_t begin, int64_t end, engine::KvCache& cache,
+            engine::LogitsMode mode, const engine::StageHooks& hooks) {
+  const int64_t width = p.embeds.dim(1);
+  const size_t item = dtype_size_bytes(p.embeds.dtype());
+  Tensor part(p.embeds.dtype(), {end - begin, width});
+  std::memcpy(part.data(), static_cast<const std::byte*>(p.embeds.data()) + static_cast<size_t>(begin * width) * item,
+              part.size_bytes());
+  engine::DecoderInput input;
+  input.embeds = &part;
+  const model::Positions positions = p.positions.slice(begin, end - begin);
+  for (int a = 0; a < 3; ++a) input.positions[a] = positions.row(a);
+  std::vector<int64_t> rows;
+  for (int64_t r : p.visual.rows) {
+    if (r < begin) ++input.deepstack_offset;
+    if (r >= begin && r < end) rows.push_back(r - begin);
+  }
+  input.visual_rows = rows;
+  input.deepstack = p.visual.deepstack;
+  return engine.decoder().forward(input, cache, mode, hooks);
+}
+
+Tensor step(const engine::Engine& engine, int32_t id, int64_t position, engine::KvCache& cache) {
+  const Tensor embeds = engine.embed().embed({&id, 1});
+  engine::DecoderInput input;
+  input.embeds = &embeds;
+  for (auto& axis : input.positions) axis = {&position, 1};
+  input.decode = true;
+  return engine.decoder().forward(input, cache, engine::LogitsMode::kLast);
+}
+
+int32_t argmax(std::span<const float> logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
 }  // namespace qvl::golden

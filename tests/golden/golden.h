@@ -12,7 +12,9 @@
 #include "qvl/base/tensor.h"
 #include "qvl/checkpoint/safetensors.h"
 #include "qvl/engine/engine.h"
+#include "qvl/engine/visual_features.h"
 #include "qvl/image/grid.h"
+#include "qvl/model/positions.h"
 
 namespace qvl::golden {
 
@@ -43,5 +45,20 @@ struct Limit {
 // Fails the test with the largest difference and where it stands.
 void expect_close(std::span<const float> actual, std::span<const float> expected, const Limit& limit,
                   const Variant& variant, const std::string& what);
+
+// A prompt as the decoder takes it.
+struct Prompt {
+  std::vector<int32_t> ids;
+  model::Positions positions;
+  Tensor embeds;
+  engine::VisualRows visual;
+};
+
+// Feeds rows [begin, end) of a prompt.
+Tensor feed(const engine::Engine& engine, const Prompt& prompt, int64_t begin, int64_t end, engine::KvCache& cache,
+            engine::LogitsMode mode, const engine::StageHooks& hooks = {});
+// One decode step; returns the logits [1, V].
+Tensor step(const engine::Engine& engine, int32_t id, int64_t position, engine::KvCache& cache);
+int32_t argmax(std::span<const float> logits);
 
 }  // namespace qvl::golden

@@ -17,14 +17,6 @@ namespace {
 
 using Param = std::tuple<std::string, Variant>;
 
-// A prompt as the decoder takes it.
-struct Prompt {
-  std::vector<int32_t> ids;
-  model::Positions positions;
-  Tensor embeds;
-  engine::VisualRows visual;
-};
-
 std::optional<engine::VisionFeatures> encode(const checkpoint::SafetensorsFile& file, const engine::Engine& engine,
                                              const char* pixels, const char* grid) {
   if (!file.find(pixels)) return std::nullopt;
@@ -42,41 +34,6 @@ Prompt make_prompt(const checkpoint::SafetensorsFile& file, const engine::Engine
   p.visual = engine::place_visual_features(p.ids, config.image_token_id, config.video_token_id,
                                            images ? &*images : nullptr, videos ? &*videos : nullptr, p.embeds);
   return p;
-}
-
-// Feeds rows [begin, end) of a prompt.
-Tensor feed(const engine::Engine& engine, const Prompt& p, int64_t begin, int64_t end, engine::KvCache& cache,
-            engine::LogitsMode mode, const engine::StageHooks& hooks = {}) {
-  const int64_t width = p.embeds.dim(1);
-  const size_t item = dtype_size_bytes(p.embeds.dtype());
-  Tensor part(p.embeds.dtype(), {end - begin, width});
-  std::memcpy(part.data(), static_cast<const std::byte*>(p.embeds.data()) + static_cast<size_t>(begin * width) * item,
-              part.size_bytes());
-  engine::DecoderInput input;
-  input.embeds = &part;
-  const model::Positions positions = p.positions.slice(begin, end - begin);
-  for (int a = 0; a < 3; ++a) input.positions[a] = positions.row(a);
-  std::vector<int64_t> rows;
-  for (int64_t r : p.visual.rows) {
-    if (r < begin) ++input.deepstack_offset;
-    if (r >= begin && r < end) rows.push_back(r - begin);
-  }
-  input.visual_rows = rows;
-  input.deepstack = p.visual.deepstack;
-  return engine.decoder().forward(input, cache, mode, hooks);
-}
-
-Tensor step(const engine::Engine& engine, int32_t id, int64_t position, engine::KvCache& cache) {
-  const Tensor embeds = engine.embed().embed({&id, 1});
-  engine::DecoderInput input;
-  input.embeds = &embeds;
-  for (auto& axis : input.positions) axis = {&position, 1};
-  input.decode = true;
-  return engine.decoder().forward(input, cache, engine::LogitsMode::kLast);
-}
-
-int32_t argmax(std::span<const float> logits) {
-  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
 const std::vector<std::string> kCases = {"text", "image", "two_images", "video", "image_video", "wide_image_last"};
