@@ -110,6 +110,8 @@ const AttentionKernels& attention_kernels_scalar();
 const AttentionKernels& attention_kernels_avx2();
 const AttentionKernels& attention_kernels_avx512();
 const AttentionKernels& attention_kernels_avx512bf16();
+// The tile on VDPBF16PS; attention_kernels_avx512bf16() has it where it is the faster one.
+AttentionTile attention_tile_bf16_dot();
 #endif
 
 }  // namespace qvl::kernels

@@ -1,0 +1,44 @@
+// Norms, rotary embedding and attention for AVX-512 (F, BW, VL, DQ).
+#include "qvl/kernels/attention_kernels.h"
+
+#if defined(__x86_64__)
+
+// GCC 12 reports the deliberately undefined operands inside its own intrinsics.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "qvl/base/dtype.h"
+
+// Until the end of the file: templates are instantiated there. Functions of the standard library must not be
+// instantiated here, a linker might keep this copy for everyone.
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
+
+#include "qvl/kernels/attention_vec_avx512.h"
+// After the vector.
+#include "qvl/kernels/attention_rows_simd.h"
+#include "qvl/kernels/attention_stream_simd.h"
+#include "qvl/kernels/attention_tile_simd.h"
+
+namespace qvl::kernels {
+
+const AttentionKernels& attention_kernels_avx512() {
+  using V = VecAvx512;
+  static const AttentionKernels kernels = {simd::row_kernels<V, float>(),
+                                           simd::row_kernels<V, BFloat16>(),
+                                           simd::attention_tile_f32_words<V, float>(),
+                                           simd::attention_tile_f32_words<V, BFloat16>(),
+                                           simd::attention_stream<V, float>(),
+                                           simd::attention_stream<V, BFloat16>()};
+  return kernels;
+}
+
+}  // namespace qvl::kernels
+
+#endif  // __x86_64__

@@ -1,0 +1,290 @@
+// Flash attention on packed tiles over a vector type V and a dot product D (below). Spec sections 5.4 and 6.4. One
+// group of kTileRows query rows meets one tile: scores in registers, their maxima, weights by a fast exp2, and the
+// weighted sum of values, again in registers. Include after the target pragma and V's header; everything is a
+// template, so that each instruction set gets functions of its own.
+//
+// Packed operands are arrays of 32-bit words; a word is D::kUnit elements along the summed axis:
+//   query  [head_dim/kUnit]
+//   keys   [head_dim/kUnit][kKeyTile]
+//   values [kKeyTile/kUnit][head_dim rounded up to kAttentionLanes]
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "qvl/base/dtype.h"
+#include "qvl/kernels/attention_kernels.h"
+
+namespace qvl::kernels::simd {
+
+// 2^x for x <= 0, 2.7 * 2^-24 relative; x <= -127 gives zero, NaN stays NaN.
+template <typename V>
+QVL_INLINE typename V::F exp2_nonpositive(typename V::F x) {
+  using F = typename V::F;
+  const F magic = V::set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  x = V::max(V::set1(-127.0f), x);
+  const F n = V::add(x, magic);
+  const F f = V::sub(x, V::sub(n, magic));
+  // Minimax for 2^f, |f| <= 1/2, with the constant term exactly 1, so that x = -127 ends at exactly zero.
+  F p = V::set1(0.001326472614891827f);
+  p = V::fma(p, f, V::set1(0.009671512991189957f));
+  p = V::fma(p, f, V::set1(0.05550733581185341f));
+  p = V::fma(p, f, V::set1(0.24022242426872253f));
+  p = V::fma(p, f, V::set1(0.6931470036506653f));
+  p = V::fma(p, f, V::set1(1.0f));
+  return V::add_exponent(p, n);
+}
+
+// Products of float words.
+template <typename V>
+struct DotF32 {
+  using F = typename V::F;
+  static constexpr int kUnit = 1;
+  static constexpr int kKeyTile = 64;
+  QVL_INLINE F mac(F sum, F a, F b) { return V::fma(a, b, sum); }
+  // Stores the weights of one row, leaves them as they are in place, and adds them to sum.
+  QVL_INLINE F keep_weights(float* scores, float*, int64_t vectors, F scale, F max, F sum) {
+    for (int64_t j = 0; j < vectors; ++j) {
+      const F w = exp2_nonpositive<V>(V::fms(V::load(scores + j * V::kWidth), scale, max));
+      V::store(scores + j * V::kWidth, w);
+      sum = V::add(sum, w);
+    }
+    return sum;
+  }
+  static constexpr bool kWeightsInPlace = true;
+};
+
+template <typename V, typename D>
+struct Tile {
+  using F = typename V::F;
+  static constexpr int kW = V::kWidth;
+  static constexpr int kR = V::kTileRows;
+  static constexpr int kC = V::kTileVecs;
+  static constexpr int64_t kKeys = D::kKeyTile;
+  static constexpr int64_t kWeightWords = kKeys / D::kUnit;
+
+  struct Scratch {
+    alignas(64) float scores[kR * kKeys];
+    alignas(64) float weights[D::kWeightsInPlace ? 1 : kR * kWeightWords];
+    alignas(64) float lane_max[kR * kW];
+    alignas(64) float row[kW];  // one value per row of the group
+  };
+
+  // c[r, v] += sum over steps of a[r][step] * b[step][v]: the inner loop of both products.
+  template <int C>
+  QVL_INLINE void multiply(F (&acc)[kR][C], const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+                           int64_t steps) {
+    for (int64_t k = 0; k < steps; ++k, b += b_stride) {
+      F operand[C];
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) operand[c] = V::load(b + c * kW);
+#pragma GCC unroll 8
+      for (int r = 0; r < kR; ++r) {
+        const F broadcast = V::set1(a[r * a_stride + k]);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) acc[r][c] = D::mac(acc[r][c], operand[c], broadcast);
+      }
+    }
+  }
+
+  template <int C>
+  static __attribute__((noinline)) void score_block(const float* q, int64_t words, const float* keys, float* scores,
+                                                    float* lane_max, bool first) {
+    F acc[kR][C];
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) acc[r][c] = V::zero();
+    }
+    multiply<C>(acc, q, words, keys, kKeys, words);
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+      F max = acc[r][0];
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) {
+        V::store(scores + r * kKeys + c * kW, acc[r][c]);
+        max = V::max(max, acc[r][c]);
+      }
+      if (!first) max = V::max(max, V::load(lane_max + r * kW));
+      V::store(lane_max + r * kW, max);
+    }
+  }
+
+  template <int C>
+  static __attribute__((noinline)) void value_block(const float* weights, int64_t weight_stride, const float* shrink,
+                                                    const float* values, int64_t value_stride, int64_t steps, float* out,
+                                                    int64_t out_stride) {
+    F acc[kR][C];
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+      const F factor = V::set1(shrink[r]);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) acc[r][c] = V::mul(V::load(out + r * out_stride + c * kW), factor);
+    }
+    multiply<C>(acc, weights, weight_stride, values, value_stride, steps);
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) V::store(out + r * out_stride + c * kW, acc[r][c]);
+    }
+  }
+
+  // fn<C>(first) over `vectors` columns in nearly equal parts of at most kC.
+  template <typename Fn>
+  QVL_INLINE void for_columns(int64_t vectors, const Fn& fn) {
+    for (int64_t j = 0; j < vectors;) {
+      const int64_t left = vectors - j, parts = (left + kC - 1) / kC, c = (left + parts - 1) / parts;
+      if constexpr (kC >= 4) {
+        if (c == 4) fn.template operator()<4>(j);
+        if (c == 3) fn.template operator()<3>(j);
+      }
+      if (c == 2) fn.template operator()<2>(j);
+      if (c == 1) fn.template operator()<1>(j);
+      j += c;
+    }
+  }
+
+  // Scores behind a row's last visible key become -inf.
+  static __attribute__((noinline)) void hide(Scratch* s, const int32_t* visible, int64_t vectors) {
+    const F hidden = V::set1(-std::numeric_limits<float>::infinity());
+    for (int r = 0; r < kR; ++r) {
+      F max = hidden;
+      for (int64_t j = 0; j < vectors; ++j) {
+        float* p = s->scores + r * kKeys + j * kW;
+        const int64_t left = visible[r] - j * kW, n = left < 0 ? 0 : left > kW ? kW : left;
+        const F v = V::first_lanes(V::load(p), hidden, n);
+        V::store(p, v);
+        max = V::max(max, v);
+      }
+      V::store(s->lane_max + r * kW, max);
+    }
+  }
+
+  static void attend(const AttendArgs& args) {
+    Scratch* s = static_cast<Scratch*>(args.scratch);
+    const int64_t words = args.head_dim / D::kUnit, out_stride = round_up(args.head_dim, kAttentionLanes);
+    const int64_t out_vectors = (args.head_dim + kW - 1) / kW;
+    const auto* keys = static_cast<const float*>(args.keys);
+    const auto* values = static_cast<const float*>(args.values);
+    const F scale = V::set1(args.scale);
+    for (int64_t group = 0; group < args.rows; group += kR) {
+      int32_t visible[kR];
+      int64_t most = 0, least = args.key_count;
+      for (int r = 0; r < kR; ++r) {
+        visible[r] = args.visible == nullptr ? static_cast<int32_t>(args.key_count) : args.visible[group + r];
+        if (visible[r] > most) most = visible[r];
+        if (visible[r] < least) least = visible[r];
+      }
+      if (most == 0) continue;
+      const int64_t vectors = (most + kW - 1) / kW;
+
+      const float* q = static_cast<const float*>(args.queries) + group * words;
+      for_columns(vectors, [&]<int C>(int64_t j) {
+        score_block<C>(q, words, keys + j * kW, s->scores + j * kW, s->lane_max, j == 0);
+      });
+      if (least < vectors * kW) hide(s, visible, vectors);
+
+      for (int r = 0; r < kR; ++r) s->row[r] = V::reduce_max(V::load(s->lane_max + r * kW));
+      const F old = V::load_n(args.max + group, kR);
+      const F now = V::max(old, V::mul(V::load_n(s->row, kR), scale));
+      V::store_n(args.max + group, now, kR);
+      V::store(s->row, exp2_nonpositive<V>(V::sub(old, now)));
+
+      for (int r = 0; r < kR; ++r) {
+        float* sum = args.sum + (group + r) * kAttentionLanes;
+        const F start = V::mul(V::load(sum), V::set1(s->row[r]));
+        V::store(sum, D::keep_weights(s->scores + r * kKeys, s->weights + r * kWeightWords, vectors, scale,
+                                      V::set1(args.max[group + r]), start));
+      }
+
+      const float* weights = D::kWeightsInPlace ? s->scores : s->weights;
+      float* out = args.out + group * out_stride;
+      for_columns(out_vectors, [&]<int C>(int64_t j) {
+        value_block<C>(weights, kWeightWords, s->row, values + j * kW, out_stride, (most + D::kUnit - 1) / D::kUnit,
+                       out + j * kW, out_stride);
+      });
+    }
+  }
+
+  template <typename T>
+  static void finish(const float* out, const float* sum, int64_t hd, void* dst) {
+    T* p = static_cast<T*>(dst);
+    F total = V::load(sum);
+    for (int64_t i = kW; i < kAttentionLanes; i += kW) total = V::add(total, V::load(sum + i));
+    const F inverse = V::set1(1.0f / V::reduce_add(total));
+    int64_t i = 0;
+    // Adding zero turns a negative zero into a positive one.
+    for (; i + kW <= hd; i += kW) V::store(p + i, V::fma(V::load(out + i), inverse, V::zero()));
+    if (i < hd) V::store_n(p + i, V::fma(V::load(out + i), inverse, V::zero()), hd - i);
+  }
+
+  static size_t query_bytes(int64_t hd) { return static_cast<size_t>(hd / D::kUnit) * sizeof(float); }
+  static size_t key_tile_bytes(int64_t hd) { return static_cast<size_t>(hd / D::kUnit * kKeys) * sizeof(float); }
+  static size_t value_tile_bytes(int64_t hd) {
+    return static_cast<size_t>(round_up(hd, kAttentionLanes) * kWeightWords) * sizeof(float);
+  }
+  static size_t scratch_bytes(int64_t) { return sizeof(Scratch); }
+
+  // Packing of float words from elements T, widened where needed.
+  template <typename T>
+  static void pack_query(const void* src, int64_t hd, void* dst) {
+    const T* p = static_cast<const T*>(src);
+    float* q = static_cast<float*>(dst);
+    int64_t i = 0;
+    for (; i + kW <= hd; i += kW) V::store(q + i, V::load(p + i));
+    if (i < hd) V::store_n(q + i, V::load_n(p + i, hd - i), hd - i);
+  }
+
+  template <typename T>
+  static void pack_keys(const void* src, int64_t stride, int64_t first, int64_t count, int64_t hd, void* tile) {
+    const T* p = static_cast<const T*>(src);
+    float* dst = static_cast<float*>(tile) + first;
+    const int64_t padded = round_up(count, kAttentionLanes);
+    for (int64_t key = 0; key < padded; key += kW) {
+      for (int64_t d = 0; d < hd; d += kW) {
+        const int64_t n = hd - d < kW ? hd - d : kW;
+        F block[kW];
+        for (int64_t i = 0; i < kW; ++i) {
+          block[i] = key + i < count ? V::load_n(p + (key + i) * stride + d, n) : V::zero();
+        }
+        V::transpose(block);
+        for (int64_t i = 0; i < n; ++i) V::store(dst + (d + i) * kKeys + key, block[i]);
+      }
+    }
+  }
+
+  template <typename T>
+  static void pack_values(const void* src, int64_t stride, int64_t first, int64_t count, int64_t hd, void* tile) {
+    const T* p = static_cast<const T*>(src);
+    const int64_t out_stride = round_up(hd, kAttentionLanes);
+    float* dst = static_cast<float*>(tile) + first * out_stride;
+    const int64_t padded = round_up(count, kAttentionLanes);
+    for (int64_t key = 0; key < padded; ++key, dst += out_stride) {
+      for (int64_t d = 0; d < out_stride; d += kW) {
+        const int64_t left = hd - d, n = key < count ? (left < 0 ? 0 : left < kW ? left : kW) : 0;
+        V::store(dst + d, n == 0 ? V::zero() : V::load_n(p + key * stride + d, n));
+      }
+    }
+  }
+};
+
+// The tile of float words for activations of type T.
+template <typename V, typename T>
+AttentionTile attention_tile_f32_words() {
+  using Kernel = Tile<V, DotF32<V>>;
+  AttentionTile t;
+  t.key_tile = Kernel::kKeys;
+  t.row_group = Kernel::kR;
+  t.query_bytes = Kernel::query_bytes;
+  t.key_tile_bytes = Kernel::key_tile_bytes;
+  t.value_tile_bytes = Kernel::value_tile_bytes;
+  t.scratch_bytes = Kernel::scratch_bytes;
+  t.pack_query = Kernel::template pack_query<T>;
+  t.pack_keys = Kernel::template pack_keys<T>;
+  t.pack_values = Kernel::template pack_values<T>;
+  t.attend = Kernel::attend;
+  t.finish = Kernel::template finish<T>;
+  return t;
+}
+
+}  // namespace qvl::kernels::simd
