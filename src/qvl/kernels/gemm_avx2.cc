@@ -4,7 +4,5 @@
 #if defined(__x86_64__)
 namespace qvl::kernels {
 const LinearKernels& linear_kernels_avx2() { return linear_kernels_scalar(); }
-const LinearKernels& linear_kernels_avx512() { return linear_kernels_scalar(); }
-const LinearKernels& linear_kernels_avx512bf16() { return linear_kernels_scalar(); }
 }  // namespace qvl::kernels
 #endif

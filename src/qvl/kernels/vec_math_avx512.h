@@ -103,6 +103,52 @@ QVL_VEC_INLINE __m512 round_to_bf16_ps(__m512 v) {
 // Mask of the first n of 16 lanes, 0 <= n <= 16.
 QVL_VEC_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
+// Lanes 0..7 and 8..15. The zero-masking form: GCC 12 warns about its own plain one (GCC bug 105593).
+QVL_VEC_INLINE __m256 lower_half_ps(__m512 v) { return _mm512_maskz_extractf32x8_ps(0xff, v, 0); }
+QVL_VEC_INLINE __m256 upper_half_ps(__m512 v) { return _mm512_maskz_extractf32x8_ps(0xff, v, 1); }
+
+// The sum of all lanes, by halves.
+QVL_VEC_INLINE float sum_ps(__m512 v) {
+  const __m256 h = _mm256_add_ps(lower_half_ps(v), upper_half_ps(v));
+  __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+
+// rows[i] lane j <-> rows[j] lane i.
+QVL_VEC_INLINE void transpose_16x16(__m512 (&rows)[16]) {
+  __m512 t[16];
+  // Within each 128-bit lane: 4x4 blocks, by pairs of rows and then pairs of pairs.
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(t[4 * i]), b = _mm512_castps_pd(t[4 * i + 1]);
+    const __m512d c = _mm512_castps_pd(t[4 * i + 2]), d = _mm512_castps_pd(t[4 * i + 3]);
+    rows[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    rows[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    rows[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    rows[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+  }
+  // rows[4 g + j], lane l: column 4 l + j of row group g. A 4x4 transpose of whole lanes for each j.
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 ab_low = _mm512_shuffle_f32x4(rows[j], rows[4 + j], 0x88);
+    const __m512 ab_high = _mm512_shuffle_f32x4(rows[j], rows[4 + j], 0xdd);
+    const __m512 cd_low = _mm512_shuffle_f32x4(rows[8 + j], rows[12 + j], 0x88);
+    const __m512 cd_high = _mm512_shuffle_f32x4(rows[8 + j], rows[12 + j], 0xdd);
+    t[j] = _mm512_shuffle_f32x4(ab_low, cd_low, 0x88);
+    t[4 + j] = _mm512_shuffle_f32x4(ab_high, cd_high, 0x88);
+    t[8 + j] = _mm512_shuffle_f32x4(ab_low, cd_low, 0xdd);
+    t[12 + j] = _mm512_shuffle_f32x4(ab_high, cd_high, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) rows[i] = t[i];
+}
+
 }  // namespace qvl::kernels::avx512
 
 #pragma GCC pop_options
