@@ -6,8 +6,8 @@ QVL_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cd "$QVL_ROOT"
 
 # What the product needs to build; versions are those of Debian 12.
-QVL_BUILD_PACKAGES=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libfmt-dev libcli11-dev libutf8proc-dev
-  libpcre2-dev libjpeg62-turbo-dev libpng-dev libwebp-dev libexif-dev libgif-dev)
+QVL_BUILD_PACKAGES=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libfmt-dev libcli11-dev
+  libsimdjson-dev libjpeg62-turbo-dev libpng-dev libwebp-dev libgif-dev libedit-dev)
 # What only the tests need. npm and python fetch the real vocabulary and its reference tokenizer.
 QVL_TEST_PACKAGES=(libgtest-dev python3 python3-venv)
 
