@@ -9,9 +9,9 @@
 namespace qvl::model {
 namespace {
 
-// Far above every real model and far below what could overflow a shape product.
-constexpr int64_t kMaxWidth = int64_t{1} << 24;
-constexpr int64_t kMaxCount = 4096;
+// Far above every real model, and such that the parameter count of any accepted configuration fits 63 bits.
+constexpr int64_t kMaxWidth = int64_t{1} << 20;
+constexpr int64_t kMaxCount = 1024;
 
 void check_activation(const JsonReader& reader, std::string_view key, const std::string& expected) {
   const std::string got = reader.text(key, expected);
@@ -171,7 +171,7 @@ void validate_vision(const VisionConfig& c, const std::string& where) {
   check_range(where, "in_channels", c.in_channels, 1, 64);
   check_range(where, "patch_size", c.patch_size, 1, 1024);
   check_range(where, "temporal_patch_size", c.temporal_patch_size, 1, 64);
-  check_range(where, "spatial_merge_size", c.spatial_merge_size, 1, 64);
+  check_range(where, "spatial_merge_size", c.spatial_merge_size, 1, 8);
   check_range(where, "out_hidden_size", c.out_hidden_size, 1, kMaxWidth);
   check_range(where, "num_position_embeddings", c.num_position_embeddings, 1, kMaxWidth);
   if (c.hidden_size % c.num_heads != 0) {

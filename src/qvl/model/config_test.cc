@@ -5,10 +5,12 @@
 
 #include <cmath>
 #include <filesystem>
-#include <fstream>
+#include <functional>
 
 #include "qvl/base/error.h"
+#include "qvl/model/positions.h"
 #include "qvl/model/public_shapes.h"
+#include "qvl/model/tensor_table.h"
 
 namespace qvl::model {
 namespace {
@@ -177,9 +179,9 @@ TEST(Config, RefusesContradictions) {
   };
   const std::vector<Case> cases = {
       {"text_config", "num_key_value_heads", 3, "num_attention_heads: expected a multiple of num_key_value_heads 3, got 4"},
-      {"text_config", "num_key_value_heads", 0, "num_key_value_heads: expected 1 to 4096, got 0"},
+      {"text_config", "num_key_value_heads", 0, "num_key_value_heads: expected 1 to 1024, got 0"},
       {"text_config", "head_dim", 33, "head_dim: expected an even number, got 33"},
-      {"text_config", "hidden_size", -5, "hidden_size: expected 1 to 16777216, got -5"},
+      {"text_config", "hidden_size", -5, "hidden_size: expected 1 to 1048576, got -5"},
       {"text_config", "hidden_size", 128, "vision out_hidden_size: expected the text hidden_size 128, got 64"},
       {"text_config", "num_hidden_layers", 2, "number of deepstack_visual_indexes: expected at most the 2 decoder layers, got 3"},
       {"text_config", "num_hidden_layers", 1e30, "key 'num_hidden_layers': expected an integer, got 1e+30"},
@@ -214,6 +216,59 @@ TEST(Config, RefusesContradictions) {
     EXPECT_NE(text.find(c.message), std::string::npos) << c.key << ": " << text;
     EXPECT_EQ(text.rfind("[config.json", 0), 0u) << text;
   }
+}
+
+// Puts every odd value in place of every value of the document, one at a time.
+void for_each_replacement(Json& root, Json& node, const std::function<void(const std::string&)>& fn) {
+  static const std::vector<Json> kOdd = {nullptr, true,  0,       -1,      1,     3,     1e308,        0.5,
+                                         "x",     "",    INT64_MAX, INT64_MIN, UINT64_MAX, Json::array(), Json::object(),
+                                         Json::array({1, 2, 3}), Json::array({nullptr}), 1048576, 1024};
+  for (auto& [key, value] : node.items()) {
+    const Json original = value;
+    for (const Json& odd : kOdd) {
+      value = odd;
+      fn(key + " = " + odd.dump());
+    }
+    value = original;
+    if (value.is_object()) for_each_replacement(root, value, fn);
+  }
+}
+
+TEST(Config, OddValuesAreReadOrRefusedButNeverWorse) {
+  int accepted = 0;
+  int refused = 0;
+  for (const char* type : {"default", "yarn"}) {
+    Json json = tiny();
+    json["text_config"]["rope_scaling"]["rope_type"] = type;
+    json["text_config"]["rope_scaling"]["factor"] = 2.0;
+    json["text_config"]["rope_scaling"]["original_max_position_embeddings"] = 1024;
+    json["text_config"]["rope_scaling"]["beta_fast"] = 32;
+    json["text_config"]["rope_scaling"]["attention_factor"] = 1.5;
+    json["quantization_config"] = nullptr;
+    for_each_replacement(json, json, [&](const std::string& what) {
+      try {
+        const ModelConfig c = ModelConfig::from_json(json, "config.json");
+        EXPECT_GT(parameter_count(c).total, 0) << what;
+        EXPECT_GT(c.kv_bytes_per_token(4), 0) << what;
+        for (const float f : mrope_inv_freq(c.text)) EXPECT_TRUE(std::isfinite(f)) << what;
+        EXPECT_TRUE(std::isfinite(mrope_attention_factor(c.text))) << what;
+        ++accepted;
+      } catch (const Error& e) {
+        EXPECT_EQ(std::string(e.what()).find("[config.json"), 0u) << what << ": " << e.what();
+        ++refused;
+      }
+    });
+  }
+  EXPECT_GT(accepted, 300);
+  EXPECT_GT(refused, 600);
+  Json generation = parse_json(public_generation_config_json("tiny"), "test");
+  for_each_replacement(generation, generation, [&](const std::string& what) {
+    try {
+      GenerationConfig::from_json(generation, "g");
+    } catch (const Error& e) {
+      EXPECT_EQ(std::string(e.what()).find("[g]"), 0u) << what << ": " << e.what();
+    }
+  });
 }
 
 TEST(Config, NullAndAbsentKeyValueHeads) {

@@ -29,11 +29,17 @@ void check_grid(const image::Grid& g, int64_t merge) {
   }
 }
 
+// Tables are made for these patches: a bound on memory, about 100 GB of pixels.
 int64_t patch_total(std::span<const image::Grid> grids, int64_t merge) {
+  constexpr int64_t kMaxPatches = int64_t{1} << 26;
   int64_t total = 0;
   for (const image::Grid& g : grids) {
     check_grid(g, merge);
     total += g.patches();
+    if (total > kMaxPatches) {
+      fail(ErrorCode::kLimit, "positions", "patches in one call", "at most " + std::to_string(kMaxPatches),
+           std::to_string(total));
+    }
   }
   return total;
 }

@@ -235,6 +235,16 @@ TEST(Vision, TapsStayInsideTheTableAndSumToOne) {
   }
 }
 
+TEST(Vision, ImpossibleGridsAreErrors) {
+  const auto run = [](Grid g) { return error_of([&] { vision_taps(std::vector<Grid>{g}, 48, 2); }); };
+  EXPECT_EQ(run({1, 65536, 65536}),
+            "[positions] patches in one call: expected at most 67108864, got 4294967296");
+  EXPECT_NE(run({1, 3, 4}).find("h and w multiples of 2, got (1, 3, 4)"), std::string::npos);
+  EXPECT_NE(run({-1, 2, 2}).find("positive numbers"), std::string::npos);
+  EXPECT_THROW(patch_coords(std::vector<Grid>{{1, 2, 2}}, 0), Error);
+  EXPECT_THROW(vision_taps(std::vector<Grid>{{1, 2, 2}}, 0, 2), Error);
+}
+
 TEST(Vision, CosSinOfRealHeadSizes) {
   const SafetensorsFile file = SafetensorsFile::open(kGolden / "rope/vision_6x4.safetensors");
   for (const int64_t head_dim : {64, 72}) {
