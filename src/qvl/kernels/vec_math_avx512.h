@@ -1,7 +1,7 @@
 // Vector math for kernels compiled for AVX-512 (F, BW, VL, DQ): exp, the activations, bfloat16 conversion and the
 // 16x16 transpose. Include after the standard headers; the functions carry their own target.
 //
-// Errors against double (vec_math_test.cc): exp 2 ulp over the whole range, results below 2^-126 gradual;
+// Errors against double (finish_test.cc): exp 2 ulp over the whole range, results below 2^-126 gradual;
 // sigmoid-based activations 4 ulp near the origin, growing with the rounding of the exponent's argument.
 #pragma once
 
