@@ -58,8 +58,9 @@ void resize_width(const uint8_t* src, int64_t rows, int64_t in_width, const Resi
                   WeightedRowsKernel kernel, Scratch& scratch) {
   const int64_t out_width = static_cast<int64_t>(taps.first.size());
   const double scale = static_cast<double>(in_width) / static_cast<double>(out_width);
-  // About 128 input columns a tile (24 KiB), but never so few outputs that the overlap of tiles dominates.
-  const int64_t tile_columns = std::clamp<int64_t>(static_cast<int64_t>(128.0 / scale), 16, 256);
+  // About 512 input columns a tile (96 KiB): long enough runs for the prefetcher, and never so few outputs that the
+  // overlap of tiles dominates.
+  const int64_t tile_columns = std::clamp<int64_t>(static_cast<int64_t>(512.0 / scale), 16, 512);
   const int64_t column_bytes = kChannels * kTileRows;
   for (int64_t y = 0; y < rows; y += kTileRows) {
     const int64_t tile_rows = std::min(kTileRows, rows - y);

@@ -19,23 +19,29 @@
 namespace qvl::image {
 namespace {
 
+// Chunks of a fixed length, so that compilers for other processors turn the loops into vector code.
+template <int64_t kChunk>
+void weighted_chunk(const uint8_t* src, int64_t src_stride_bytes, int32_t count, const int16_t* weight,
+                    int precision_bits, uint8_t* dst) {
+  std::array<int32_t, kChunk> sum;
+  sum.fill(precision_bits > 0 ? 1 << (precision_bits - 1) : 0);
+  for (int32_t j = 0; j < count; ++j) {
+    const uint8_t* row = src + j * src_stride_bytes;
+    const int32_t w = weight[j];
+    for (int64_t x = 0; x < kChunk; ++x) sum[static_cast<size_t>(x)] += w * row[x];
+  }
+  for (int64_t x = 0; x < kChunk; ++x) {
+    dst[x] = static_cast<uint8_t>(std::clamp(sum[static_cast<size_t>(x)] >> precision_bits, 0, 255));
+  }
+}
+
 void weighted_rows_scalar(const uint8_t* src, int64_t src_stride_bytes, int32_t count, const int16_t* weight,
                           int precision_bits, uint8_t* dst, int64_t length) {
-  constexpr int64_t kChunk = 256;
-  std::array<int32_t, kChunk> sum;
-  const int32_t half = precision_bits > 0 ? 1 << (precision_bits - 1) : 0;
-  for (int64_t x0 = 0; x0 < length; x0 += kChunk) {
-    const int64_t n = std::min(kChunk, length - x0);
-    for (int64_t x = 0; x < n; ++x) sum[x] = half;
-    for (int32_t j = 0; j < count; ++j) {
-      const uint8_t* row = src + j * src_stride_bytes + x0;
-      const int32_t w = weight[j];
-      for (int64_t x = 0; x < n; ++x) sum[x] += w * row[x];
-    }
-    for (int64_t x = 0; x < n; ++x) {
-      dst[x0 + x] = static_cast<uint8_t>(std::clamp(sum[x] >> precision_bits, 0, 255));
-    }
+  int64_t x = 0;
+  for (; x + 32 <= length; x += 32) {
+    weighted_chunk<32>(src + x, src_stride_bytes, count, weight, precision_bits, dst + x);
   }
+  for (; x < length; ++x) weighted_chunk<1>(src + x, src_stride_bytes, count, weight, precision_bits, dst + x);
 }
 
 #if defined(__x86_64__)
