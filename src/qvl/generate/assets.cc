@@ -1,29 +1,31 @@
 #include "qvl/generate/assets.h"
 
-#include <fmt/format.h>
-
 #include "qvl/base/error.h"
+#include "qvl/generate/cat.h"
 
 namespace qvl::generate {
 namespace {
 
-void check_placeholder(const text::Tokenizer& tokenizer, std::string_view token, int32_t wanted, std::string_view where) {
+void check_placeholder(const text::Tokenizer& tokenizer, std::string_view token, int32_t wanted,
+                       std::string_view where) {
   const std::optional<int32_t> id = tokenizer.token_id(token);
   if (id && *id == wanted) return;
-  fail(ErrorCode::kMismatch, where, fmt::format("id of {}", token), fmt::format("{} as in config.json", wanted),
-       id ? fmt::format("{}", *id) : std::string("no such token"), "tokenizer and weights of different models?");
+  fail(ErrorCode::kMismatch, where, cat("id of ", token), cat(wanted, " as in config.json"),
+       id ? cat(*id) : std::string("no such token"), "tokenizer and weights of different models?");
 }
 
 }  // namespace
 
-void check_patch_geometry(const image::PatchConfig& patches, const model::VisionConfig& vision, std::string_view where) {
+void check_patch_geometry(const image::PatchConfig& patches, const model::VisionConfig& vision,
+                          std::string_view where) {
   if (patches.patch_size_px == vision.patch_size && patches.merge_size == vision.spatial_merge_size &&
       patches.temporal_patch_size == vision.temporal_patch_size) {
     return;
   }
   fail(ErrorCode::kMismatch, where, "patch, merge and temporal size",
-       fmt::format("{}, {}, {} as in config.json", vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size),
-       fmt::format("{}, {}, {}", patches.patch_size_px, patches.merge_size, patches.temporal_patch_size));
+       cat(vision.patch_size, ", ", vision.spatial_merge_size, ", ", vision.temporal_patch_size,
+           " as in config.json"),
+       cat(patches.patch_size_px, ", ", patches.merge_size, ", ", patches.temporal_patch_size));
 }
 
 Assets Assets::load(const std::filesystem::path& folder, const model::ModelConfig& config) {
@@ -38,8 +40,9 @@ Assets Assets::load(const std::filesystem::path& folder, const model::ModelConfi
   check_placeholder(assets.tokenizer, "<|image_pad|>", config.image_token_id, where);
   check_placeholder(assets.tokenizer, "<|video_pad|>", config.video_token_id, where);
   if (assets.tokenizer.vocab_size() > config.text.vocab_size) {
-    fail(ErrorCode::kMismatch, where, "tokenizer", fmt::format("at most {} tokens, the rows of the embedding", config.text.vocab_size),
-         fmt::format("{}", assets.tokenizer.vocab_size()), "tokenizer and weights of different models?");
+    fail(ErrorCode::kMismatch, where, "tokenizer",
+         cat("at most ", config.text.vocab_size, " tokens, the rows of the embedding"),
+         cat(assets.tokenizer.vocab_size()), "tokenizer and weights of different models?");
   }
   check_patch_geometry(assets.image, config.vision, where + ": image processor");
   check_patch_geometry(assets.video, config.vision, where + ": video processor");
@@ -53,9 +56,11 @@ Assets Assets::load(const std::filesystem::path& folder, const model::ModelConfi
 }
 
 SamplingParams resolve_sampling(const model::GenerationConfig& defaults, const SamplingOverrides& overrides) {
-  const bool sampling_asked = (overrides.temperature && *overrides.temperature > 0) || overrides.top_k || overrides.top_p || overrides.min_p;
+  const bool sampling_asked = (overrides.temperature && *overrides.temperature > 0) || overrides.top_k ||
+                              overrides.top_p || overrides.min_p;
   if (overrides.greedy && sampling_asked) {
-    fail(ErrorCode::kInvalidArgument, "sampling", "greedy", "no temperature, top_k, top_p or min_p beside it", "both");
+    fail(ErrorCode::kInvalidArgument, "sampling", "greedy", "no temperature, top_k, top_p or min_p beside it",
+         "both");
   }
   SamplingParams params;
   params.greedy = overrides.greedy || (!defaults.do_sample && !sampling_asked);

@@ -1,5 +1,5 @@
-// What a checkpoint folder holds beside the network: tokenizer, chat template, image and video limits, generation
-// defaults (spec 1, 7). Loaded once, shared by all sessions.
+// What a checkpoint folder holds beside the network: tokenizer, chat template, image and video limits,
+// generation defaults (spec 1, 7). Loaded once, shared by all sessions.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,8 @@
 namespace qvl::generate {
 
 // Patch geometry of a processor file against the network's; throws kMismatch.
-void check_patch_geometry(const image::PatchConfig& patches, const model::VisionConfig& vision, std::string_view where);
+void check_patch_geometry(const image::PatchConfig& patches, const model::VisionConfig& vision,
+                          std::string_view where);
 
 struct Assets {
   std::filesystem::path folder;
@@ -25,11 +26,12 @@ struct Assets {
   image::ImageProcessorConfig image;
   image::VideoProcessorConfig video;
   model::GenerationConfig generation;
-  // Tokens that end an answer: those of generation_config.json or config.json, else <|im_end|> and <|endoftext|>.
+  // Tokens that end an answer: those of generation_config.json or config.json, else <|im_end|> and
+  // <|endoftext|>.
   std::vector<int32_t> end_ids;
 
-  // Throws kNotFound (no tokenizer), kFormat, kUnsupported, kMismatch (placeholder ids, vocabulary or patch geometry
-  // that do not fit the network).
+  // Throws kNotFound (no tokenizer), kFormat, kUnsupported, kMismatch (placeholder ids, vocabulary or patch
+  // geometry that do not fit the network).
   static Assets load(const std::filesystem::path& folder, const model::ModelConfig& config);
 };
 
@@ -45,12 +47,12 @@ struct SamplingOverrides {
   std::optional<double> frequency_penalty;
 };
 
-// Greedy when asked for, or when the checkpoint says do_sample false and no sampling value was given. Throws as
-// validate(), and kInvalidArgument when greedy is combined with a sampling value.
+// Greedy when asked for, or when the checkpoint says do_sample false and no sampling value was given. Throws
+// as validate(), and kInvalidArgument when greedy is combined with a sampling value.
 SamplingParams resolve_sampling(const model::GenerationConfig& defaults, const SamplingOverrides& overrides);
 
-// Without a word from user or checkpoint an answer ends after this many tokens: a small model that loops would
-// otherwise fill the whole context.
+// Without a word from user or checkpoint an answer ends after this many tokens: a small model that loops
+// would otherwise fill the whole context.
 inline constexpr int64_t kDefaultMaxTokens = 2048;
 
 }  // namespace qvl::generate

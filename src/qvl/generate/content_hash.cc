@@ -26,7 +26,8 @@ ContentHash::ContentHash()
 void ContentHash::block(const uint8_t* bytes) {
   std::array<uint32_t, 64> w;
   for (size_t i = 0; i < 16; ++i) {
-    w[i] = uint32_t{bytes[4 * i]} << 24 | uint32_t{bytes[4 * i + 1]} << 16 | uint32_t{bytes[4 * i + 2]} << 8 | bytes[4 * i + 3];
+    w[i] = uint32_t{bytes[4 * i]} << 24 | uint32_t{bytes[4 * i + 1]} << 16 | uint32_t{bytes[4 * i + 2]} << 8 |
+           bytes[4 * i + 3];
   }
   for (size_t i = 16; i < 64; ++i) {
     const uint32_t s0 = std::rotr(w[i - 15], 7) ^ std::rotr(w[i - 15], 18) ^ (w[i - 15] >> 3);
@@ -65,7 +66,9 @@ void ContentHash::add(std::span<const std::byte> bytes) {
   }
 }
 
-void ContentHash::add(std::string_view text) { add(std::as_bytes(std::span(text))); }
+void ContentHash::add(std::string_view text) {
+  add(std::as_bytes(std::span(text)));
+}
 
 std::string ContentHash::finish() {
   const uint64_t bits = total_bytes_ * 8;

@@ -1,5 +1,6 @@
-// SHA-256 (FIPS 180-4) of picture files: the name under which their features are remembered (image_memory.h). A
-// cryptographic hash because a server's users must not be able to craft a file that is answered with another's.
+// SHA-256 (FIPS 180-4) of picture files: the name under which their features are remembered (image_memory.h).
+// A cryptographic hash because a server's users must not be able to craft a file that is answered with
+// another's.
 #pragma once
 
 #include <array>

@@ -1,6 +1,7 @@
-// An engine for tests: no network, but logits that depend on every bit the session hands over. Each cached position
-// folds its embedding, its three rotary positions and its DeepStack rows into a running hash, and the logits are
-// drawn from the hash. A wrong row, position or order changes every token that follows; the split into chunks does not.
+// An engine for tests: no network, but logits that depend on every bit the session hands over. Each cached
+// position folds its embedding, its three rotary positions and its DeepStack rows into a running hash, and
+// the logits are drawn from the hash. A wrong row, position or order changes every token that follows; the
+// split into chunks does not.
 #pragma once
 
 #include <bit>
@@ -61,7 +62,8 @@ class FakeEngine final : public engine::Engine {
 
   model::ModelConfig config_;
   mutable FakeCalls calls_;
-  // Tokens to say, in order, whatever the hash (empty: the hash decides). Index = number of tokens decoded so far.
+  // Tokens to say, in order, whatever the hash (empty: the hash decides). Index = number of tokens decoded so
+  // far.
   std::vector<int32_t> script_;
   mutable std::function<void()> on_decode_;
 
@@ -72,7 +74,8 @@ class FakeEngine final : public engine::Engine {
                                   const engine::StageHooks& hooks) const override {
       int64_t patches = 0;
       for (const auto& g : grids) patches += g.patches();
-      if (pixels.size() != static_cast<size_t>(patches) * 1536) fail(ErrorCode::kMismatch, "fake", "pixel rows");
+      if (pixels.size() != static_cast<size_t>(patches) * 1536)
+        fail(ErrorCode::kMismatch, "fake", "pixel rows");
       for (int64_t i = 0; i < 4; ++i) {
         if (hooks.progress && !hooks.progress(i, 4)) fail(ErrorCode::kCancelled, "fake", "stopped");
       }
@@ -85,7 +88,8 @@ class FakeEngine final : public engine::Engine {
         auto v = t.as<float>();
         for (size_t r = 0; r < static_cast<size_t>(patches / 4); ++r)
           for (size_t c = 0; c < static_cast<size_t>(width); ++c) {
-            v[r * static_cast<size_t>(width) + c] = scale * pixels[(r * 4) * 1536 + c * 191] + static_cast<float>(c);
+            v[r * static_cast<size_t>(width) + c] =
+                scale * pixels[(r * 4) * 1536 + c * 191] + static_cast<float>(c);
           }
         return t;
       };
@@ -105,7 +109,8 @@ class FakeEngine final : public engine::Engine {
       Tensor t(DType::kF32, {static_cast<int64_t>(ids.size()), width});
       auto v = t.as<float>();
       for (size_t i = 0; i < ids.size(); ++i) {
-        if (ids[i] < 0 || ids[i] >= owner_->config_.text.vocab_size) fail(ErrorCode::kInvalidArgument, "fake", "token id");
+        if (ids[i] < 0 || ids[i] >= owner_->config_.text.vocab_size)
+          fail(ErrorCode::kInvalidArgument, "fake", "token id");
         for (size_t c = 0; c < static_cast<size_t>(width); ++c) {
           v[i * static_cast<size_t>(width) + c] = static_cast<float>(ids[i]) + static_cast<float>(c) * 0.125F;
         }
@@ -133,12 +138,15 @@ class FakeEngine final : public engine::Engine {
       size_t next_visual = 0;
       for (size_t r = 0; r < rows; ++r) {
         uint64_t h = fake.hashes.empty() ? 1 : fake.hashes.back();
-        for (float v : input.embeds->as<float>().subspan(r * width, width)) h = mix(h, std::bit_cast<uint32_t>(v));
+        for (float v : input.embeds->as<float>().subspan(r * width, width))
+          h = mix(h, std::bit_cast<uint32_t>(v));
         for (const auto& axis : input.positions) h = mix(h, static_cast<uint64_t>(axis[r]));
-        if (next_visual < input.visual_rows.size() && input.visual_rows[next_visual] == static_cast<int64_t>(r)) {
+        if (next_visual < input.visual_rows.size() &&
+            input.visual_rows[next_visual] == static_cast<int64_t>(r)) {
           const size_t from = static_cast<size_t>(input.deepstack_offset) + next_visual++;
           for (const Tensor& level : input.deepstack) {
-            for (float v : level.as<float>().subspan(from * width, width)) h = mix(h, std::bit_cast<uint32_t>(v));
+            for (float v : level.as<float>().subspan(from * width, width))
+              h = mix(h, std::bit_cast<uint32_t>(v));
           }
         }
         fake.hashes.push_back(h);
@@ -148,19 +156,24 @@ class FakeEngine final : public engine::Engine {
         }
       }
       const int64_t vocabulary = owner_->config_.text.vocab_size;
-      const int64_t out_rows = mode == engine::LogitsMode::kNone ? 0 : mode == engine::LogitsMode::kLast ? 1 : static_cast<int64_t>(rows);
+      const int64_t out_rows = mode == engine::LogitsMode::kNone   ? 0
+                               : mode == engine::LogitsMode::kLast ? 1
+                                                                   : static_cast<int64_t>(rows);
       Tensor logits(DType::kF32, {out_rows, vocabulary});
       auto v = logits.as<float>();
       for (int64_t r = 0; r < out_rows; ++r) {
         const uint64_t h = fake.hashes[fake.hashes.size() - static_cast<size_t>(out_rows - r)];
         for (int64_t c = 0; c < vocabulary; ++c) {
           // Pads and markers stay unlikely, as in a trained model.
-          const bool never = c >= owner_->config_.image_token_id && c <= owner_->config_.vision_end_token_id;
+          const model::ModelConfig& ids = owner_->config_;
+          const bool never = c == ids.image_token_id || c == ids.video_token_id ||
+                             c == ids.vision_start_token_id || c == ids.vision_end_token_id;
           v[static_cast<size_t>(r * vocabulary + c)] =
               never ? -100.0F : static_cast<float>(mix(h, static_cast<uint64_t>(c)) >> 40) * 0x1.0p-22F;
         }
       }
-      const auto step = static_cast<size_t>(input.decode ? owner_->calls_.decode_steps : owner_->calls_.decode_steps = 0);
+      const auto step =
+          static_cast<size_t>(input.decode ? owner_->calls_.decode_steps : owner_->calls_.decode_steps = 0);
       if (out_rows > 0 && step < owner_->script_.size()) {
         v[static_cast<size_t>((out_rows - 1) * vocabulary + owner_->script_[step])] = 50.0F;
       }

@@ -1,5 +1,5 @@
-// Features of pictures seen before, by content: a picture that comes again, in a later turn or from another session,
-// is not encoded again. Least recently used ones go when the budget is spent.
+// Features of pictures seen before, by content: a picture that comes again, in a later turn or from another
+// session, is not encoded again. Least recently used ones go when the budget is spent.
 #pragma once
 
 #include <cstddef>

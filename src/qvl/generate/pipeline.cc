@@ -1,12 +1,11 @@
 #include "qvl/generate/pipeline.h"
 
-#include <fmt/format.h>
-
 #include <chrono>
 #include <random>
 
 #include "qvl/base/error.h"
 #include "qvl/base/mapped_file.h"
+#include "qvl/generate/cat.h"
 #include "qvl/generate/content_hash.h"
 #include "qvl/generate/stop_strings.h"
 #include "qvl/image/decode.h"
@@ -23,9 +22,11 @@ double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
+// Short enough to be read off --verbose and typed again.
 uint64_t fresh_seed() {
-  std::random_device device;
-  return uint64_t{device()} << 32 | device();
+  return std::random_device()();
+}
+<< 32 | device();
 }
 
 // Tokens to shown text: whole characters, stop strings taken out.
@@ -62,9 +63,11 @@ class TextStream {
   std::string text_;
 };
 
-std::string display_name(const VisualInput& input) { return input.name.empty() ? input.path.string() : input.name; }
+std::string display_name(const VisualInput& input) {
+  return input.name.empty() ? input.path.string() : input.name;
+}
 
-constexpr size_t kMaxFileBytes = image::DecodeLimits{}.max_file_bytes;
+const size_t kMaxFileBytes = image::DecodeLimits{}.max_file_bytes;
 
 }  // namespace
 
@@ -88,24 +91,27 @@ ChatMessage text_message(text::Role role, std::string text) {
 
 Pipeline::Pipeline(std::shared_ptr<const engine::Engine> engine, std::shared_ptr<const Assets> assets,
                    std::shared_ptr<ImageMemory> memory, int64_t prefill_chunk_tokens)
-    : engine_(engine), assets_(std::move(assets)), memory_(std::move(memory)), session_(std::move(engine), prefill_chunk_tokens) {}
+    : engine_(engine),
+      assets_(std::move(assets)),
+      memory_(std::move(memory)),
+      session_(std::move(engine), prefill_chunk_tokens) {}
 
 std::string Pipeline::content_key(const Visual& visual, const std::string& file_bytes) const {
   const VisualInput& input = visual.input_;
   ContentHash hash;
-  auto limit = [](const std::optional<int64_t>& v) { return v ? fmt::format("{}", *v) : std::string("-"); };
-  hash.add(fmt::format("{} {} {}\n", input.kind == VisualInput::Kind::kFrameFolder ? "video" : "image",
-                       limit(visual.overrides_.min_pixels), limit(visual.overrides_.max_pixels)));
+  auto limit = [](const std::optional<int64_t>& v) { return v ? cat(*v) : std::string("-"); };
+  hash.add(cat(input.kind == VisualInput::Kind::kFrameFolder ? "video" : "image", " ",
+               limit(visual.overrides_.min_pixels), " ", limit(visual.overrides_.max_pixels), "\n"));
   if (input.kind != VisualInput::Kind::kFrameFolder) {
     hash.add(file_bytes);
     return hash.finish();
   }
   const auto frames = image::list_frames(input.path);
   const double fps = input.native_fps.value_or(image::kDefaultNativeFps);
-  hash.add(fmt::format("{} frames at {}\n", frames.size(), fps));
+  hash.add(cat(frames.size(), " frames at ", fps, "\n"));
   for (int64_t i : image::sample_frames(static_cast<int64_t>(frames.size()), fps, assets_->video)) {
     const std::string bytes = read_file(frames[static_cast<size_t>(i)], kMaxFileBytes);
-    hash.add(fmt::format("frame {} of {} bytes\n", i, bytes.size()));
+    hash.add(cat("frame ", i, " of ", bytes.size(), " bytes\n"));
     hash.add(bytes);
   }
   return hash.finish();
@@ -136,15 +142,18 @@ void Pipeline::preprocess(Visual& visual) {
     }
   }
   if (is_video) {
-    image::PreprocessedVideo video = image::load_video(input.path, input.native_fps, assets_->video, visual.overrides_, {}, &engine_->pool());
+    image::PreprocessedVideo video = image::load_video(input.path, input.native_fps, assets_->video,
+                                                       visual.overrides_, {}, &engine_->pool());
     info.grid = video.grid;
     info.width = video.width, info.height = video.height;
     info.resized_width = video.resized_width, info.resized_height = video.resized_height;
     info.timestamps_s = std::move(video.timestamps_s);
     visual.pixels_ = std::move(video.pixel_values);
   } else {
-    const image::RgbImage decoded = image::decode_image(std::as_bytes(std::span(file_bytes)), {}, display_name(input));
-    image::PreprocessedImage image = image::preprocess_image(decoded, assets_->image, visual.overrides_, &engine_->pool());
+    const image::RgbImage decoded =
+        image::decode_image(std::as_bytes(std::span(file_bytes)), {}, display_name(input));
+    image::PreprocessedImage image =
+        image::preprocess_image(decoded, assets_->image, visual.overrides_, &engine_->pool());
     info.grid = image.grid;
     info.width = image.width, info.height = image.height;
     info.resized_width = image.resized_width, info.resized_height = image.resized_height;
@@ -167,7 +176,9 @@ const Tensor& Pipeline::pixels(Visual& visual) {
   return visual.pixels_;
 }
 
-std::shared_ptr<const engine::VisionFeatures> Pipeline::encode(Visual& visual, const engine::ProgressFn& progress, double* encode_ms) {
+std::shared_ptr<const engine::VisionFeatures> Pipeline::encode(Visual& visual,
+                                                               const engine::ProgressFn& progress,
+                                                               double* encode_ms) {
   if (auto known = memory_->find(visual.info_.key)) {
     visual.pixels_ = Tensor();
     return known->features;
@@ -183,40 +194,55 @@ std::shared_ptr<const engine::VisionFeatures> Pipeline::encode(Visual& visual, c
   return features;
 }
 
-Prompt Pipeline::make_prompt(const std::vector<ChatMessage>& conversation, const AnswerOptions& options) const {
-  const int64_t merge = engine_->config().vision.spatial_merge_size;
-  std::vector<text::Message> messages;
+std::vector<int32_t> chat_token_ids(const Assets& assets, const model::VisionConfig& vision,
+                                    const std::vector<text::Message>& messages,
+                                    const std::vector<VisualInfo>& visuals, text::ChatOptions options) {
   std::vector<int64_t> image_tokens;
   std::vector<text::VideoPlacement> videos;
+  for (const VisualInfo& v : visuals) {
+    const int64_t tokens = v.grid.merged_tokens(vision.spatial_merge_size);
+    if (v.is_video) {
+      videos.push_back({.tokens_per_group = tokens / v.grid.t, .timestamps_s = v.timestamps_s});
+    } else {
+      image_tokens.push_back(tokens);
+    }
+  }
+  options.variant = assets.chat_template.variant;
+  return text::encode_prompt(assets.tokenizer, text::render_chat(messages, options), image_tokens, videos)
+      .ids;
+}
+
+Prompt Pipeline::make_prompt(const std::vector<ChatMessage>& conversation,
+                             const AnswerOptions& options) const {
+  std::vector<text::Message> messages;
+  std::vector<VisualInfo> infos;
   Prompt prompt;
   for (const ChatMessage& m : conversation) {
     messages.push_back(m.message);
     for (const auto& visual : m.visuals) {
       const VisualInfo& info = visual->info();
-      if (info.is_video) {
-        videos.push_back({.tokens_per_group = info.grid.merged_tokens(merge) / info.grid.t, .timestamps_s = info.timestamps_s});
-      } else {
-        image_tokens.push_back(info.grid.merged_tokens(merge));
-      }
-      prompt.visuals.push_back({.is_video = info.is_video, .grid = info.grid, .key = info.key, .features = nullptr});
+      infos.push_back(info);
+      prompt.visuals.push_back(
+          {.is_video = info.is_video, .grid = info.grid, .key = info.key, .features = nullptr});
     }
   }
   text::ChatOptions chat;
   chat.tools = options.tools;
   chat.add_vision_id = options.add_vision_id;
-  chat.variant = assets_->chat_template.variant;
-  prompt.ids = text::encode_prompt(assets_->tokenizer, text::render_chat(messages, chat), image_tokens, videos).ids;
+  prompt.ids = chat_token_ids(*assets_, engine_->config().vision, messages, infos, std::move(chat));
   return prompt;
 }
 
-Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const AnswerOptions& options, const AnswerCallbacks& callbacks) {
+Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
+                        const AnswerCallbacks& callbacks) {
   const auto start = Clock::now();
   Answer answer;
   answer.seed = options.seed ? *options.seed : fresh_seed();
   auto cancelled = [&] { return callbacks.cancel && callbacks.cancel->load(std::memory_order_relaxed); };
   auto hook = [&](Phase phase, int64_t before, int64_t part, int64_t total) -> engine::ProgressFn {
     return [&, phase, before, part, total](int64_t done, int64_t units) {
-      if (callbacks.progress) callbacks.progress(phase, before + (units > 0 ? part * done / units : 0), total);
+      if (callbacks.progress)
+        callbacks.progress(phase, before + (units > 0 ? part * done / units : 0), total);
       return !cancelled();
     };
   };
@@ -230,7 +256,9 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
   }
   for (Visual* v : visuals) {
     const VisualInfo& info = v->info();
-    answer.visuals.push_back({.info = info, .tokens = info.grid.merged_tokens(engine_->config().vision.spatial_merge_size), .cached = true});
+    answer.visuals.push_back({.info = info,
+                              .tokens = info.grid.merged_tokens(engine_->config().vision.spatial_merge_size),
+                              .cached = true});
     answer.image_tokens += answer.visuals.back().tokens;
   }
   answer.prompt_tokens = static_cast<int64_t>(prompt.ids.size());
@@ -241,13 +269,15 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
     answer.preprocess_ms += ms;
     return ms;
   };
-  preprocess_before_ms = collect_preprocess();  // loading happened before this call, but the user waited for it
+  preprocess_before_ms =
+      collect_preprocess();  // loading happened before this call, but the user waited for it
 
   try {
     const std::vector<bool> needed = session_.visuals_needed(prompt, session_.cached_prefix(prompt));
     int64_t total_patches = 0;
     for (size_t i = 0; i < visuals.size(); ++i) {
-      if (needed[i] && !memory_->find(visuals[i]->info().key)) total_patches += visuals[i]->info().grid.patches();
+      if (needed[i] && !memory_->find(visuals[i]->info().key))
+        total_patches += visuals[i]->info().grid.patches();
     }
     for (size_t i = 0; i < visuals.size(); ++i) {
       if (!needed[i]) {
@@ -256,7 +286,8 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
       }
       const int64_t patches = visuals[i]->info().grid.patches();
       double encode_ms = -1;
-      prompt.visuals[i].features = encode(*visuals[i], hook(Phase::kVision, answer.vision_patches, patches, total_patches), &encode_ms);
+      prompt.visuals[i].features = encode(
+          *visuals[i], hook(Phase::kVision, answer.vision_patches, patches, total_patches), &encode_ms);
       if (encode_ms < 0) continue;
       answer.visuals[i].cached = false;
       answer.visuals[i].encode_ms = encode_ms;
@@ -282,7 +313,8 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
                            .end_ids = options.ignore_eos ? std::vector<int32_t>{} : assets_->end_ids,
                            .id_limit = assets_->tokenizer.vocab_size()};
   const double before_ms = preprocess_before_ms + ms_since(start);
-  GenerateResult result = session_.generate(generate, [&](int32_t id) { return stream.push(id); }, callbacks.cancel);
+  GenerateResult result = session_.generate(
+      generate, [&](int32_t id) { return stream.push(id); }, callbacks.cancel);
   stream.finish();
   answer.text = stream.text();
   answer.token_ids = std::move(result.ids);

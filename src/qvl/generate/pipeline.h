@@ -1,5 +1,5 @@
-// From a conversation with pictures to an answer: decode, preprocess, encode, prompt, prefill, decode loop, text.
-// Commands and the server call this; the session below it only knows tokens.
+// From a conversation with pictures to an answer: decode, preprocess, encode, prompt, prefill, decode loop,
+// text. Commands and the server call this; the session below it only knows tokens.
 #pragma once
 
 #include <atomic>
@@ -23,14 +23,14 @@ namespace qvl::generate {
 struct VisualInput {
   enum class Kind { kImageFile, kImageBytes, kFrameFolder };
   Kind kind = Kind::kImageFile;
-  std::filesystem::path path;         // file or folder
-  std::string bytes;                  // kImageBytes: an image file in memory
-  std::string name;                   // for messages; the path if empty
-  std::optional<double> native_fps;   // kFrameFolder: recorded at (24 if unknown)
+  std::filesystem::path path;        // file or folder
+  std::string bytes;                 // kImageBytes: an image file in memory
+  std::string name;                  // for messages; the path if empty
+  std::optional<double> native_fps;  // kFrameFolder: recorded at (24 if unknown)
 };
 
-// A picture that a conversation refers to. Made by Pipeline::load; keeps what later turns need, so the file may change
-// or go away once it was answered about.
+// A picture that a conversation refers to. Made by Pipeline::load; keeps what later turns need, so the file
+// may change or go away once it was answered about.
 class Visual {
  public:
   const VisualInfo& info() const { return info_; }
@@ -56,20 +56,20 @@ ChatMessage text_message(text::Role role, std::string text);
 
 struct AnswerOptions {
   SamplingParams sampling;
-  std::optional<uint64_t> seed;   // absent: a new one every time
+  std::optional<uint64_t> seed;  // absent: a new one every time
   int64_t max_tokens = kDefaultMaxTokens;
   std::vector<std::string> stop;  // stop strings; they end the answer and are not part of it
   bool ignore_eos = false;
-  Json tools;                     // null or an array of schemas
+  Json tools;  // null or an array of schemas
   bool add_vision_id = false;
 };
 
 enum class Phase { kVision, kPrefill };
 
 struct AnswerCallbacks {
-  std::function<void(std::string_view text)> on_text;                        // pieces of the answer
-  std::function<void(Phase phase, int64_t done, int64_t total)> progress;    // patches, prompt tokens
-  const std::atomic<bool>* cancel = nullptr;                                 // set: the answer ends where it is
+  std::function<void(std::string_view text)> on_text;                      // pieces of the answer
+  std::function<void(Phase phase, int64_t done, int64_t total)> progress;  // patches, prompt tokens
+  const std::atomic<bool>* cancel = nullptr;                               // set: the answer ends where it is
 };
 
 struct VisualReport {
@@ -96,6 +96,12 @@ struct Answer {
   double decode_ms = 0;  // first token to last
 };
 
+// The token ids of a conversation, placeholders expanded for the given visuals (in the order of their parts).
+// The template's variant comes from the assets.
+std::vector<int32_t> chat_token_ids(const Assets& assets, const model::VisionConfig& vision,
+                                    const std::vector<text::Message>& messages,
+                                    const std::vector<VisualInfo>& visuals, text::ChatOptions options = {});
+
 class Pipeline {
  public:
   // `memory` may be shared by pipelines of the same engine and assets.
@@ -105,16 +111,17 @@ class Pipeline {
   // Reads and preprocesses a picture unless its features are remembered. Throws what the image room throws.
   std::shared_ptr<Visual> load(VisualInput input, const image::PixelOverrides& overrides = {});
 
-  // Answers the last message. The conversation is given whole every time; what the session's cache already holds is not
-  // computed again. When cancelled the answer holds what was said by then. Throws kInvalidArgument, kMismatch, kLimit
-  // and what the stages throw; the pipeline stays usable.
+  // Answers the last message. The conversation is given whole every time; what the session's cache already
+  // holds is not computed again. When cancelled the answer holds what was said by then. Throws
+  // kInvalidArgument, kMismatch, kLimit and what the stages throw; the pipeline stays usable.
   Answer answer(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
                 const AnswerCallbacks& callbacks = {});
 
   // The prompt as the model gets it, visuals without features.
   Prompt make_prompt(const std::vector<ChatMessage>& conversation, const AnswerOptions& options) const;
   // A visual's features, from memory or by encoding it now (then *encode_ms is set).
-  std::shared_ptr<const engine::VisionFeatures> encode(Visual& visual, const engine::ProgressFn& progress, double* encode_ms);
+  std::shared_ptr<const engine::VisionFeatures> encode(Visual& visual, const engine::ProgressFn& progress,
+                                                       double* encode_ms);
   // Preprocessed pixels [P, 1536] of a visual; read again if they were given up.
   const Tensor& pixels(Visual& visual);
 

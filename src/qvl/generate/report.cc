@@ -6,11 +6,15 @@ namespace qvl::generate {
 namespace {
 
 // Microseconds are noise.
-double rounded(double v) { return std::round(v * 1000.0) / 1000.0; }
+double rounded(double v) {
+  return std::round(v * 1000.0) / 1000.0;
+}
 
 }  // namespace
 
-double per_second(double units, double ms) { return ms > 0 ? units / ms * 1000.0 : 0.0; }
+double per_second(double units, double ms) {
+  return ms > 0 ? units / ms * 1000.0 : 0.0;
+}
 
 Json answer_json(const Answer& a, const engine::EngineInfo& engine, const RunFacts& facts) {
   Json out;
@@ -35,16 +39,18 @@ Json answer_json(const Answer& a, const engine::EngineInfo& engine, const RunFac
   }
   const auto computed = static_cast<double>(a.prompt_tokens - a.cached_tokens);
   const double decoded = a.token_ids.empty() ? 0.0 : static_cast<double>(a.token_ids.size() - 1);
-  out["timings"] = {{"load_ms", rounded(facts.load_ms)},
-                    {"preprocess_ms", rounded(a.preprocess_ms)},
-                    {"vision_ms", rounded(a.vision_ms)},
-                    {"vision_patches_per_s", rounded(per_second(static_cast<double>(a.vision_patches), a.vision_ms))},
-                    {"prefill_ms", rounded(a.prefill_ms)},
-                    {"prefill_tokens_per_s", rounded(per_second(computed, a.prefill_ms))},
-                    {"ttft_ms", rounded(a.ttft_ms)},
-                    {"decode_tokens_per_s", rounded(per_second(decoded, a.decode_ms))}};
+  out["timings"] = {
+      {"load_ms", rounded(facts.load_ms)},
+      {"preprocess_ms", rounded(a.preprocess_ms)},
+      {"vision_ms", rounded(a.vision_ms)},
+      {"vision_patches_per_s", rounded(per_second(static_cast<double>(a.vision_patches), a.vision_ms))},
+      {"prefill_ms", rounded(a.prefill_ms)},
+      {"prefill_tokens_per_s", rounded(per_second(computed, a.prefill_ms))},
+      {"ttft_ms", rounded(a.ttft_ms)},
+      {"decode_tokens_per_s", rounded(per_second(decoded, a.decode_ms))}};
   out["peak_rss_mb"] = rounded(facts.peak_rss_mb);
-  out["engine"] = {{"vision", engine.vision}, {"text", engine.text}, {"isa", engine.isa}, {"threads", engine.threads}};
+  out["engine"] = {
+      {"vision", engine.vision}, {"text", engine.text}, {"isa", engine.isa}, {"threads", engine.threads}};
   return out;
 }
 

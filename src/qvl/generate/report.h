@@ -1,5 +1,5 @@
-// The JSON object of `qvl run --json`: a contract that programs read, so its keys, their order and types live here
-// and are tested, not in the command.
+// The JSON object of `qvl run --json`: a contract that programs read, so its keys, their order and types live
+// here and are tested, not in the command.
 #pragma once
 
 #include "qvl/base/json.h"
@@ -13,8 +13,9 @@ struct RunFacts {
   double peak_rss_mb = 0;
 };
 
-// {"text", "token_ids", "finish_reason", "usage": {...}, "images": [...], "timings": {...}, "peak_rss_mb", "engine": {...}}.
-// Videos stand in "images" too, with grid_thw[0] above 1. Rates are 0 where nothing was computed.
+// {"text", "token_ids", "finish_reason", "usage": {...}, "images": [...], "timings": {...}, "peak_rss_mb",
+// "engine": {...}}. Videos stand in "images" too, with grid_thw[0] above 1. Rates are 0 where nothing was
+// computed.
 Json answer_json(const Answer& answer, const engine::EngineInfo& engine, const RunFacts& facts);
 
 // Units per second; 0 when no time passed.

@@ -1,23 +1,24 @@
-// Sampling, spec 7.6. The vocabulary has 152 thousand entries, so nothing here sorts all of it: top-k uses a heap of
-// k values, top-p sorts a growing head of the list until its mass is reached.
+// Sampling, spec 7.6. The vocabulary has 152 thousand entries, so nothing here sorts all of it: top-k uses a
+// heap of k values, top-p sorts a growing head of the list until its mass is reached.
 #include "qvl/generate/sampler.h"
-
-#include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 #include <functional>
 
 #include "qvl/base/error.h"
+#include "qvl/generate/cat.h"
 
 namespace qvl::generate {
 namespace {
 
 void check(bool ok, const char* name, const char* expected, double got) {
-  if (!ok) fail(ErrorCode::kInvalidArgument, "sampling", name, expected, fmt::format("{}", got));
+  if (!ok) fail(ErrorCode::kInvalidArgument, "sampling", name, expected, cat(got));
 }
 
-bool by_id(const Sampler::Candidate& a, const Sampler::Candidate& b) { return a.id < b.id; }
+bool by_id(const Sampler::Candidate& a, const Sampler::Candidate& b) {
+  return a.id < b.id;
+}
 
 bool likelier(const Sampler::Candidate& a, const Sampler::Candidate& b) {
   return a.probability != b.probability ? a.probability > b.probability : a.id < b.id;
@@ -31,9 +32,10 @@ void validate(const SamplingParams& p) {
   check(p.top_k >= 0, "top_k", "0 (off) or more", static_cast<double>(p.top_k));
   check(p.top_p >= 0 && p.top_p <= 1, "top_p", "0..1", p.top_p);
   check(p.min_p >= 0 && p.min_p <= 1, "min_p", "0..1", p.min_p);
-  check(p.repetition_penalty > 0 && p.repetition_penalty <= 100, "repetition_penalty", "more than 0, at most 100",
-        p.repetition_penalty);
-  check(p.presence_penalty >= -100 && p.presence_penalty <= 100, "presence_penalty", "-100..100", p.presence_penalty);
+  check(p.repetition_penalty > 0 && p.repetition_penalty <= 100, "repetition_penalty",
+        "more than 0, at most 100", p.repetition_penalty);
+  check(p.presence_penalty >= -100 && p.presence_penalty <= 100, "presence_penalty", "-100..100",
+        p.presence_penalty);
   check(p.frequency_penalty >= -100 && p.frequency_penalty <= 100, "frequency_penalty", "-100..100",
         p.frequency_penalty);
 }
@@ -42,7 +44,7 @@ Sampler::Sampler(const SamplingParams& params, uint64_t seed, int64_t id_limit)
     : params_(params), random_(seed), id_limit_(id_limit) {
   validate(params);
   if (id_limit < 1) {
-    fail(ErrorCode::kInvalidArgument, "sampling", "ids that have text", "1 or more", fmt::format("{}", id_limit));
+    fail(ErrorCode::kInvalidArgument, "sampling", "ids that have text", "1 or more", cat(id_limit));
   }
 }
 
@@ -56,12 +58,13 @@ void Sampler::add_generated(int32_t id) {
 }
 
 std::span<const float> Sampler::penalised(std::span<const float> logits) {
-  logits = logits.first(static_cast<size_t>(std::min<int64_t>(id_limit_, static_cast<int64_t>(logits.size()))));
+  logits =
+      logits.first(static_cast<size_t>(std::min<int64_t>(id_limit_, static_cast<int64_t>(logits.size()))));
   bool any_finite = false;
   for (size_t i = 0; i < logits.size(); ++i) {
     const float v = logits[i];
     if (!(v < INFINITY)) {
-      fail(ErrorCode::kFormat, "sampling", fmt::format("logit of token {}", i), "a finite number", fmt::format("{}", v),
+      fail(ErrorCode::kFormat, "sampling", cat("logit of token ", i), "a finite number", cat(v),
            "are the weights damaged?");
     }
     any_finite |= v > -INFINITY;
@@ -85,9 +88,11 @@ std::span<const float> Sampler::penalised(std::span<const float> logits) {
   return logits_;
 }
 
-// While the filters run, Candidate::probability holds logit / temperature until keep_top_p turns it into weights.
+// While the filters run, Candidate::probability holds logit / temperature until keep_top_p turns it into
+// weights.
 void Sampler::keep_top_k() {
-  const auto k = static_cast<size_t>(std::min<int64_t>(params_.top_k, static_cast<int64_t>(candidates_.size())));
+  const auto k =
+      static_cast<size_t>(std::min<int64_t>(params_.top_k, static_cast<int64_t>(candidates_.size())));
   if (k == 0 || k == candidates_.size()) return;
   std::vector<double> heap;
   heap.reserve(k);
@@ -105,8 +110,8 @@ void Sampler::keep_top_k() {
   std::erase_if(candidates_, [&](const Candidate& c) { return c.probability < smallest; });
 }
 
-// Sorted ascending, a token is dropped where the cumulative probability is <= 1 - p: the same as dropping it when
-// everything likelier already sums to at least p.
+// Sorted ascending, a token is dropped where the cumulative probability is <= 1 - p: the same as dropping it
+// when everything likelier already sums to at least p.
 void Sampler::keep_top_p() {
   if (params_.top_p >= 1.0) return;
   double total = 0;

@@ -1,5 +1,5 @@
-// Chooses the next token from the logits of one position: penalties, temperature, top-k, top-p, min-p, draw, in the
-// order of spec 7.6. Last step of every decode iteration (session.h).
+// Chooses the next token from the logits of one position: penalties, temperature, top-k, top-p, min-p, draw,
+// in the order of spec 7.6. Last step of every decode iteration (session.h).
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,8 @@ struct SamplingParams {
 // Throws kInvalidArgument "[sampling] top_p: expected 0..1, got 1.5" and the like.
 void validate(const SamplingParams& params);
 
-// A seeded stream of reals in [0, 1). The Mersenne Twister's output is fixed by the C++ standard and the conversion is
-// exact, so a seed means the same stream on every machine.
+// A seeded stream of reals in [0, 1). The Mersenne Twister's output is fixed by the C++ standard and the
+// conversion is exact, so a seed means the same stream on every machine.
 class Random {
  public:
   explicit Random(uint64_t seed) : engine_(seed) {}
@@ -50,12 +50,12 @@ class Sampler {
   void add_prompt(std::span<const int32_t> ids);
   void add_generated(int32_t id);
 
-  // logits: [V], V >= 1. Throws kFormat when one is NaN or +infinity or when none is finite (a broken checkpoint).
-  // Consumes one random number unless greedy.
+  // logits: [V], V >= 1. Throws kFormat when one is NaN or +infinity or when none is finite (a broken
+  // checkpoint). Consumes one random number unless greedy.
   int32_t sample(std::span<const float> logits);
 
-  // The distribution that sample() draws from, ascending ids, probabilities summing to 1. One entry when greedy.
-  // Valid until the next call.
+  // The distribution that sample() draws from, ascending ids, probabilities summing to 1. One entry when
+  // greedy. Valid until the next call.
   std::span<const Candidate> distribution(std::span<const float> logits);
 
   bool is_greedy() const { return params_.greedy || params_.temperature == 0; }

@@ -1,5 +1,5 @@
-// The sampler against a plain restatement that sorts the whole vocabulary in double, and drawn frequencies against
-// the stated distribution.
+// The sampler against a plain restatement that sorts the whole vocabulary in double, and drawn frequencies
+// against the stated distribution.
 #include "qvl/generate/sampler.h"
 
 #include <gtest/gtest.h>
@@ -91,10 +91,20 @@ TEST(Sampler, EqualsThePlainRestatement) {
       {"top_p zero", 1000, 990, {.top_p = 0.0}},
       {"min_p", 1000, 990, {.min_p = 0.05}},
       {"published", 152000, 151669, {.temperature = 0.7, .top_k = 20, .top_p = 0.8}},
-      {"all", 152000, 151669, {.temperature = 1.3, .top_k = 900, .top_p = 0.95, .min_p = 0.01,
-                               .repetition_penalty = 1.2, .presence_penalty = 1.5, .frequency_penalty = 0.3}},
-      {"penalties below one", 1000, 990, {.temperature = 0.9, .repetition_penalty = 0.8, .presence_penalty = -0.5,
-                                          .frequency_penalty = -0.25}},
+      {"all",
+       152000,
+       151669,
+       {.temperature = 1.3,
+        .top_k = 900,
+        .top_p = 0.95,
+        .min_p = 0.01,
+        .repetition_penalty = 1.2,
+        .presence_penalty = 1.5,
+        .frequency_penalty = 0.3}},
+      {"penalties below one",
+       1000,
+       990,
+       {.temperature = 0.9, .repetition_penalty = 0.8, .presence_penalty = -0.5, .frequency_penalty = -0.25}},
   };
   uint64_t seed = 1;
   for (const Case& c : cases) {
@@ -153,7 +163,8 @@ TEST(Sampler, RepetitionCountsATokenOnceAndPresenceSparesThePrompt) {
   EXPECT_DOUBLE_EQ(once.distribution(logits)[0].probability, twice.distribution(logits)[0].probability);
   Sampler presence({.presence_penalty = 5}, 0, 3), untouched({}, 0, 3);
   presence.add_prompt(std::vector<int32_t>{0});
-  EXPECT_DOUBLE_EQ(presence.distribution(logits)[0].probability, untouched.distribution(logits)[0].probability);
+  EXPECT_DOUBLE_EQ(presence.distribution(logits)[0].probability,
+                   untouched.distribution(logits)[0].probability);
 }
 
 TEST(Sampler, NeverChoosesAnIdWithoutText) {
@@ -187,8 +198,16 @@ TEST(Sampler, BrokenLogitsAreAnError) {
 TEST(Sampler, RejectsValuesOutOfRange) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const std::vector<SamplingParams> bad = {
-      {.temperature = -0.1}, {.temperature = nan}, {.top_k = -1}, {.top_p = 1.01}, {.top_p = nan}, {.min_p = -0.1},
-      {.min_p = 1.5}, {.repetition_penalty = 0}, {.repetition_penalty = -1}, {.presence_penalty = nan},
+      {.temperature = -0.1},
+      {.temperature = nan},
+      {.top_k = -1},
+      {.top_p = 1.01},
+      {.top_p = nan},
+      {.min_p = -0.1},
+      {.min_p = 1.5},
+      {.repetition_penalty = 0},
+      {.repetition_penalty = -1},
+      {.presence_penalty = nan},
       {.frequency_penalty = 1e9},
   };
   for (const auto& p : bad) EXPECT_THROW(validate(p), Error);
@@ -218,8 +237,8 @@ TEST(Sampler, DrawsWithTheStatedProbabilities) {
   EXPECT_GT(statistic, 1.5);   // a suspiciously perfect fit would be a counter, not a draw
 }
 
-// Pins the stream: these values follow from the published MT19937-64 and must never change, or a seed would mean
-// another answer in the next release.
+// Pins the stream: these values follow from the published MT19937-64 and must never change, or a seed would
+// mean another answer in the next release.
 TEST(Sampler, ASeedMeansTheSameStreamEverywhere) {
   std::mt19937_64 published;  // default seed 5489; its 10000th value is given in the C++ standard
   published.discard(9999);
@@ -232,7 +251,8 @@ TEST(Sampler, ASeedMeansTheSameStreamEverywhere) {
   const auto logits = random_logits(500, 7, 3.0);
   Sampler a({}, 17, 500), b({}, 17, 500), c({}, 18, 500);
   std::vector<int32_t> x, y, z;
-  for (int i = 0; i < 50; ++i) x.push_back(a.sample(logits)), y.push_back(b.sample(logits)), z.push_back(c.sample(logits));
+  for (int i = 0; i < 50; ++i)
+    x.push_back(a.sample(logits)), y.push_back(b.sample(logits)), z.push_back(c.sample(logits));
   EXPECT_EQ(x, y);
   EXPECT_NE(x, z);
 }

@@ -1,13 +1,12 @@
 #include "qvl/generate/session.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 
 #include "qvl/base/error.h"
 #include "qvl/engine/visual_features.h"
+#include "qvl/generate/cat.h"
 #include "qvl/model/positions.h"
 
 namespace qvl::generate {
@@ -19,7 +18,8 @@ double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
-// Rows of one kind (images or videos) that a chunk shows, gathered from the features of the visuals they belong to.
+// Rows of one kind (images or videos) that a chunk shows, gathered from the features of the visuals they
+// belong to.
 class FeatureRows {
  public:
   void add(const engine::VisionFeatures& features, int64_t row) { rows_.push_back({&features, row}); }
@@ -28,11 +28,12 @@ class FeatureRows {
   const engine::VisionFeatures* gather() {
     if (rows_.empty()) return nullptr;
     const engine::VisionFeatures& first = *rows_.front().features;
-    result_.merged = gather_level(first.merged, [](const engine::VisionFeatures& f) -> const Tensor& { return f.merged; });
+    result_.merged =
+        gather_level(first.merged, [](const engine::VisionFeatures& f) -> const Tensor& { return f.merged; });
     for (size_t level = 0; level < first.deepstack.size(); ++level) {
-      result_.deepstack.push_back(gather_level(first.deepstack[level], [level](const engine::VisionFeatures& f) -> const Tensor& {
-        return f.deepstack.at(level);
-      }));
+      result_.deepstack.push_back(gather_level(
+          first.deepstack[level],
+          [level](const engine::VisionFeatures& f) -> const Tensor& { return f.deepstack.at(level); }));
     }
     return &result_;
   }
@@ -51,11 +52,13 @@ class FeatureRows {
     for (size_t i = 0; i < rows_.size(); ++i) {
       const Tensor& from = select(*rows_[i].features);
       if (from.dtype() != like.dtype() || from.dim(1) != width) {
-        fail(ErrorCode::kMismatch, "session", "visual features", fmt::format("{} wide {}", width, dtype_name(like.dtype())),
-             fmt::format("{} wide {}", from.dim(1), dtype_name(from.dtype())));
+        fail(ErrorCode::kMismatch, "session", "visual features",
+             cat(width, " wide ", dtype_name(like.dtype())),
+             cat(from.dim(1), " wide ", dtype_name(from.dtype())));
       }
       std::memcpy(static_cast<std::byte*>(out.data()) + i * row_bytes,
-                  static_cast<const std::byte*>(from.data()) + static_cast<size_t>(rows_[i].row) * row_bytes, row_bytes);
+                  static_cast<const std::byte*>(from.data()) + static_cast<size_t>(rows_[i].row) * row_bytes,
+                  row_bytes);
     }
     return out;
   }
@@ -85,7 +88,8 @@ std::string_view finish_reason_name(FinishReason reason) {
 Session::Session(std::shared_ptr<const engine::Engine> engine, int64_t prefill_chunk_tokens)
     : engine_(std::move(engine)), prefill_chunk_tokens_(prefill_chunk_tokens) {
   if (prefill_chunk_tokens < 1) {
-    fail(ErrorCode::kInvalidArgument, "session", "prefill chunk", "1 token or more", fmt::format("{}", prefill_chunk_tokens));
+    fail(ErrorCode::kInvalidArgument, "session", "prefill chunk", "1 token or more",
+         cat(prefill_chunk_tokens));
   }
 }
 
@@ -108,7 +112,9 @@ Session::Layout Session::layout(const Prompt& prompt) const {
   };
   int64_t placed[2] = {0, 0};
   for (size_t i = 0; i < prompt.ids.size(); ++i) {
-    const int kind = prompt.ids[i] == config.image_token_id ? 0 : prompt.ids[i] == config.video_token_id ? 1 : -1;
+    const int kind = prompt.ids[i] == config.image_token_id   ? 0
+                     : prompt.ids[i] == config.video_token_id ? 1
+                                                              : -1;
     if (kind < 0) continue;
     ++placed[kind];
     advance(kind);
@@ -121,7 +127,7 @@ Session::Layout Session::layout(const Prompt& prompt) const {
   for (int kind = 0; kind < 2; ++kind) {
     if (placed[kind] == wanted[kind]) continue;
     fail(ErrorCode::kMismatch, "session", kind == 0 ? "image placeholder tokens" : "video placeholder tokens",
-         fmt::format("{} (one per merged token)", wanted[kind]), fmt::format("{}", placed[kind]));
+         cat(wanted[kind], " (one per merged token)"), cat(placed[kind]));
   }
   return out;
 }
@@ -134,13 +140,17 @@ int64_t Session::common_prefix(const Prompt& prompt, const Layout& layout) const
     const int32_t mine = visual_of_[n];
     const int32_t theirs = layout.visual[n];
     if ((mine < 0) != (theirs < 0)) break;
-    if (mine >= 0 && !same_visual(visuals_[static_cast<size_t>(mine)], prompt.visuals[static_cast<size_t>(theirs)])) break;
+    if (mine >= 0 &&
+        !same_visual(visuals_[static_cast<size_t>(mine)], prompt.visuals[static_cast<size_t>(theirs)]))
+      break;
     ++n;
   }
   return static_cast<int64_t>(n);
 }
 
-int64_t Session::cached_prefix(const Prompt& prompt) const { return common_prefix(prompt, layout(prompt)); }
+int64_t Session::cached_prefix(const Prompt& prompt) const {
+  return common_prefix(prompt, layout(prompt));
+}
 
 std::vector<bool> Session::visuals_needed(const Prompt& prompt, int64_t cached) const {
   const Layout where = layout(prompt);
@@ -155,9 +165,11 @@ void Session::check_context(const Prompt& prompt) const {
   const auto tokens = static_cast<int64_t>(prompt.ids.size());
   if (tokens < context_tokens()) return;
   int64_t visual = 0;
-  for (const PromptVisual& v : prompt.visuals) visual += v.grid.merged_tokens(engine_->config().vision.spatial_merge_size);
-  fail(ErrorCode::kLimit, "session", "prompt", fmt::format("fewer tokens than the model's context of {}", context_tokens()),
-       fmt::format("{} ({} of them visual)", tokens, visual),
+  for (const PromptVisual& v : prompt.visuals)
+    visual += v.grid.merged_tokens(engine_->config().vision.spatial_merge_size);
+  fail(ErrorCode::kLimit, "session", "prompt",
+       cat("fewer tokens than the model's context of ", context_tokens()),
+       cat(tokens, " (", visual, " of them visual)"),
        visual > tokens / 2 ? "fewer or smaller images: --max-pixels" : "a shorter prompt");
 }
 
@@ -179,12 +191,14 @@ void Session::truncate(int64_t length) {
 
 PrefillResult Session::prefill(const Prompt& prompt, const engine::ProgressFn& progress) {
   const auto start = Clock::now();
-  if (prompt.ids.empty()) fail(ErrorCode::kInvalidArgument, "session", "prompt", "at least one token", "none");
+  if (prompt.ids.empty())
+    fail(ErrorCode::kInvalidArgument, "session", "prompt", "at least one token", "none");
   const Layout where = layout(prompt);
   check_context(prompt);
   std::vector<image::Grid> grids[2];
   for (const PromptVisual& v : prompt.visuals) grids[v.is_video].push_back(v.grid);
-  const model::Positions positions = model::mrope_positions(engine_->config(), prompt.ids, grids[0], grids[1]);
+  const model::Positions positions =
+      model::mrope_positions(engine_->config(), prompt.ids, grids[0], grids[1]);
 
   PrefillResult result;
   result.prompt_tokens = static_cast<int64_t>(prompt.ids.size());
@@ -192,7 +206,7 @@ PrefillResult Session::prefill(const Prompt& prompt, const engine::ProgressFn& p
   for (int32_t v : where.visual) result.visual_tokens += v >= 0;
   for (size_t i = static_cast<size_t>(result.cached_tokens); i < where.visual.size(); ++i) {
     if (where.visual[i] >= 0 && !prompt.visuals[static_cast<size_t>(where.visual[i])].features) {
-      fail(ErrorCode::kInvalidArgument, "session", fmt::format("visual {}", where.visual[i]), "its features", "none");
+      fail(ErrorCode::kInvalidArgument, "session", cat("visual ", where.visual[i]), "its features", "none");
     }
   }
 
@@ -207,7 +221,8 @@ PrefillResult Session::prefill(const Prompt& prompt, const engine::ProgressFn& p
   for (int64_t begin = result.cached_tokens; begin < result.prompt_tokens; begin += prefill_chunk_tokens_) {
     const int64_t end = std::min(begin + prefill_chunk_tokens_, result.prompt_tokens);
     std::span<const int64_t> axes[3];
-    for (int a = 0; a < 3; ++a) axes[a] = positions.row(a).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+    for (int a = 0; a < 3; ++a)
+      axes[a] = positions.row(a).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
     const int64_t before = begin - result.cached_tokens;
     prefill_chunk(prompt, where, begin, end, axes, [&](int64_t done, int64_t units) {
       return !progress || progress(before + (units > 0 ? (end - begin) * done / units : 0), total);
@@ -219,7 +234,8 @@ PrefillResult Session::prefill(const Prompt& prompt, const engine::ProgressFn& p
 }
 
 void Session::prefill_chunk(const Prompt& prompt, const Layout& where, int64_t begin, int64_t end,
-                            std::span<const int64_t> const (&positions)[3], const engine::ProgressFn& progress) {
+                            std::span<const int64_t> const (&positions)[3],
+                            const engine::ProgressFn& progress) {
   const model::ModelConfig& config = engine_->config();
   const auto first = static_cast<size_t>(begin);
   const auto count = static_cast<size_t>(end - begin);
@@ -232,16 +248,17 @@ void Session::prefill_chunk(const Prompt& prompt, const Layout& where, int64_t b
     rows[visual.is_video].add(*visual.features, where.row[i]);
   }
   Tensor embeds = engine_->embed().embed(ids);
-  const engine::VisualRows placed = engine::place_visual_features(ids, config.image_token_id, config.video_token_id,
-                                                                  rows[0].gather(), rows[1].gather(), embeds);
+  const engine::VisualRows placed = engine::place_visual_features(
+      ids, config.image_token_id, config.video_token_id, rows[0].gather(), rows[1].gather(), embeds);
   engine::DecoderInput input;
   input.embeds = &embeds;
   for (int a = 0; a < 3; ++a) input.positions[a] = positions[a];
   input.visual_rows = placed.rows;
   input.deepstack = placed.deepstack;
   const bool last = end == static_cast<int64_t>(prompt.ids.size());
-  logits_ = engine_->decoder().forward(input, *cache_, last ? engine::LogitsMode::kLast : engine::LogitsMode::kNone,
-                                       {.trace = {}, .progress = progress});
+  logits_ =
+      engine_->decoder().forward(input, *cache_, last ? engine::LogitsMode::kLast : engine::LogitsMode::kNone,
+                                 {.trace = {}, .progress = progress});
   ids_.insert(ids_.end(), ids.begin(), ids.end());
   visual_of_.insert(visual_of_.end(), where.visual.begin() + static_cast<ptrdiff_t>(first),
                     where.visual.begin() + static_cast<ptrdiff_t>(first + count));
@@ -255,7 +272,8 @@ void Session::decode_step(int32_t id, const std::atomic<bool>* cancel) {
   for (auto& axis : input.positions) axis = std::span(&position, 1);
   input.decode = true;
   engine::StageHooks hooks;
-  if (cancel) hooks.progress = [cancel](int64_t, int64_t) { return !cancel->load(std::memory_order_relaxed); };
+  if (cancel)
+    hooks.progress = [cancel](int64_t, int64_t) { return !cancel->load(std::memory_order_relaxed); };
   logits_ = engine_->decoder().forward(input, *cache_, engine::LogitsMode::kLast, hooks);
   ids_.push_back(id);
   visual_of_.push_back(-1);
@@ -265,11 +283,13 @@ GenerateResult Session::generate(const GenerateOptions& options, const std::func
                                  const std::atomic<bool>* cancel) {
   const auto start = Clock::now();
   if (options.max_tokens < 1) {
-    fail(ErrorCode::kInvalidArgument, "session", "max_tokens", "1 or more", fmt::format("{}", options.max_tokens));
+    fail(ErrorCode::kInvalidArgument, "session", "max_tokens", "1 or more", cat(options.max_tokens));
   }
-  if (logits_.empty()) fail(ErrorCode::kInvalidArgument, "session", "generate", "a prefill before it", "none");
+  if (logits_.empty())
+    fail(ErrorCode::kInvalidArgument, "session", "generate", "a prefill before it", "none");
   const int64_t vocabulary = engine_->config().text.vocab_size;
-  Sampler sampler(options.sampling, options.seed, options.id_limit > 0 ? std::min(options.id_limit, vocabulary) : vocabulary);
+  Sampler sampler(options.sampling, options.seed,
+                  options.id_limit > 0 ? std::min(options.id_limit, vocabulary) : vocabulary);
   sampler.add_prompt(ids_);
 
   GenerateResult result;
@@ -286,7 +306,8 @@ GenerateResult Session::generate(const GenerateOptions& options, const std::func
     last_token = Clock::now();
     if (result.ids.empty()) first_token = last_token;
     result.ids.push_back(id);
-    if (std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end() || !on_token(id)) {
+    if (std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end() ||
+        !on_token(id)) {
       result.reason = FinishReason::kStop;
       break;
     }

@@ -1,6 +1,7 @@
-// One timeline: the KV cache, the ids and visual tokens in it, and the loops that extend it: chunked prefill and
-// decode (spec 6). A prompt that begins like what is already in the cache costs only its new part, so a conversation
-// is fed whole every turn and computed once. Above it sits pipeline.h, which makes prompts and text.
+// One timeline: the KV cache, the ids and visual tokens in it, and the loops that extend it: chunked prefill
+// and decode (spec 6). A prompt that begins like what is already in the cache costs only its new part, so a
+// conversation is fed whole every turn and computed once. Above it sits pipeline.h, which makes prompts and
+// text.
 #pragma once
 
 #include <atomic>
@@ -39,9 +40,9 @@ std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", 
 struct GenerateOptions {
   SamplingParams sampling;
   uint64_t seed = 0;
-  int64_t max_tokens = 2048;       // >= 1
-  std::vector<int32_t> end_ids;    // empty: only max_tokens and the context end the answer
-  int64_t id_limit = 0;            // ids below it have text; 0: the whole vocabulary
+  int64_t max_tokens = 2048;     // >= 1
+  std::vector<int32_t> end_ids;  // empty: only max_tokens and the context end the answer
+  int64_t id_limit = 0;          // ids below it have text; 0: the whole vocabulary
 };
 
 struct PrefillResult {
@@ -63,22 +64,22 @@ class Session {
   // Prompts are computed `prefill_chunk_tokens` at a time (>= 1); the result does not depend on it.
   explicit Session(std::shared_ptr<const engine::Engine> engine, int64_t prefill_chunk_tokens = 512);
 
-  // How many leading tokens of the prompt prefill() would take over from the cache: ids equal and, at visual tokens,
-  // the same picture. At most ids.size() - 1, because the last one's logits are needed. Throws kMismatch when
-  // placeholders and visuals do not fit each other.
+  // How many leading tokens of the prompt prefill() would take over from the cache: ids equal and, at visual
+  // tokens, the same picture. At most ids.size() - 1, because the last one's logits are needed. Throws
+  // kMismatch when placeholders and visuals do not fit each other.
   int64_t cached_prefix(const Prompt& prompt) const;
   // Which of the prompt's visuals have a token beyond the first `cached` ones: these need features.
   std::vector<bool> visuals_needed(const Prompt& prompt, int64_t cached) const;
   // Throws kLimit when the prompt and one token of answer exceed the model's context.
   void check_context(const Prompt& prompt) const;
 
-  // Makes the cache hold exactly `prompt`. progress: tokens done and to do; false cancels (kCancelled; what was
-  // computed by then stays and is taken over the next time). Throws kInvalidArgument, kMismatch, kLimit; the session
-  // stays usable after any of them.
+  // Makes the cache hold exactly `prompt`. progress: tokens done and to do; false cancels (kCancelled; what
+  // was computed by then stays and is taken over the next time). Throws kInvalidArgument, kMismatch, kLimit;
+  // the session stays usable after any of them.
   PrefillResult prefill(const Prompt& prompt, const engine::ProgressFn& progress = {});
 
-  // Continues the last prefill. on_token is called with every token but an end token and returns false to stop
-  // (kStop). `cancel` may be null. Throws kInvalidArgument without a prefill before it.
+  // Continues the last prefill. on_token is called with every token but an end token and returns false to
+  // stop (kStop). `cancel` may be null. Throws kInvalidArgument without a prefill before it.
   GenerateResult generate(const GenerateOptions& options, const std::function<bool(int32_t id)>& on_token,
                           const std::atomic<bool>* cancel = nullptr);
 

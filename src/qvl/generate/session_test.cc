@@ -1,5 +1,5 @@
-// The timeline: prefix reuse, chunks, positions over turns, limits and cancelling, on an engine whose logits depend
-// on every bit it is given (fake_engine.h).
+// The timeline: prefix reuse, chunks, positions over turns, limits and cancelling, on an engine whose logits
+// depend on every bit it is given (fake_engine.h).
 #include "qvl/generate/session.h"
 
 #include <gtest/gtest.h>
@@ -32,7 +32,9 @@ PromptVisual image(std::string key, int64_t h, int64_t w, float base) {
   return {.is_video = false, .grid = {1, h, w}, .key = std::move(key), .features = features(h * w / 4, base)};
 }
 
-void append_text(Prompt& p, std::vector<int32_t> ids) { p.ids.insert(p.ids.end(), ids.begin(), ids.end()); }
+void append_text(Prompt& p, std::vector<int32_t> ids) {
+  p.ids.insert(p.ids.end(), ids.begin(), ids.end());
+}
 
 void append_image(Prompt& p, PromptVisual v) {
   p.ids.push_back(kStart);
@@ -42,7 +44,10 @@ void append_image(Prompt& p, PromptVisual v) {
 }
 
 void append_video(Prompt& p, std::string key, image::Grid grid, float base) {
-  PromptVisual v{.is_video = true, .grid = grid, .key = std::move(key), .features = features(grid.merged_tokens(), base)};
+  PromptVisual v{.is_video = true,
+                 .grid = grid,
+                 .key = std::move(key),
+                 .features = features(grid.merged_tokens(), base)};
   for (int64_t t = 0; t < grid.t; ++t) {
     append_text(p, {20, 21, static_cast<int32_t>(t), kStart});
     p.ids.insert(p.ids.end(), static_cast<size_t>(grid.h * grid.w / 4), kVideoPad);
@@ -120,7 +125,8 @@ TEST(Session, ALaterTurnComputesOnlyWhatIsNewAndEqualsAFreshOne) {
   const auto answer = say(session, 5);
   ASSERT_EQ(answer.size(), 5U);
 
-  // Second turn: the answer becomes history, a new picture comes. The last token said is not in the cache yet.
+  // Second turn: the answer becomes history, a new picture comes. The last token said is not in the cache
+  // yet.
   append_text(p, answer);
   append_text(p, {30, 31});
   append_image(p, image("b", 8, 4, 20));
@@ -286,7 +292,8 @@ TEST(Session, CancellingKeepsWhatWasSaid) {
   engine->on_decode_ = [&] {
     if (engine->calls_.decode_steps == 3) cancel = true;
   };
-  const auto result = session.generate({.sampling = {.greedy = true}, .max_tokens = 100}, [](int32_t) { return true; }, &cancel);
+  const auto result = session.generate(
+      {.sampling = {.greedy = true}, .max_tokens = 100}, [](int32_t) { return true; }, &cancel);
   EXPECT_EQ(result.reason, FinishReason::kCancelled);
   EXPECT_EQ(result.ids.size(), 3U);
   EXPECT_EQ(session.length(), static_cast<int64_t>(p.ids.size()) + 2);
@@ -304,7 +311,10 @@ TEST(Session, SeedsRepeatAnswers) {
   auto drawn = [&](uint64_t seed) {
     Session session(std::make_shared<FakeEngine>());
     session.prefill(p);
-    return session.generate({.sampling = {.temperature = 1.0}, .seed = seed, .max_tokens = 20}, [](int32_t) { return true; }).ids;
+    return session
+        .generate({.sampling = {.temperature = 1.0}, .seed = seed, .max_tokens = 20},
+                  [](int32_t) { return true; })
+        .ids;
   };
   EXPECT_EQ(drawn(1), drawn(1));
   EXPECT_NE(drawn(1), drawn(2));

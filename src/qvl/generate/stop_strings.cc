@@ -8,7 +8,8 @@ namespace qvl::generate {
 
 StopStrings::StopStrings(std::vector<std::string> stops) : stops_(std::move(stops)) {
   for (const std::string& s : stops_) {
-    if (s.empty()) fail(ErrorCode::kInvalidArgument, "stop", "stop string", "at least one character", "an empty string");
+    if (s.empty())
+      fail(ErrorCode::kInvalidArgument, "stop", "stop string", "at least one character", "an empty string");
   }
 }
 

@@ -16,7 +16,8 @@ struct Shown {
 Shown feed(std::vector<std::string> stops, std::string_view text, size_t size) {
   StopStrings matcher(std::move(stops));
   Shown shown;
-  for (size_t i = 0; i < text.size() && !matcher.stopped(); i += size) shown.text += matcher.push(text.substr(i, size));
+  for (size_t i = 0; i < text.size() && !matcher.stopped(); i += size)
+    shown.text += matcher.push(text.substr(i, size));
   shown.stopped = matcher.stopped();
   shown.text += matcher.flush();
   return shown;

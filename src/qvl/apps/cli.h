@@ -1,0 +1,116 @@
+// Options and steps that several commands share: which model, which engine, how to generate.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "qvl/engine/engine.h"
+#include "qvl/generate/assets.h"
+#include "qvl/generate/pipeline.h"
+#include "terminal.h"
+
+namespace qvl::apps {
+
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitUsage = 2;
+inline constexpr int kExitInterrupted = 130;
+
+// The command line cannot be meant: one line on stderr, exit 2.
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// A command registers itself under `app`; what it returns is the exit code.
+using Command = std::function<int()>;
+struct Registration {
+  CLI::App* app;
+  Command run;
+};
+Registration register_run(CLI::App& app);
+Registration register_chat(CLI::App& app);
+Registration register_info(CLI::App& app);
+Registration register_trace(CLI::App& app);
+Registration register_eval(CLI::App& app);
+Registration register_synth(CLI::App& app);
+
+// The usage line that help shows instead of CLI11's own.
+void set_usage(CLI::App& command, std::string usage);
+
+// Validators that name the allowed range and refuse NaN.
+CLI::Validator real_between(double low, double high);
+CLI::Validator whole_between(int64_t low, int64_t high);
+
+struct EngineChoice {
+  int threads = 0;
+  std::string vision = "native";
+  std::string text = "native";
+  std::string vision_dtype = "auto";
+  std::string text_dtype = "auto";
+  bool verbose = false;
+};
+void add_engine_options(CLI::App& app, EngineChoice& choice);
+
+struct PixelChoice {
+  std::optional<int64_t> min_pixels;
+  std::optional<int64_t> max_pixels;
+  // Throws UsageError when the minimum is above the maximum.
+  image::PixelOverrides overrides() const;
+};
+void add_pixel_options(CLI::App& app, PixelChoice& choice);
+
+// -i and -v in the order of the command line.
+struct VisualChoice {
+  std::vector<generate::VisualInput> inputs;
+  std::optional<double> fps;
+  // With fps filled in; throws UsageError for --fps without -v.
+  std::vector<generate::VisualInput> resolved() const;
+};
+void add_visual_options(CLI::App& app, VisualChoice& choice);
+
+struct GenerationChoice {
+  generate::SamplingOverrides sampling;
+  std::optional<uint64_t> seed;
+  std::optional<int64_t> max_tokens;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+  std::string system;
+  int64_t prefill_chunk = 512;
+  generate::AnswerOptions options(const generate::Assets& assets) const;
+};
+void add_generation_options(CLI::App& app, GenerationChoice& choice);
+
+// The folder to open: `given`, or the small model that ships with qvl when it is empty. Throws kNotFound
+// naming the places that were tried.
+std::filesystem::path resolve_model(const std::string& given);
+// Throws UsageError when `model` is the name of a picture: "-i" was forgotten.
+void refuse_picture_as_model(const std::string& command, const std::string& model);
+bool looks_like_picture(const std::string& path);
+
+struct OpenModel {
+  std::shared_ptr<const engine::Engine> engine;
+  std::shared_ptr<const generate::Assets> assets;  // null unless asked for
+  double load_ms = 0;
+};
+// Throws kUnsupported for stages that this build does not have, kCancelled after Ctrl-C.
+OpenModel open_model(const std::filesystem::path& folder, const EngineChoice& choice, ProgressBar& bar,
+                     bool with_assets = true);
+
+// Routes the library's warnings (and with `verbose` its decisions) to stderr.
+void log_to_stderr(bool verbose);
+
+// A bar for the phases of an answer.
+std::function<void(generate::Phase, int64_t, int64_t)> phase_progress(ProgressBar& bar);
+
+// What --verbose tells after an answer.
+void print_statistics(const generate::Answer& answer, const engine::EngineInfo& engine, double load_ms);
+
+}  // namespace qvl::apps

@@ -1,0 +1,126 @@
+// `qvl run`: one question about pictures, one answer on stdout.
+#include <fmt/format.h>
+
+#include <iostream>
+#include <iterator>
+
+#include "cli.h"
+#include "qvl/base/error.h"
+#include "qvl/generate/report.h"
+
+namespace qvl::apps {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct RunOptions {
+  std::vector<std::string> words;  // PROMPT, or MODEL and PROMPT
+  EngineChoice engine;
+  GenerationChoice generation;
+  VisualChoice visuals;
+  PixelChoice pixels;
+  bool json = false;
+};
+
+struct Question {
+  std::string model;
+  std::string prompt;
+};
+
+Question read_question(const std::vector<std::string>& words) {
+  std::error_code ec;
+  Question q;
+  if (words.size() == 2) {
+    q.model = words[0];
+    if (q.model.empty()) throw UsageError("MODEL: expected a model folder, got an empty name");
+    refuse_picture_as_model("run", q.model);
+  }
+  q.prompt = words.back();
+  if (words.size() == 1) {
+    if (looks_like_picture(q.prompt) && fs::exists(q.prompt, ec)) {
+      throw UsageError(fmt::format(
+          "PROMPT: expected a question, got the picture {0} (did you mean: qvl run -i {0} \"PROMPT\")",
+          q.prompt));
+    }
+    if (fs::exists(fs::path(q.prompt) / "config.json", ec)) {
+      throw UsageError(
+          fmt::format("PROMPT: expected a question after the model folder {}, got none", q.prompt));
+    }
+  }
+  if (q.prompt == "-") {
+    q.prompt.assign(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+    while (!q.prompt.empty() && (q.prompt.back() == '\n' || q.prompt.back() == '\r')) q.prompt.pop_back();
+  }
+  if (q.prompt.find_first_not_of(" \t\r\n") == std::string::npos) {
+    throw UsageError("PROMPT: expected a question, got an empty text");
+  }
+  return q;
+}
+
+int run(const RunOptions& o) {
+  const Question question = read_question(o.words);
+  const image::PixelOverrides pixels = o.pixels.overrides();
+  const std::vector<generate::VisualInput> inputs = o.visuals.resolved();
+  log_to_stderr(o.engine.verbose);
+  catch_interrupts();
+
+  ProgressBar bar;
+  const fs::path folder = resolve_model(question.model);
+  const OpenModel model = open_model(folder, o.engine, bar);
+  const generate::AnswerOptions options = o.generation.options(*model.assets);
+  generate::Pipeline pipeline(model.engine, model.assets,
+                              std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes),
+                              o.generation.prefill_chunk);
+  std::vector<std::shared_ptr<generate::Visual>> visuals;
+  for (const generate::VisualInput& input : inputs) visuals.push_back(pipeline.load(input, pixels));
+
+  std::vector<generate::ChatMessage> conversation;
+  if (!o.generation.system.empty())
+    conversation.push_back(generate::text_message(text::Role::kSystem, o.generation.system));
+  conversation.push_back(generate::user_message(std::move(visuals), question.prompt));
+  generate::AnswerCallbacks callbacks;
+  callbacks.progress = phase_progress(bar);
+  callbacks.cancel = &interrupt_flag();
+  callbacks.on_text = [&](std::string_view piece) {
+    bar.clear();
+    if (!o.json) write_stdout(piece);
+  };
+  const generate::Answer answer = pipeline.answer(conversation, options, callbacks);
+  bar.clear();
+  if (o.json) {
+    const generate::RunFacts facts{.load_ms = model.load_ms, .peak_rss_mb = peak_rss_mb()};
+    write_stdout(generate::answer_json(answer, model.engine->info(), facts).dump() + "\n");
+  } else if (answer.reason != generate::FinishReason::kCancelled || !answer.text.empty()) {
+    write_stdout("\n");
+  }
+  if (o.engine.verbose) print_statistics(answer, model.engine->info(), model.load_ms);
+  return answer.reason == generate::FinishReason::kCancelled ? kExitInterrupted : kExitOk;
+}
+
+}  // namespace
+
+Registration register_run(CLI::App& app) {
+  auto options = std::make_shared<RunOptions>();
+  CLI::App* command =
+      app.add_subcommand("run", "Answer one question; the answer on stdout, everything else on stderr");
+  set_usage(*command, "qvl run [MODEL] [-i IMAGE]... [-v VIDEO]... \"PROMPT\" [OPTIONS]");
+  command->footer(
+      "Examples: qvl run -i photo.jpg \"What is this?\"      qvl run ~/Qwen3-VL-4B-Instruct -i a.png -i "
+      "b.png \"What differs?\"\n"
+      "--json prints one object: text, token_ids (the end token included), finish_reason (stop, length, or "
+      "cancelled after\n"
+      "Ctrl-C), usage, images, timings, peak_rss_mb, engine.\n"
+      "Ctrl-C ends the answer where it is (exit code 130); a second one ends the program.");
+  command->add_option("PROMPT", options->words, "[MODEL] \"PROMPT\"; the prompt - reads standard input")
+      ->required()
+      ->expected(1, 2)
+      ->type_name("TEXT");
+  add_visual_options(*command, options->visuals);
+  add_pixel_options(*command, options->pixels);
+  add_generation_options(*command, options->generation);
+  add_engine_options(*command, options->engine);
+  command->add_flag("--json", options->json, "One JSON object on stdout instead of the text");
+  return {command, [options] { return run(*options); }};
+}
+
+}  // namespace qvl::apps

@@ -1,0 +1,251 @@
+// Conversations with pictures on the fake engine and the small model's tokenizer: what is computed, what is
+// taken over, what is reported.
+#include "qvl/generate/pipeline.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "qvl/base/error.h"
+#include "qvl/generate/fake_engine.h"
+
+namespace qvl::generate {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::FakeEngine;
+using Kind = VisualInput::Kind;
+
+const fs::path kSmall = fs::path(QVL_SOURCE_DIR) / "models/small";
+const fs::path kExamples = fs::path(QVL_SOURCE_DIR) / "examples";
+
+class PipelineTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const model::ModelConfig real = model::ModelConfig::load(kSmall);
+    engine_ = std::make_shared<FakeEngine>(real.text.vocab_size);
+    engine_->config_.image_token_id = real.image_token_id;
+    engine_->config_.video_token_id = real.video_token_id;
+    engine_->config_.vision_start_token_id = real.vision_start_token_id;
+    engine_->config_.vision_end_token_id = real.vision_end_token_id;
+    assets_ = std::make_shared<const Assets>(Assets::load(kSmall, real));
+    memory_ = std::make_shared<ImageMemory>(size_t{1} << 30);
+    folder_ = fs::temp_directory_path() / ("qvl_pipeline_test_" + std::to_string(getpid()));
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  // The model says this, then <|im_end|>.
+  void script(std::string_view text) {
+    engine_->script_ = assets_->tokenizer.encode_text(text);
+    engine_->script_.push_back(assets_->tokenizer.require_token("<|im_end|>"));
+  }
+  Pipeline pipeline() { return Pipeline(engine_, assets_, memory_, 16); }
+  static AnswerOptions greedy() {
+    AnswerOptions o;
+    o.sampling.greedy = true;
+    return o;
+  }
+
+  std::shared_ptr<FakeEngine> engine_;
+  std::shared_ptr<const Assets> assets_;
+  std::shared_ptr<ImageMemory> memory_;
+  fs::path folder_;
+};
+
+TEST_F(PipelineTest, AnswersAndReports) {
+  script("A red circle.");
+  Pipeline p = pipeline();
+  std::string streamed;
+  std::vector<std::pair<Phase, int64_t>> progress;
+  AnswerCallbacks callbacks;
+  callbacks.on_text = [&](std::string_view s) { streamed += s; };
+  callbacks.progress = [&](Phase phase, int64_t done, int64_t total) {
+    EXPECT_LE(done, total);
+    progress.push_back({phase, done});
+  };
+  const auto visual = p.load({.kind = Kind::kImageFile, .path = kExamples / "shapes.png"});
+  const Answer a = p.answer({user_message({visual}, "What is this?")}, greedy(), callbacks);
+  EXPECT_EQ(a.text, "A red circle.");
+  EXPECT_EQ(streamed, a.text);
+  EXPECT_EQ(a.token_ids, engine_->script_);  // the end token included
+  EXPECT_EQ(a.reason, FinishReason::kStop);
+  ASSERT_EQ(a.visuals.size(), 1U);
+  EXPECT_EQ(a.visuals[0].info.width, 192);
+  EXPECT_EQ(a.visuals[0].info.height, 160);
+  EXPECT_EQ(a.visuals[0].info.grid, (image::Grid{1, 10, 12}));
+  EXPECT_EQ(a.visuals[0].tokens, 30);
+  EXPECT_FALSE(a.visuals[0].cached);
+  EXPECT_GT(a.visuals[0].encode_ms, 0);
+  EXPECT_EQ(a.image_tokens, 30);
+  EXPECT_EQ(a.vision_patches, 120);
+  EXPECT_EQ(a.cached_tokens, 0);
+  EXPECT_GT(a.prompt_tokens, 30);
+  EXPECT_GE(a.ttft_ms, a.preprocess_ms + a.vision_ms + a.prefill_ms - 1e-3);
+  EXPECT_GT(a.preprocess_ms, 0);
+  EXPECT_EQ(progress.front().first, Phase::kVision);
+  EXPECT_EQ(progress.back().first, Phase::kPrefill);
+}
+
+TEST_F(PipelineTest, ASecondTurnEncodesNothingAgainEvenWithoutTheFile) {
+  fs::copy_file(kExamples / "first.png", folder_ / "a.png");
+  script("Red.");
+  Pipeline p = pipeline();
+  std::vector<ChatMessage> talk = {user_message({p.load({.path = folder_ / "a.png"})}, "What colour?")};
+  const Answer first = p.answer(talk, greedy());
+  fs::remove(folder_ / "a.png");
+  talk.push_back(text_message(text::Role::kAssistant, first.text));
+  talk.push_back(user_message({}, "Sure?"));
+  engine_->calls_ = {};
+  const Answer second = p.answer(talk, greedy());
+  EXPECT_EQ(engine_->calls_.encodes, 0);
+  EXPECT_TRUE(second.visuals.at(0).cached);
+  EXPECT_EQ(second.visuals.at(0).encode_ms, 0);
+  EXPECT_EQ(second.preprocess_ms, 0);
+  // Everything but the first answer's end token, which never was an input, and what follows it.
+  EXPECT_EQ(second.cached_tokens, first.prompt_tokens + static_cast<int64_t>(first.token_ids.size()) - 1);
+  int64_t computed = 0;
+  for (int64_t n : engine_->calls_.prefill_chunks) computed += n;
+  EXPECT_EQ(computed, second.prompt_tokens - second.cached_tokens);
+}
+
+TEST_F(PipelineTest, TheSamePictureIsRememberedAcrossSessions) {
+  script("x");
+  Pipeline a = pipeline(), b = pipeline();
+  a.answer({user_message({a.load({.path = kExamples / "first.png"})}, "?")}, greedy());
+  const std::string bytes = [] {
+    std::ifstream in(kExamples / "first.png", std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  }();
+  const Answer again = b.answer(
+      {user_message({b.load({.kind = Kind::kImageBytes, .bytes = bytes, .name = "upload"})}, "?")}, greedy());
+  EXPECT_EQ(engine_->calls_.encodes, 1);
+  EXPECT_TRUE(again.visuals.at(0).cached);
+  EXPECT_EQ(again.cached_tokens, 0);
+  EXPECT_EQ(again.visuals.at(0).info.width, 128);
+  // Other pixel limits make other features.
+  const Answer larger = b.answer(
+      {user_message({b.load({.path = kExamples / "first.png"}, {.min_pixels = 50000})}, "?")}, greedy());
+  EXPECT_EQ(engine_->calls_.encodes, 2);
+  EXPECT_GT(larger.visuals.at(0).tokens, again.visuals.at(0).tokens);
+}
+
+TEST_F(PipelineTest, PicturesOfAFolderAreAVideo) {
+  for (int i = 0; i < 6; ++i)
+    fs::copy_file(kExamples / "first.png", folder_ / ("frame" + std::to_string(i) + ".png"));
+  script("x");
+  Pipeline p = pipeline();
+  const auto video = p.load({.kind = Kind::kFrameFolder, .path = folder_, .native_fps = 2.0});
+  EXPECT_TRUE(video->info().is_video);
+  EXPECT_EQ(video->info().grid.t, 3);
+  EXPECT_EQ(video->info().timestamps_s, (std::vector<double>{0.25, 1.25, 2.25}));
+  const auto picture = p.load({.path = kExamples / "second.png"});
+  const Answer a = p.answer({user_message({picture, video}, "?")}, greedy());
+  EXPECT_EQ(a.visuals.size(), 2U);
+  EXPECT_EQ(a.image_tokens, a.visuals[0].tokens + a.visuals[1].tokens);
+  EXPECT_NE(p.load({.kind = Kind::kFrameFolder, .path = folder_, .native_fps = 4.0})->info().key,
+            video->info().key);
+}
+
+TEST_F(PipelineTest, StopStringsLengthAndIgnoredEnds) {
+  script("one two three");
+  Pipeline p = pipeline();
+  AnswerOptions o = greedy();
+  o.stop = {"two"};
+  Answer a = p.answer({user_message({}, "Count.")}, o);
+  EXPECT_EQ(a.text, "one ");
+  EXPECT_EQ(a.reason, FinishReason::kStop);
+  o = greedy();
+  o.max_tokens = 2;
+  a = p.answer({user_message({}, "Count.")}, o);
+  EXPECT_EQ(a.reason, FinishReason::kLength);
+  EXPECT_EQ(a.token_ids.size(), 2U);
+  o.max_tokens = static_cast<int64_t>(engine_->script_.size()) + 5;
+  o.ignore_eos = true;
+  a = p.answer({user_message({}, "Count.")}, o);
+  EXPECT_EQ(a.reason, FinishReason::kLength);
+  EXPECT_EQ(a.token_ids.size(), engine_->script_.size() + 5);
+  EXPECT_TRUE(a.text.starts_with("one two three")) << a.text;
+  EXPECT_EQ(a.text.find("<|im_end|>"), std::string::npos);
+}
+
+TEST_F(PipelineTest, CancellingInEveryPhaseLeavesAUsablePipeline) {
+  script("one two three");
+  Pipeline p = pipeline();
+  const auto visual = p.load({.path = kExamples / "first.png"});
+  const std::vector<ChatMessage> talk = {user_message({visual}, "What is this?")};
+  for (Phase phase : {Phase::kVision, Phase::kPrefill}) {
+    std::atomic<bool> cancel = false;
+    AnswerCallbacks callbacks;
+    callbacks.cancel = &cancel;
+    callbacks.progress = [&](Phase now, int64_t, int64_t) { cancel = cancel || now == phase; };
+    const Answer a = p.answer(talk, greedy(), callbacks);
+    EXPECT_EQ(a.reason, FinishReason::kCancelled);
+    EXPECT_EQ(a.text, "");
+    EXPECT_TRUE(a.token_ids.empty());
+  }
+  std::atomic<bool> cancel = false;
+  AnswerCallbacks callbacks;
+  callbacks.cancel = &cancel;
+  callbacks.on_text = [&](std::string_view) { cancel = true; };
+  const Answer part = p.answer(talk, greedy(), callbacks);
+  EXPECT_EQ(part.reason, FinishReason::kCancelled);
+  EXPECT_FALSE(part.text.empty());
+  const Answer whole = p.answer(talk, greedy());
+  EXPECT_EQ(whole.text, "one two three");
+  EXPECT_TRUE(whole.text.starts_with(part.text));
+}
+
+TEST_F(PipelineTest, UserTextNeverMakesControlTokens) {
+  script("x");
+  Pipeline p = pipeline();
+  const Prompt prompt = p.make_prompt({user_message({}, "<|im_end|><|image_pad|>")}, greedy());
+  EXPECT_EQ(std::count(prompt.ids.begin(), prompt.ids.end(), engine_->config_.image_token_id), 0);
+  EXPECT_EQ(std::count(prompt.ids.begin(), prompt.ids.end(), assets_->tokenizer.require_token("<|im_end|>")),
+            1);
+}
+
+TEST_F(PipelineTest, BadPicturesAreNamed) {
+  Pipeline p = pipeline();
+  auto message = [&](VisualInput input) -> std::string {
+    try {
+      p.load(std::move(input));
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "no error";
+  };
+  std::ofstream(folder_ / "junk.png") << "not a picture";
+  EXPECT_NE(message({.path = folder_ / "junk.png"}).find("junk.png"), std::string::npos);
+  EXPECT_NE(message({.path = folder_ / "absent.png"}).find("absent.png"), std::string::npos);
+  EXPECT_NE(message({.path = folder_}).find(folder_.filename().string()), std::string::npos);
+  EXPECT_NE(message({.kind = Kind::kFrameFolder, .path = folder_ / "none"}).find("none"), std::string::npos);
+  EXPECT_NE(message({.kind = Kind::kImageBytes, .bytes = "", .name = "upload 1"}).find("upload 1"),
+            std::string::npos);
+}
+
+TEST_F(PipelineTest, APromptTooLongFailsBeforeAnythingIsEncoded) {
+  engine_->config_.text.max_positions = 30;
+  Pipeline p = pipeline();
+  const auto visual = p.load({.path = kExamples / "shapes.png"});
+  EXPECT_THROW(p.answer({user_message({visual}, "?")}, greedy()), Error);
+  EXPECT_EQ(engine_->calls_.encodes, 0);
+}
+
+TEST_F(PipelineTest, SeedsAreReported) {
+  Pipeline p = pipeline();
+  AnswerOptions o;
+  o.max_tokens = 12;
+  const Answer a = p.answer({user_message({}, "Hello")}, o);
+  o.seed = a.seed;
+  const Answer b = p.answer({user_message({}, "Hello")}, o);
+  EXPECT_EQ(a.token_ids, b.token_ids);
+  o.seed = a.seed + 1;
+  EXPECT_NE(p.answer({user_message({}, "Hello")}, o).token_ids, a.token_ids);
+}
+
+}  // namespace
+}  // namespace qvl::generate
