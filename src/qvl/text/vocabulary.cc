@@ -109,6 +109,19 @@ class Parser {
     return object[key].get(e) == simdjson::SUCCESS ? std::string(simdjson::minify(e)) : "null";
   }
 
+  // "Split, Digits" of a list of steps.
+  static std::string types_of(element list) {
+    if (!list.is_array()) return simdjson::minify(list);
+    std::string out;
+    const simdjson::dom::array steps = list.get_array().value();
+    for (const element step : steps) {
+      std::string_view type = "?";
+      if (step.is_object() && step["type"].get(type) != simdjson::SUCCESS) type = "?";
+      out.append(out.empty() ? "" : ", ").append(type);
+    }
+    return out;
+  }
+
   void check_type(element object, std::string_view what, std::string_view type) const {
     std::string_view got;
     if (!object.is_object() || object["type"].get(got) != simdjson::SUCCESS || got != type) {
@@ -138,7 +151,7 @@ class Parser {
     check_type(e, "pre_tokenizer", "Sequence");
     const element list = member(e, "pretokenizers");
     if (!list.is_array() || list.get_array().value().size() != 2) {
-      unsupported("pre_tokenizer", "Split and ByteLevel", simdjson::minify(list));
+      unsupported("pre_tokenizer steps", "Split, ByteLevel", types_of(list));
     }
     const element split = list.at(0).value();
     const element byte_level = list.at(1).value();
@@ -148,7 +161,8 @@ class Parser {
       unsupported("pre_tokenizer pattern", kPieceRegex, text_of(split, "pattern"));
     }
     if (text_of(split, "behavior") != "\"Isolated\"" || text_of(split, "invert") == "true") {
-      unsupported("pre_tokenizer split", "behavior Isolated, not inverted", simdjson::minify(split));
+      unsupported("pre_tokenizer Split", "behavior \"Isolated\", invert false",
+                  "behavior " + text_of(split, "behavior") + ", invert " + text_of(split, "invert"));
     }
     check_byte_level(byte_level, "pre_tokenizer");
     if (text_of(byte_level, "add_prefix_space") != "false" || text_of(byte_level, "use_regex") != "false") {
