@@ -67,19 +67,8 @@ void pack_query(const void* src, int64_t hd, void* dst) {
 }
 
 void pack_keys(const void* src, int64_t stride, int64_t first, int64_t count, int64_t hd, void* tile) {
-  float* dst = static_cast<float*>(tile) + first;
-  const int64_t words = hd / 2;
-  for (int64_t key = 0; key < count; key += 16) {
-    for (int64_t w = 0; w < words; w += 16) {
-      const int64_t n = words - w < 16 ? words - w : 16;
-      __m512 block[16];
-      for (int64_t i = 0; i < 16; ++i) {
-        block[i] = key + i < count ? VecAvx512::load_n(row_words(src, (key + i) * stride) + w, n) : VecAvx512::zero();
-      }
-      VecAvx512::transpose(block);
-      for (int64_t i = 0; i < n; ++i) VecAvx512::store(dst + (w + i) * Kernel::kKeys + key, block[i]);
-    }
-  }
+  Kernel::transpose_rows([=](int64_t key) { return row_words(src, key * stride); }, count, hd / 2,
+                         static_cast<float*>(tile) + first);
 }
 
 void pack_values(const void* src, int64_t stride, int64_t first, int64_t count, int64_t hd, void* tile) {

@@ -62,8 +62,8 @@ class CausalUnits final : public AttentionUnits {
   int64_t units() const override { return c_.kv.kv_heads; }
   int64_t rows(int64_t) const override { return c_.rows(); }
   int64_t keys(int64_t) const override { return c_.past + c_.q.rows; }
-  const void* query(int64_t unit, int64_t row) const override { return c_.query(unit, row); }
-  void* output(int64_t unit, int64_t row) const override { return c_.output(unit, row); }
+  UnitRows queries(int64_t unit) const override { return {c_.query(unit, 0), c_.group, c_.q.stride}; }
+  UnitRows outputs(int64_t unit) const override { return {c_.output(unit, 0), c_.group, c_.out.stride}; }
   int64_t visible_keys(int64_t, int64_t row) const override { return c_.visible_keys(row); }
   void pack(const AttentionTile& kernel, int64_t unit, int64_t first, int64_t count, void* keys,
             void* values) const override {

@@ -26,12 +26,8 @@ class FullUnits final : public AttentionUnits {
   int64_t units() const override { return static_cast<int64_t>(segments_.size()) * heads_; }
   int64_t rows(int64_t unit) const override { return segment(unit).length; }
   int64_t keys(int64_t unit) const override { return segment(unit).length; }
-  const void* query(int64_t unit, int64_t row) const override {
-    return element(q_.data, q_.dtype, (segment(unit).start + row) * q_.stride + column(unit));
-  }
-  void* output(int64_t unit, int64_t row) const override {
-    return element(out_.data, out_.dtype, (segment(unit).start + row) * out_.stride + column(unit));
-  }
+  UnitRows queries(int64_t unit) const override { return rows_of(q_, unit); }
+  UnitRows outputs(int64_t unit) const override { return rows_of(out_, unit); }
   int64_t visible_keys(int64_t unit, int64_t) const override { return segment(unit).length; }
   void pack(const AttentionTile& kernel, int64_t unit, int64_t first, int64_t count, void* keys,
             void* values) const override {
@@ -47,6 +43,9 @@ class FullUnits final : public AttentionUnits {
     int64_t length;
   };
   const Segment& segment(int64_t unit) const { return segments_[static_cast<size_t>(unit / heads_)]; }
+  UnitRows rows_of(const ConstMatrix& m, int64_t unit) const {
+    return {element(m.data, m.dtype, segment(unit).start * m.stride + column(unit)), 1, m.stride};
+  }
   int64_t column(int64_t unit) const { return unit % heads_ * head_dim_; }
 
   ConstMatrix q_, k_, v_;

@@ -1,6 +1,6 @@
 // Attention of few rows over unpacked keys and values (decode), over a vector type V and an element type T. Spec
-// section 6.4. Bandwidth-bound: every element of the cache is loaded and widened once for a group of kRows query
-// heads. Include after the target pragma and V's header; everything is a template, so that each instruction set gets
+// section 6.4. Bandwidth-bound: every element of the cache is loaded and widened once for a group of up to four
+// query heads. Include after the target pragma and V's header; everything is a template, so that each instruction set gets
 // functions of its own.
 //
 // bfloat16 heads of whole double vectors are widened as even and odd elements (two instructions for two vectors);
@@ -20,7 +20,6 @@ template <typename V, typename T>
 struct Stream {
   using F = typename V::F;
   static constexpr int64_t kW = V::kWidth;
-  static constexpr int kRows = 4;
 
   static bool interleaved(int64_t hd) { return !std::is_same_v<T, float> && hd % (2 * kW) == 0; }
 
@@ -76,43 +75,64 @@ struct Stream {
     if (d < hd) V::store_n(p + d, positive(V::load_n(src + d, hd - d)), hd - d);
   }
 
-  // R rows and two keys at a time, so that eight sums (R = 4) share one reduction.
+  // R rows and so many keys at a time that their sums share one reduction.
   template <bool Interleaved, int R>
   static void score_rows(const float* q, const T* k, int64_t count, int64_t hd, float* scores, int64_t stride) {
-    for (int64_t i = 0; i < count; i += 2) {
-      const T* k0 = k + i * hd;
-      const T* k1 = i + 1 < count ? k0 + hd : k0;
-      F acc[8];
-#pragma GCC unroll 8
-      for (int j = 0; j < 8; ++j) acc[j] = V::zero();
+    constexpr int kSums = V::kScoreSums, kKeys = kSums / R;
+    constexpr bool kHoldQueries = R <= kKeys;
+    constexpr int kHeld = kHoldQueries ? R : kKeys;
+    for (int64_t i = 0; i < count; i += kKeys) {
+      const int64_t keys = count - i < kKeys ? count - i : kKeys;
+      const T* rows[kKeys];  // missing keys repeat the last one
+#pragma GCC unroll 16
+      for (int j = 0; j < kKeys; ++j) rows[j] = k + (i + (j < keys ? j : keys - 1)) * hd;
+      F acc[kSums];
+#pragma GCC unroll 16
+      for (int j = 0; j < kSums; ++j) acc[j] = V::zero();
       for (int64_t d = 0; d < hd; d += 2 * kW) {
-        F a0, b0, a1, b1;
-        if constexpr (std::is_same_v<T, float>) {
-          load2_float(k0, d, hd, a0, b0);
-          load2_float(k1, d, hd, a1, b1);
-        } else {
-          load2<Interleaved>(k0, d, hd, a0, b0);
-          load2<Interleaved>(k1, d, hd, a1, b1);
-        }
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          F qa, qb;
+        const auto load_query = [&](int r, F& a, F& b) {
           if constexpr (Interleaved) {
-            qa = V::load(q + r * hd + d);
-            qb = V::load(q + r * hd + d + kW);
+            a = V::load(q + r * hd + d);
+            b = V::load(q + r * hd + d + kW);
           } else {
-            load2_float(q + r * hd, d, hd, qa, qb);
+            load2_float(q + r * hd, d, hd, a, b);
           }
-          acc[r] = V::fma(b0, qb, V::fma(a0, qa, acc[r]));
-          acc[4 + r] = V::fma(b1, qb, V::fma(a1, qa, acc[4 + r]));
+        };
+        // The smaller side stays in registers.
+        F held_a[kHeld], held_b[kHeld];
+#pragma GCC unroll 8
+        for (int h = 0; h < kHeld; ++h) {
+          if constexpr (kHoldQueries) {
+            load_query(h, held_a[h], held_b[h]);
+          } else {
+            load2<Interleaved>(rows[h], d, hd, held_a[h], held_b[h]);
+          }
+        }
+#pragma GCC unroll 16
+        for (int o = 0; o < kSums / kHeld; ++o) {
+          F a, b;
+          if constexpr (kHoldQueries) {
+            load2<Interleaved>(rows[o], d, hd, a, b);
+          } else {
+            load_query(o, a, b);
+          }
+#pragma GCC unroll 8
+          for (int h = 0; h < kHeld; ++h) {
+            const int sum = kHoldQueries ? h * kKeys + o : o * kKeys + h;
+            acc[sum] = V::fma(b, held_b[h], V::fma(a, held_a[h], acc[sum]));
+          }
         }
       }
-      alignas(32) float sums[8];
-      _mm256_store_ps(sums, V::reduce_add8(acc));
+      alignas(64) float sums[kSums];
+      V::store_sums(sums, acc);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        scores[r * stride + i] = sums[r];
-        if (i + 1 < count) scores[r * stride + i + 1] = sums[4 + r];
+        if (keys == kKeys) {
+#pragma GCC unroll 16
+          for (int j = 0; j < kKeys; ++j) scores[r * stride + i + j] = sums[r * kKeys + j];
+        } else {
+          for (int64_t j = 0; j < keys; ++j) scores[r * stride + i + j] = sums[r * kKeys + j];
+        }
       }
     }
   }
@@ -120,7 +140,7 @@ struct Stream {
   // out[R, columns] += weights . values for two vectors' worth of columns at a time, keys in ascending order.
   template <bool Interleaved, int R>
   static void gather_rows(const float* weights, int64_t stride, const T* v, int64_t count, int64_t hd, float* out) {
-    constexpr int kPairs = 2;  // vector pairs held at once
+    constexpr int kPairs = V::kGatherPairs;  // vector pairs held at once
     int64_t d = 0;
     for (; Interleaved && d + 2 * kPairs * kW <= hd; d += 2 * kPairs * kW) {
       F acc[R][2 * kPairs];
@@ -152,11 +172,7 @@ struct Stream {
       for (int r = 0; r < R; ++r) load2_float(out + r * hd, d, hd, acc[r][0], acc[r][1]);
       for (int64_t i = 0; i < count; ++i) {
         F a, b;
-        if constexpr (std::is_same_v<T, float>) {
-          load2_float(v + i * hd, d, hd, a, b);
-        } else {
-          load2<Interleaved>(v + i * hd, d, hd, a, b);
-        }
+        load2<Interleaved>(v + i * hd, d, hd, a, b);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const F w = V::set1(weights[r * stride + i]);
@@ -173,7 +189,7 @@ struct Stream {
     }
   }
 
-  // fn<R>(first row) over the rows in groups of kRows and single rows at the end... one size per call.
+  // fn<R>(first row) over the rows in groups of 4, 2 and 1.
   template <typename Fn>
   QVL_INLINE void for_groups(int64_t rows, const Fn& fn) {
     int64_t r = 0;

@@ -63,11 +63,17 @@ struct Tile {
   static constexpr int64_t kKeys = D::kKeyTile;
   static constexpr int64_t kWeightWords = kKeys / D::kUnit;
 
-  struct Scratch {
+  // One group of rows on its way from scores to values.
+  struct Group {
     alignas(64) float scores[kR * kKeys];
     alignas(64) float weights[D::kWeightsInPlace ? 1 : kR * kWeightWords];
     alignas(64) float lane_max[kR * kW];
-    alignas(64) float row[kW];  // one value per row of the group
+    alignas(64) float row[kW];  // one value per row: its maximum, then what its earlier sums shrink by
+    int64_t first;              // row
+    int64_t seen;               // keys that the row that sees most sees
+  };
+  struct Scratch {
+    Group groups[2];
   };
 
   // c[r, v] += sum over steps of a[r][step] * b[step][v]: the inner loop of both products.
@@ -145,65 +151,81 @@ struct Tile {
   }
 
   // Scores behind a row's last visible key become -inf.
-  static __attribute__((noinline)) void hide(Scratch* s, const int32_t* visible, int64_t vectors) {
+  static __attribute__((noinline)) void hide(Group* g, const int32_t* visible, int64_t vectors) {
     const F hidden = V::set1(-std::numeric_limits<float>::infinity());
     for (int r = 0; r < kR; ++r) {
       F max = hidden;
       for (int64_t j = 0; j < vectors; ++j) {
-        float* p = s->scores + r * kKeys + j * kW;
+        float* p = g->scores + r * kKeys + j * kW;
         const int64_t left = visible[r] - j * kW, n = left < 0 ? 0 : left > kW ? kW : left;
         const F v = V::first_lanes(V::load(p), hidden, n);
         V::store(p, v);
         max = V::max(max, v);
       }
-      V::store(s->lane_max + r * kW, max);
+      V::store(g->lane_max + r * kW, max);
     }
   }
 
+  // First half of a group's way: scores, new maxima, and by how much the sums so far shrink. False if no row of the
+  // group sees a key of this tile.
+  QVL_INLINE bool score(const AttendArgs& args, int64_t first, Group* g) {
+    int32_t visible[kR];
+    int64_t most = 0, least = args.key_count;
+    for (int r = 0; r < kR; ++r) {
+      visible[r] = args.visible == nullptr ? static_cast<int32_t>(args.key_count) : args.visible[first + r];
+      if (visible[r] > most) most = visible[r];
+      if (visible[r] < least) least = visible[r];
+    }
+    if (most == 0) return false;
+    g->first = first;
+    g->seen = most;
+    const int64_t words = args.head_dim / D::kUnit, vectors = (most + kW - 1) / kW;
+    const auto* keys = static_cast<const float*>(args.keys);
+    const float* q = static_cast<const float*>(args.queries) + first * words;
+    for_columns(vectors, [&]<int C>(int64_t j) {
+      score_block<C>(q, words, keys + j * kW, g->scores + j * kW, g->lane_max, j == 0);
+    });
+    if (least < vectors * kW) hide(g, visible, vectors);
+
+    for (int r = 0; r < kR; ++r) g->row[r] = V::reduce_max(V::load(g->lane_max + r * kW));
+    const F old = V::load_n(args.max + first, kR);
+    const F now = V::max(old, V::mul(V::load_n(g->row, kR), V::set1(args.scale)));
+    V::store_n(args.max + first, now, kR);
+    V::store(g->row, exp2_nonpositive<V>(V::sub(old, now)));
+    return true;
+  }
+
+  // Second half: weights, their sums, and the weighted sums of values.
+  QVL_INLINE void gather(const AttendArgs& args, Group* g) {
+    const int64_t vectors = (g->seen + kW - 1) / kW, out_stride = round_up(args.head_dim, kAttentionLanes);
+    const F scale = V::set1(args.scale);
+    for (int r = 0; r < kR; ++r) {
+      float* sum = args.sum + (g->first + r) * kAttentionLanes;
+      const F start = V::mul(V::load(sum), V::set1(g->row[r]));
+      V::store(sum, D::keep_weights(g->scores + r * kKeys, g->weights + r * kWeightWords, vectors, scale,
+                                    V::set1(args.max[g->first + r]), start));
+    }
+    const auto* values = static_cast<const float*>(args.values);
+    const float* weights = D::kWeightsInPlace ? g->scores : g->weights;
+    float* out = args.out + g->first * out_stride;
+    for_columns((args.head_dim + kW - 1) / kW, [&]<int C>(int64_t j) {
+      value_block<C>(weights, kWeightWords, g->row, values + j * kW, out_stride, (g->seen + D::kUnit - 1) / D::kUnit,
+                     out + j * kW, out_stride);
+    });
+  }
+
+  // The scores of a group come before the weights of the group ahead: the latency of its maxima hides behind them.
   static void attend(const AttendArgs& args) {
     Scratch* s = static_cast<Scratch*>(args.scratch);
-    const int64_t words = args.head_dim / D::kUnit, out_stride = round_up(args.head_dim, kAttentionLanes);
-    const int64_t out_vectors = (args.head_dim + kW - 1) / kW;
-    const auto* keys = static_cast<const float*>(args.keys);
-    const auto* values = static_cast<const float*>(args.values);
-    const F scale = V::set1(args.scale);
-    for (int64_t group = 0; group < args.rows; group += kR) {
-      int32_t visible[kR];
-      int64_t most = 0, least = args.key_count;
-      for (int r = 0; r < kR; ++r) {
-        visible[r] = args.visible == nullptr ? static_cast<int32_t>(args.key_count) : args.visible[group + r];
-        if (visible[r] > most) most = visible[r];
-        if (visible[r] < least) least = visible[r];
-      }
-      if (most == 0) continue;
-      const int64_t vectors = (most + kW - 1) / kW;
-
-      const float* q = static_cast<const float*>(args.queries) + group * words;
-      for_columns(vectors, [&]<int C>(int64_t j) {
-        score_block<C>(q, words, keys + j * kW, s->scores + j * kW, s->lane_max, j == 0);
-      });
-      if (least < vectors * kW) hide(s, visible, vectors);
-
-      for (int r = 0; r < kR; ++r) s->row[r] = V::reduce_max(V::load(s->lane_max + r * kW));
-      const F old = V::load_n(args.max + group, kR);
-      const F now = V::max(old, V::mul(V::load_n(s->row, kR), scale));
-      V::store_n(args.max + group, now, kR);
-      V::store(s->row, exp2_nonpositive<V>(V::sub(old, now)));
-
-      for (int r = 0; r < kR; ++r) {
-        float* sum = args.sum + (group + r) * kAttentionLanes;
-        const F start = V::mul(V::load(sum), V::set1(s->row[r]));
-        V::store(sum, D::keep_weights(s->scores + r * kKeys, s->weights + r * kWeightWords, vectors, scale,
-                                      V::set1(args.max[group + r]), start));
-      }
-
-      const float* weights = D::kWeightsInPlace ? s->scores : s->weights;
-      float* out = args.out + group * out_stride;
-      for_columns(out_vectors, [&]<int C>(int64_t j) {
-        value_block<C>(weights, kWeightWords, s->row, values + j * kW, out_stride, (most + D::kUnit - 1) / D::kUnit,
-                       out + j * kW, out_stride);
-      });
+    Group* next = &s->groups[0];
+    Group* ready = nullptr;
+    for (int64_t first = 0; first < args.rows; first += kR) {
+      if (!score(args, first, next)) continue;
+      if (ready != nullptr) gather(args, ready);
+      ready = next;
+      next = next == &s->groups[0] ? &s->groups[1] : &s->groups[0];
     }
+    if (ready != nullptr) gather(args, ready);
   }
 
   template <typename T>
@@ -239,16 +261,29 @@ struct Tile {
   static void pack_keys(const void* src, int64_t stride, int64_t first, int64_t count, int64_t hd, void* tile) {
     const T* p = static_cast<const T*>(src);
     float* dst = static_cast<float*>(tile) + first;
+    transpose_rows([=](int64_t key) { return p + key * stride; }, count, hd, dst);
+  }
+
+  // row(key) is a row of `words` elements that V loads as words; dst[words][kKeys] gets them as columns, and zeros up
+  // to a whole panel.
+  template <typename Row>
+  QVL_INLINE void transpose_rows(const Row& row, int64_t count, int64_t words, float* dst) {
     const int64_t padded = round_up(count, kAttentionLanes);
     for (int64_t key = 0; key < padded; key += kW) {
-      for (int64_t d = 0; d < hd; d += kW) {
-        const int64_t n = hd - d < kW ? hd - d : kW;
+      for (int64_t d = 0; d < words; d += kW) {
         F block[kW];
-        for (int64_t i = 0; i < kW; ++i) {
-          block[i] = key + i < count ? V::load_n(p + (key + i) * stride + d, n) : V::zero();
+        if (key + kW <= count && d + kW <= words) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kW; ++i) block[i] = V::load(row(key + i) + d);
+          V::transpose(block);
+#pragma GCC unroll 16
+          for (int i = 0; i < kW; ++i) V::store(dst + (d + i) * kKeys + key, block[i]);
+          continue;
         }
+        const int64_t n = words - d < kW ? words - d : kW;
+        for (int i = 0; i < kW; ++i) block[i] = key + i < count ? V::load_n(row(key + i) + d, n) : V::zero();
         V::transpose(block);
-        for (int64_t i = 0; i < n; ++i) V::store(dst + (d + i) * kKeys + key, block[i]);
+        for (int i = 0; i < n; ++i) V::store(dst + (d + i) * kKeys + key, block[i]);
       }
     }
   }
@@ -260,7 +295,11 @@ struct Tile {
     float* dst = static_cast<float*>(tile) + first * out_stride;
     const int64_t padded = round_up(count, kAttentionLanes);
     for (int64_t key = 0; key < padded; ++key, dst += out_stride) {
-      for (int64_t d = 0; d < out_stride; d += kW) {
+      int64_t d = 0;
+      if (key < count) {
+        for (; d + kW <= hd; d += kW) V::store(dst + d, V::load(p + key * stride + d));
+      }
+      for (; d < out_stride; d += kW) {
         const int64_t left = hd - d, n = key < count ? (left < 0 ? 0 : left < kW ? left : kW) : 0;
         V::store(dst + d, n == 0 ? V::zero() : V::load_n(p + key * stride + d, n));
       }

@@ -14,12 +14,13 @@ namespace {
 
 constexpr double kLog2E = 1.44269504088896340736;
 
-// Rows of one task. Large enough that a packed tile is used often while it is in the near caches, small enough
-// to share a head among threads.
-constexpr int64_t kBlockRows = 96;
+// Rows of one task: the more, the more often a packed tile is used while it is in the near caches; but every thread
+// should find several tasks. Results do not depend on it.
+constexpr int64_t kMinBlockRows = 48, kMaxBlockRows = 384, kTasksPerThread = 8;
 
-// Packed units kept at once; at least one unit always is.
-constexpr size_t kPackedBudgetBytes = size_t{48} << 20;
+// Packed units kept at once, for each thread; at least one unit always is. Small enough for units to be used while
+// they are in the far cache.
+constexpr size_t kPackedBudgetBytes = size_t{8} << 20;
 
 constexpr size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -28,6 +29,33 @@ struct Slice {
   int64_t unit;
   int64_t first;
   size_t packed_offset;  // of the unit's first tile
+};
+
+// Walks over the rows of a unit.
+class RowCursor {
+ public:
+  RowCursor(const UnitRows& rows, int64_t first, size_t element_bytes, size_t head_bytes)
+      : group_(rows.group),
+        member_(first % rows.group),
+        head_bytes_(head_bytes),
+        jump_bytes_(static_cast<size_t>(rows.stride) * element_bytes - static_cast<size_t>(rows.group) * head_bytes) {
+    at_ = static_cast<std::byte*>(const_cast<void*>(rows.base)) +
+          static_cast<size_t>(first / rows.group * rows.stride) * element_bytes +
+          static_cast<size_t>(member_) * head_bytes;
+  }
+  std::byte* at() const { return at_; }
+  void next() {
+    at_ += head_bytes_;
+    if (++member_ == group_) {
+      member_ = 0;
+      at_ += jump_bytes_;
+    }
+  }
+
+ private:
+  std::byte* at_;
+  int64_t group_, member_;
+  size_t head_bytes_, jump_bytes_;
 };
 
 // Buffers of one thread for one block of rows.
@@ -43,15 +71,19 @@ struct BlockBuffers {
 struct Frame {
   const AttentionTile& kernel;
   const AttentionUnits& units;
+  DType dtype;
   int64_t head_dim;
   float scale;
   int64_t block_rows;
   size_t query_bytes, key_tile_bytes, value_tile_bytes;
   int64_t out_stride;
 
-  Frame(const AttentionTile& k, const AttentionUnits& u, int64_t hd, float s) : kernel(k), units(u), head_dim(hd) {
+  Frame(const AttentionTile& k, const AttentionUnits& u, DType type, int64_t hd, float s, int threads)
+      : kernel(k), units(u), dtype(type), head_dim(hd) {
     scale = static_cast<float>(static_cast<double>(s) * kLog2E);
-    block_rows = round_up(kBlockRows, k.row_group);
+    int64_t rows = 0;
+    for (int64_t i = 0; i < u.units(); ++i) rows += u.rows(i);
+    block_rows = round_up(std::clamp(rows / (threads * kTasksPerThread), kMinBlockRows, kMaxBlockRows), k.row_group);
     query_bytes = k.query_bytes(hd);
     key_tile_bytes = align64(k.key_tile_bytes(hd));
     value_tile_bytes = align64(k.value_tile_bytes(hd));
@@ -96,10 +128,12 @@ struct Frame {
   void attend(const Slice& s, const std::byte* packed, const BlockBuffers& b) const {
     const int64_t rows = std::min(block_rows, units.rows(s.unit) - s.first);
     const int64_t padded = round_up(rows, kernel.row_group);
-    // Missing rows of the last group repeat the last row.
-    for (int64_t r = 0; r < padded; ++r) {
-      kernel.pack_query(units.query(s.unit, s.first + std::min(r, rows - 1)), head_dim,
-                        b.queries + static_cast<size_t>(r) * query_bytes);
+    const size_t element_bytes = dtype_size_bytes(dtype), head_bytes = static_cast<size_t>(head_dim) * element_bytes;
+    RowCursor query(units.queries(s.unit), s.first, element_bytes, head_bytes);
+    std::byte* packed_query = b.queries;
+    for (int64_t r = 0; r < padded; ++r, packed_query += query_bytes) {
+      kernel.pack_query(query.at(), head_dim, packed_query);
+      if (r + 1 < rows) query.next();  // missing rows of the last group repeat the last row
     }
     std::fill_n(b.max, padded, -std::numeric_limits<float>::infinity());
     std::fill_n(b.sum, padded * kAttentionLanes, 0.0f);
@@ -131,8 +165,9 @@ struct Frame {
       }
       kernel.attend(args);
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      kernel.finish(b.out + r * out_stride, b.sum + r * kAttentionLanes, head_dim, units.output(s.unit, s.first + r));
+    RowCursor output(units.outputs(s.unit), s.first, element_bytes, head_bytes);
+    for (int64_t r = 0; r < rows; ++r, output.next()) {
+      kernel.finish(b.out + r * out_stride, b.sum + r * kAttentionLanes, head_dim, output.at());
     }
   }
 };
@@ -141,11 +176,13 @@ struct Frame {
 
 void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, float scale, const AttentionUnits& units) {
   const AttentionKernels& kernels = *ctx.table->attention;
-  const Frame frame(dtype == DType::kF32 ? kernels.tile_f32 : kernels.tile_bf16, units, head_dim, scale);
+  const Frame frame(dtype == DType::kF32 ? kernels.tile_f32 : kernels.tile_bf16, units, dtype, head_dim, scale,
+                    ctx.pool->threads());
   const int64_t total = units.units();
   const size_t thread_bytes = frame.buffer_bytes();
   AlignedBuffer buffers(thread_bytes * static_cast<size_t>(ctx.pool->threads()));
   AlignedBuffer packed;
+  const size_t budget = kPackedBudgetBytes * static_cast<size_t>(ctx.pool->threads());
   std::vector<Slice> tiles, blocks;
   for (int64_t begin = 0; begin < total;) {
     tiles.clear();
@@ -154,7 +191,7 @@ void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, floa
     int64_t end = begin;
     for (; end < total; ++end) {
       const size_t bytes = frame.unit_bytes(end);
-      if (end > begin && packed_bytes + bytes > kPackedBudgetBytes) break;
+      if (end > begin && packed_bytes + bytes > budget) break;
       for (int64_t key = 0; key < units.keys(end); key += frame.kernel.key_tile) {
         tiles.push_back({end, key, packed_bytes});
       }

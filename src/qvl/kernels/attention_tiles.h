@@ -13,6 +13,14 @@ namespace qvl::kernels {
 
 struct AttentionTile;
 
+// Where the query or output rows of a unit lie: row r is at base + (r / group) * stride + (r % group) * head_dim
+// elements (group: the query heads that share one kv head).
+struct UnitRows {
+  const void* base;
+  int64_t group;
+  int64_t stride;
+};
+
 // Where an operator's units find their data. Implementations are called from several threads at once.
 class AttentionUnits {
  public:
@@ -20,8 +28,8 @@ class AttentionUnits {
   virtual int64_t units() const = 0;
   virtual int64_t rows(int64_t unit) const = 0;
   virtual int64_t keys(int64_t unit) const = 0;
-  virtual const void* query(int64_t unit, int64_t row) const = 0;
-  virtual void* output(int64_t unit, int64_t row) const = 0;
+  virtual UnitRows queries(int64_t unit) const = 0;
+  virtual UnitRows outputs(int64_t unit) const = 0;  // written to
   // How many keys, from the first, the row sees; 1..keys(unit), not falling with the row.
   virtual int64_t visible_keys(int64_t unit, int64_t row) const = 0;
   // Packs keys and values [first, first+count) into one tile by the kernel's pack functions.

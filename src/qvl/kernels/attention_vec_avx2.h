@@ -81,12 +81,14 @@ struct VecAvx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_or_si256(low, high));
   }
 
-  // Sums of the lanes of 8 vectors, one per lane of the result.
-  QVL_INLINE __m256 reduce_add8(const F* v) {
+  static constexpr int kScoreSums = 8;
+  static constexpr int kGatherPairs = 1;
+  // out[i] = sum of the lanes of v[i], 8 vectors; out is aligned.
+  QVL_INLINE void store_sums(float* out, const F* v) {
     const __m256 a = _mm256_hadd_ps(v[0], v[1]), b = _mm256_hadd_ps(v[2], v[3]);
     const __m256 c = _mm256_hadd_ps(v[4], v[5]), d = _mm256_hadd_ps(v[6], v[7]);
     const __m256 ab = _mm256_hadd_ps(a, b), cd = _mm256_hadd_ps(c, d);
-    return _mm256_add_ps(_mm256_permute2f128_ps(ab, cd, 0x20), _mm256_permute2f128_ps(ab, cd, 0x31));
+    _mm256_store_ps(out, _mm256_add_ps(_mm256_permute2f128_ps(ab, cd, 0x20), _mm256_permute2f128_ps(ab, cd, 0x31)));
   }
 
   // In place: 8 rows of 8 become 8 columns.

@@ -66,15 +66,25 @@ struct VecAvx512 {
     _mm512_storeu_si512(p, _mm512_or_si512(low, high));
   }
 
-  // Sums of the lanes of 8 vectors, one per lane 0..7 of the result's low half.
-  QVL_INLINE __m256 reduce_add8(const F* v) {
-    __m256 h[8];
+  static constexpr int kScoreSums = 16;
+  static constexpr int kGatherPairs = 2;
+  // out[i] = sum of the lanes of v[i], 16 vectors; out is aligned. A tree that adds while it transposes.
+  QVL_INLINE void store_sums(float* out, const F* v) {
+    F a[8], b[4], c[2];
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) h[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
-    const __m256 a = _mm256_hadd_ps(h[0], h[1]), b = _mm256_hadd_ps(h[2], h[3]);
-    const __m256 c = _mm256_hadd_ps(h[4], h[5]), d = _mm256_hadd_ps(h[6], h[7]);
-    const __m256 ab = _mm256_hadd_ps(a, b), cd = _mm256_hadd_ps(c, d);
-    return _mm256_add_ps(_mm256_permute2f128_ps(ab, cd, 0x20), _mm256_permute2f128_ps(ab, cd, 0x31));
+    for (int i = 0; i < 8; ++i) {  // lanes (v[2i], v[2i+1]) x 2 in every quarter
+      a[i] = add(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {  // v[4i .. 4i+3] in every quarter
+      b[i] = add(_mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {  // quarters: v[8i ..], v[8i ..], v[8i+4 ..], v[8i+4 ..]
+      c[i] = add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88), _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
+    }
+    const F d = add(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
+    _mm512_store_ps(out, d);
   }
 
   // In place: 16 rows of 16 become 16 columns.
