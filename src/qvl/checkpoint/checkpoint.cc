@@ -25,8 +25,8 @@ void check_shard_name(const std::string& shard, std::string_view tensor, const s
   const bool plain = !shard.empty() && shard != "." && shard != ".." &&
                      shard.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
   if (!plain) {
-    fail(ErrorCode::kFormat, index_path, "shard of tensor " + quoted_name(tensor), "a file name inside the folder",
-         quoted_name(shard));
+    fail(ErrorCode::kFormat, index_path, "shard of tensor " + quoted_name(tensor),
+         "a file name inside the folder", quoted_name(shard));
   }
 }
 
@@ -46,11 +46,13 @@ std::map<std::string, std::string> read_weight_map(const std::filesystem::path& 
     fail(ErrorCode::kFormat, where, "key 'weight_map'", "an object from tensor to shard",
          map == index.end() ? "no such key" : map->type_name());
   }
-  if (map->empty()) fail(ErrorCode::kFormat, where, "key 'weight_map'", "at least one tensor", "an empty object");
+  if (map->empty())
+    fail(ErrorCode::kFormat, where, "key 'weight_map'", "at least one tensor", "an empty object");
   std::map<std::string, std::string> result;
   for (const auto& [tensor, shard] : map->items()) {
     if (!shard.is_string()) {
-      fail(ErrorCode::kFormat, where, "shard of tensor " + quoted_name(tensor), "a string", shard.type_name());
+      fail(ErrorCode::kFormat, where, "shard of tensor " + quoted_name(tensor), "a string",
+           shard.type_name());
     }
     check_shard_name(shard.get_ref<const std::string&>(), tensor, where);
     result.emplace(tensor, shard.get<std::string>());
@@ -118,8 +120,8 @@ Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
   const std::filesystem::path index_path = folder / kIndexFile;
   if (is_file(folder / kSingleFile)) {
     if (is_file(index_path)) {
-      log_message(LogLevel::kInfo, where + ": has both " + std::string(kSingleFile) + " and an index of shards; " +
-                                       "the single file is used");
+      log_message(LogLevel::kInfo, where + ": has both " + std::string(kSingleFile) +
+                                       " and an index of shards; " + "the single file is used");
     }
     result.add_file(SafetensorsFile::open(folder / kSingleFile));
   } else if (is_file(index_path)) {
@@ -152,8 +154,8 @@ Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
       }
     }
   } else {
-    fail(ErrorCode::kNotFound, where, "weights", std::string(kSingleFile) + " or " + std::string(kIndexFile), "neither",
-         weights_hint(folder));
+    fail(ErrorCode::kNotFound, where, "weights", std::string(kSingleFile) + " or " + std::string(kIndexFile),
+         "neither", weights_hint(folder));
   }
   result.build_index();
   return result;
@@ -181,8 +183,8 @@ void Checkpoint::build_index() {
       const TensorView& first = *tensors_[it->second].view;
       const TensorView& second = *tensors_[i].view;
       fail(ErrorCode::kMismatch, folder_.string() + ": tensor " + quoted_name(tensors_[i].name),
-           "there twice: as " + quoted_name(first.name) + " in " + first.file + " and as " + quoted_name(second.name) +
-               " in " + second.file);
+           "there twice: as " + quoted_name(first.name) + " in " + first.file + " and as " +
+               quoted_name(second.name) + " in " + second.file);
     }
   }
   if (renamed_count_) {
@@ -217,14 +219,20 @@ const TensorView& Checkpoint::get(std::string_view name, const Shape& shape) con
   return *view;
 }
 
-bool Checkpoint::has_file(std::string_view name) const { return is_file(folder_ / name); }
+bool Checkpoint::has_file(std::string_view name) const {
+  return is_file(folder_ / name);
+}
 
 void Checkpoint::prefetch() const {
   for (const SafetensorsFile& file : files_) file.mapping().will_need(0, file.mapping().bytes().size());
 }
 
-void Checkpoint::prefetch(const CheckpointTensor& tensor) const { files_[tensor.file_index].will_need(*tensor.view); }
+void Checkpoint::prefetch(const CheckpointTensor& tensor) const {
+  files_[tensor.file_index].will_need(*tensor.view);
+}
 
-void Checkpoint::drop(const CheckpointTensor& tensor) const { files_[tensor.file_index].drop(*tensor.view); }
+void Checkpoint::drop(const CheckpointTensor& tensor) const {
+  files_[tensor.file_index].drop(*tensor.view);
+}
 
 }  // namespace qvl::checkpoint

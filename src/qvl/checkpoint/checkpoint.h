@@ -1,6 +1,6 @@
 // A Hugging Face checkpoint folder as published: config files, and one model.safetensors or the shards that
-// model.safetensors.index.json lists. Tensors are used in place from the mapped files. Names are normalised to the
-// canonical spelling of spec 2 ("model.visual.…", "model.language_model.…", "lm_head.weight").
+// model.safetensors.index.json lists. Tensors are used in place from the mapped files. Names are normalised
+// to the canonical spelling of spec 2 ("model.visual.…", "model.language_model.…", "lm_head.weight").
 #pragma once
 
 #include <filesystem>
@@ -28,10 +28,11 @@ struct CheckpointTensor {
 
 class Checkpoint {
  public:
-  // Maps and validates everything but the meaning of the tensors (see model/tensor_table.h for that). If both a
-  // single file and an index are there, the single file is taken, as the reference library does, and logged.
-  // Throws kNotFound (no folder, no weights, an index or shard that does not exist), kFormat (broken file, index
-  // that is not one, shard name that leaves the folder), kMismatch (index and shards disagree, a tensor twice).
+  // Maps and validates everything but the meaning of the tensors (see model/tensor_table.h for that). If both
+  // a single file and an index are there, the single file is taken, as the reference library does, and
+  // logged. Throws kNotFound (no folder, no weights, an index or shard that does not exist), kFormat (broken
+  // file, index that is not one, shard name that leaves the folder), kMismatch (index and shards disagree, a
+  // tensor twice).
   static Checkpoint open(const std::filesystem::path& folder);
 
   Checkpoint(Checkpoint&&) = default;
@@ -44,8 +45,8 @@ class Checkpoint {
   std::vector<std::string> names() const;
   // By canonical name; null when absent. The view lives as long as this object (moves keep it).
   const TensorView* find(std::string_view name) const;
-  // Throws kNotFound naming folder and tensor; kMismatch naming file and tensor when the shape differs; kUnsupported
-  // when the elements are not F32, BF16 or F16.
+  // Throws kNotFound naming folder and tensor; kMismatch naming file and tensor when the shape differs;
+  // kUnsupported when the elements are not F32, BF16 or F16.
   const TensorView& get(std::string_view name, const Shape& shape) const;
 
   // Bytes of tensor data in all files.
@@ -79,7 +80,8 @@ class Checkpoint {
   size_t renamed_count_ = 0;
 };
 
-// True when the folder looks like a Hugging Face checkpoint (config.json and safetensors weights or an index).
+// True when the folder looks like a Hugging Face checkpoint (config.json and safetensors weights or an
+// index).
 bool is_checkpoint_folder(const std::filesystem::path& folder);
 
 }  // namespace qvl::checkpoint

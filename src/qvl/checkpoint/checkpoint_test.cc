@@ -66,23 +66,31 @@ TEST_F(CheckpointFolder, LookupStatesWhatItExpects) {
   shard("model.safetensors", {kNorm});
   const Checkpoint c = open();
   EXPECT_EQ(c.find("model.language_model.norm"), nullptr);
-  EXPECT_EQ(error_of([&] { c.get(kHead, {1, 1}); }, scratch_.path()),
+  EXPECT_EQ(error_of(
+                [&] {
+                  c.get(kHead, {1, 1});
+                },
+                scratch_.path()),
             "not_found: [DIR: tensor 'lm_head.weight'] not in the checkpoint");
-  EXPECT_EQ(error_of([&] { c.get(kNorm, {1}); }, scratch_.path()),
-            "mismatch: [DIR/model.safetensors: tensor 'model.language_model.norm.weight'] shape: expected [1], got "
-            "[1, 1]");
+  EXPECT_EQ(
+      error_of([&] { c.get(kNorm, {1}); }, scratch_.path()),
+      "mismatch: [DIR/model.safetensors: tensor 'model.language_model.norm.weight'] shape: expected [1], got "
+      "[1, 1]");
   write_text(scratch_ / "model.safetensors",
              safetensors_bytes(R"({"lm_head.weight":{"dtype":"I8","shape":[1],"data_offsets":[0,1]}})", "x"));
   const Checkpoint integers = open();
   EXPECT_EQ(error_of([&] { integers.get(kHead, {1}); }, scratch_.path()),
-            "unsupported: [DIR/model.safetensors: tensor 'lm_head.weight'] element type: expected F32, BF16 or F16, "
+            "unsupported: [DIR/model.safetensors: tensor 'lm_head.weight'] element type: expected F32, BF16 "
+            "or F16, "
             "got I8");
 }
 
 TEST_F(CheckpointFolder, Shards) {
   shard(kA, {kNorm, "model.visual.pos_embed.weight"});
   shard(kB, {kHead});
-  index({{kNorm, "a.safetensors"}, {"model.visual.pos_embed.weight", "a.safetensors"}, {kHead, "b.safetensors"}});
+  index({{kNorm, "a.safetensors"},
+         {"model.visual.pos_embed.weight", "a.safetensors"},
+         {kHead, "b.safetensors"}});
   Checkpoint first = open();
   const Checkpoint c = std::move(first);
   EXPECT_EQ(c.file_count(), 2u);
@@ -104,9 +112,11 @@ TEST(TensorNames, VariantsBecomeCanonical) {
   const std::map<std::string, std::string> cases = {
       {"model.visual.blocks.0.norm1.weight", "model.visual.blocks.0.norm1.weight"},
       {"visual.blocks.0.norm1.weight", "model.visual.blocks.0.norm1.weight"},
-      {"model.language_model.layers.3.mlp.up_proj.weight", "model.language_model.layers.3.mlp.up_proj.weight"},
+      {"model.language_model.layers.3.mlp.up_proj.weight",
+       "model.language_model.layers.3.mlp.up_proj.weight"},
       {"language_model.layers.3.mlp.up_proj.weight", "model.language_model.layers.3.mlp.up_proj.weight"},
-      {"language_model.model.layers.3.mlp.up_proj.weight", "model.language_model.layers.3.mlp.up_proj.weight"},
+      {"language_model.model.layers.3.mlp.up_proj.weight",
+       "model.language_model.layers.3.mlp.up_proj.weight"},
       {"model.layers.3.mlp.up_proj.weight", "model.language_model.layers.3.mlp.up_proj.weight"},
       {"model.embed_tokens.weight", "model.language_model.embed_tokens.weight"},
       {"model.norm.weight", "model.language_model.norm.weight"},
@@ -131,23 +141,27 @@ TEST_F(CheckpointFolder, NameVariantsAreMappedCountedAndLogged) {
 
 TEST_F(CheckpointFolder, TwoSpellingsOfOneTensor) {
   shard("model.safetensors", {kNorm, "language_model.norm.weight"});
-  EXPECT_EQ(error(),
-            "mismatch: [DIR: tensor 'model.language_model.norm.weight'] there twice: as "
-            "'model.language_model.norm.weight' in DIR/model.safetensors and as 'language_model.norm.weight' in "
-            "DIR/model.safetensors");
+  EXPECT_EQ(
+      error(),
+      "mismatch: [DIR: tensor 'model.language_model.norm.weight'] there twice: as "
+      "'model.language_model.norm.weight' in DIR/model.safetensors and as 'language_model.norm.weight' in "
+      "DIR/model.safetensors");
 }
 
 TEST_F(CheckpointFolder, NoFolderNoConfigNoWeights) {
   EXPECT_EQ(error_of([&] { Checkpoint::open(scratch_ / "none"); }, scratch_.path()),
             "not_found: [DIR/none] no such folder");
   EXPECT_EQ(error_of([&] { Checkpoint::open(scratch_ / "config.json"); }, scratch_.path()),
-            "invalid_argument: [DIR/config.json] checkpoint: expected a folder with config.json and weights, got a file");
+            "invalid_argument: [DIR/config.json] checkpoint: expected a folder with config.json and weights, "
+            "got a file");
   EXPECT_EQ(error(),
-            "not_found: [DIR] weights: expected model.safetensors or model.safetensors.index.json, got neither (is the "
+            "not_found: [DIR] weights: expected model.safetensors or model.safetensors.index.json, got "
+            "neither (is the "
             "download complete?)");
   write_text(scratch_ / "pytorch_model.bin", "x");
   EXPECT_EQ(error(),
-            "not_found: [DIR] weights: expected model.safetensors or model.safetensors.index.json, got neither (the "
+            "not_found: [DIR] weights: expected model.safetensors or model.safetensors.index.json, got "
+            "neither (the "
             "folder has pytorch_model.bin: convert it to safetensors first)");
   EXPECT_FALSE(is_checkpoint_folder(scratch_.path()));
   std::filesystem::remove(scratch_ / "config.json");
@@ -168,7 +182,8 @@ TEST_F(CheckpointFolder, ATensorMissingInItsShard) {
   shard(kA, {kNorm});
   index({{kNorm, "a.safetensors"}, {kHead, "a.safetensors"}});
   EXPECT_EQ(error(),
-            "mismatch: [DIR/a.safetensors: tensor 'lm_head.weight'] listed in model.safetensors.index.json but not in "
+            "mismatch: [DIR/a.safetensors: tensor 'lm_head.weight'] listed in model.safetensors.index.json "
+            "but not in "
             "the file");
 }
 
@@ -176,7 +191,8 @@ TEST_F(CheckpointFolder, ATensorTheIndexDoesNotList) {
   shard(kA, {kNorm, kHead});
   index({{kNorm, "a.safetensors"}});
   EXPECT_EQ(error(),
-            "mismatch: [DIR/a.safetensors: tensor 'lm_head.weight'] place in model.safetensors.index.json: expected "
+            "mismatch: [DIR/a.safetensors: tensor 'lm_head.weight'] place in model.safetensors.index.json: "
+            "expected "
             "this file, got not listed");
 }
 
@@ -185,7 +201,8 @@ TEST_F(CheckpointFolder, ATensorInTwoShards) {
   shard(kB, {kHead});
   index({{kNorm, "a.safetensors"}, {kHead, "b.safetensors"}});
   EXPECT_EQ(error(),
-            "mismatch: [DIR/a.safetensors: tensor 'lm_head.weight'] place in model.safetensors.index.json: expected "
+            "mismatch: [DIR/a.safetensors: tensor 'lm_head.weight'] place in model.safetensors.index.json: "
+            "expected "
             "this file, got 'b.safetensors'");
 }
 
@@ -193,11 +210,14 @@ TEST_F(CheckpointFolder, ShardsOutsideTheFolderAreRefused) {
   shard(kA, {kNorm});
   std::filesystem::create_directory(scratch_ / "sub");
   std::filesystem::copy_file(scratch_ / kA, scratch_ / "sub/a.safetensors");
-  for (const std::string bad : {"../a.safetensors", "sub/a.safetensors", "/etc/passwd", "..", ".", "", "a\\b"}) {
+  for (const std::string bad :
+       {"../a.safetensors", "sub/a.safetensors", "/etc/passwd", "..", ".", "", "a\\b"}) {
     index({{kNorm, bad}});
     EXPECT_EQ(error(),
-              "format: [DIR/model.safetensors.index.json] shard of tensor 'model.language_model.norm.weight': expected "
-              "a file name inside the folder, got '" + bad + "'");
+              "format: [DIR/model.safetensors.index.json] shard of tensor "
+              "'model.language_model.norm.weight': expected "
+              "a file name inside the folder, got '" +
+                  bad + "'");
   }
 }
 
@@ -210,21 +230,28 @@ TEST_F(CheckpointFolder, IndexesThatAreNone) {
   EXPECT_EQ(with("{\"weight_map\":").find(where + "not valid JSON"), 0u);
   EXPECT_EQ(with("[]"), where + "index: expected a JSON object, got array");
   EXPECT_EQ(with("{}"), where + "key 'weight_map': expected an object from tensor to shard, got no such key");
-  EXPECT_EQ(with(R"({"weight_map":[]})"), where + "key 'weight_map': expected an object from tensor to shard, got array");
-  EXPECT_EQ(with(R"({"weight_map":{}})"), where + "key 'weight_map': expected at least one tensor, got an empty object");
+  EXPECT_EQ(with(R"({"weight_map":[]})"),
+            where + "key 'weight_map': expected an object from tensor to shard, got array");
+  EXPECT_EQ(with(R"({"weight_map":{}})"),
+            where + "key 'weight_map': expected at least one tensor, got an empty object");
   EXPECT_EQ(with(R"({"weight_map":{"a":1}})"), where + "shard of tensor 'a': expected a string, got number");
 }
 
 TEST_F(CheckpointFolder, ATruncatedShard) {
   shard(kA, {kNorm});
   shard(kB, {kHead, "model.visual.pos_embed.weight"});
-  index({{kNorm, "a.safetensors"}, {kHead, "b.safetensors"}, {"model.visual.pos_embed.weight", "b.safetensors"}});
+  index({{kNorm, "a.safetensors"},
+         {kHead, "b.safetensors"},
+         {"model.visual.pos_embed.weight", "b.safetensors"}});
   std::filesystem::resize_file(scratch_ / kB, std::filesystem::file_size(scratch_ / kB) - 1);
   EXPECT_EQ(error(),
-            "format: [DIR/b.safetensors: tensor 'model.visual.pos_embed.weight'] end of the data: expected at most byte "
+            "format: [DIR/b.safetensors: tensor 'model.visual.pos_embed.weight'] end of the data: expected "
+            "at most byte "
             "3 of the data in the file, got 4 (offset out of range, or the file is truncated)");
   std::filesystem::resize_file(scratch_ / kB, 20);
-  EXPECT_EQ(error().find("format: [DIR/b.safetensors] header length: expected at most the 12 bytes that follow"), 0u);
+  EXPECT_EQ(
+      error().find("format: [DIR/b.safetensors] header length: expected at most the 12 bytes that follow"),
+      0u);
 }
 
 TEST(CheckpointGolden, OpensTheFixtureModel) {

@@ -15,7 +15,8 @@
 namespace qvl::checkpoint {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "safetensors data are little endian and used in place");
+static_assert(std::endian::native == std::endian::little,
+              "safetensors data are little endian and used in place");
 
 constexpr size_t kLengthBytes = 8;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the limit of the format's own reader
@@ -96,7 +97,8 @@ class HeaderReader {
     key_ = value;
     if (state_ == State::kFile) {
       if (!seen_.insert(value).second) {
-        fail(ErrorCode::kFormat, file_ + ": tensor " + quoted_name(value), "the name appears twice in the header");
+        fail(ErrorCode::kFormat, file_ + ": tensor " + quoted_name(value),
+             "the name appears twice in the header");
       }
     } else if (state_ == State::kTensor) {
       const Entry& entry = entries.back();
@@ -166,14 +168,18 @@ class HeaderReader {
   bool unexpected(const std::string& got) const {
     switch (state_) {
       case State::kMetadata:
-        fail(ErrorCode::kFormat, file_, "value of " + quoted_name(key_) + " in __metadata__", "a string", got);
+        fail(ErrorCode::kFormat, file_, "value of " + quoted_name(key_) + " in __metadata__", "a string",
+             got);
       case State::kTensor:
         bad(key_, key_ == "dtype" ? "a string" : "an array of numbers", got);
-      case State::kShape: bad("shape", "non-negative integers", got);
-      case State::kOffsets: bad("data_offsets", "non-negative integers", got);
+      case State::kShape:
+        bad("shape", "non-negative integers", got);
+      case State::kOffsets:
+        bad("data_offsets", "non-negative integers", got);
       case State::kFile:
         fail(ErrorCode::kFormat, file_ + ": tensor " + quoted_name(key_), "header entry", "an object", got);
-      default: fail(ErrorCode::kFormat, file_, "header", "a JSON object", got);
+      default:
+        fail(ErrorCode::kFormat, file_, "header", "a JSON object", got);
     }
   }
 
@@ -202,8 +208,8 @@ std::string_view header_text(std::span<const std::byte> bytes, const std::string
   }
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, length);
   if (text.empty() || text.front() != '{') {
-    fail(ErrorCode::kFormat, file, "first byte of the header", "'{'", text.empty() ? "nothing" : "another byte",
-         "not a safetensors file?");
+    fail(ErrorCode::kFormat, file, "first byte of the header", "'{'",
+         text.empty() ? "nothing" : "another byte", "not a safetensors file?");
   }
   // The JSON reader takes a zero byte for the end of input and would skip what follows.
   if (const size_t zero = text.find('\0'); zero != std::string_view::npos) {
@@ -260,7 +266,9 @@ std::string quoted_name(std::string_view name) {
   return out + "'";
 }
 
-std::string TensorView::where() const { return file + ": tensor " + quoted_name(name); }
+std::string TensorView::where() const {
+  return file + ": tensor " + quoted_name(name);
+}
 
 std::vector<float> TensorView::to_f32() const {
   const int64_t count = size();
@@ -310,14 +318,15 @@ SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
   }
   for (const Entry& entry : reader.entries) check_range(entry, data.size(), file);
 
-  // In file order the ranges must follow each other without hole or overlap: then no byte has two meanings and none
-  // is unaccounted for.
+  // In file order the ranges must follow each other without hole or overlap: then no byte has two meanings
+  // and none is unaccounted for.
   std::sort(reader.entries.begin(), reader.entries.end(),
             [](const Entry& a, const Entry& b) { return a.offsets < b.offsets; });
   uint64_t position = 0;
   const Entry* previous = nullptr;
   for (const Entry& entry : reader.entries) {
-    const std::string after = previous ? "the end of " + quoted_name(previous->name) : "the start of the data";
+    const std::string after =
+        previous ? "the end of " + quoted_name(previous->name) : "the start of the data";
     if (entry.offsets[0] < position) {
       fail(ErrorCode::kFormat, file + ": tensor " + quoted_name(entry.name),
            "its data overlap those of " + quoted_name(previous->name), "begin at " + std::to_string(position),

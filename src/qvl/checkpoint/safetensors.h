@@ -1,9 +1,11 @@
-// One .safetensors file, mapped and fully validated when it is opened: the bottom of every checkpoint (spec 2).
+// One .safetensors file, mapped and fully validated when it is opened: the bottom of every checkpoint (spec
+// 2).
 //
-// The rules are those of the format's own reader, and a bit stricter: header length within the file and at most
-// 100 000 000 bytes; a JSON object whose first byte is '{'; exactly the keys dtype, shape and data_offsets per
-// tensor; known element types; size = product of the shape * element size; and the ranges, in file order, cover the
-// data part without hole or overlap to its last byte. Names must be unique (JSON readers usually hide a repetition).
+// The rules are those of the format's own reader, and a bit stricter: header length within the file and at
+// most 100 000 000 bytes; a JSON object whose first byte is '{'; exactly the keys dtype, shape and
+// data_offsets per tensor; known element types; size = product of the shape * element size; and the ranges,
+// in file order, cover the data part without hole or overlap to its last byte. Names must be unique (JSON
+// readers usually hide a repetition).
 #pragma once
 
 #include <cstddef>
@@ -20,9 +22,10 @@
 
 namespace qvl::checkpoint {
 
-// A tensor inside a mapped file. `bytes` is valid while the SafetensorsFile (or Checkpoint) that gave it lives, and
-// need not be aligned to its element size: the format does not promise that. x86 and AArch64 load unaligned data
-// at (nearly) full speed; read elements through memcpy or vector loads, never by dereferencing a wider pointer.
+// A tensor inside a mapped file. `bytes` is valid while the SafetensorsFile (or Checkpoint) that gave it
+// lives, and need not be aligned to its element size: the format does not promise that. x86 and AArch64 load
+// unaligned data at (nearly) full speed; read elements through memcpy or vector loads, never by dereferencing
+// a wider pointer.
 struct TensorView {
   std::string name;  // as spelled in the file
   DType dtype = DType::kF32;
@@ -44,7 +47,8 @@ std::string quoted_name(std::string_view name);
 
 class SafetensorsFile {
  public:
-  // Throws kNotFound, kIo, kFormat (naming file and, where one is at fault, tensor), kUnsupported (element type).
+  // Throws kNotFound, kIo, kFormat (naming file and, where one is at fault, tensor), kUnsupported (element
+  // type).
   static SafetensorsFile open(const std::filesystem::path& path);
 
   // In the order of their data.

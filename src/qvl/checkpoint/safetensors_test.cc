@@ -1,4 +1,5 @@
-// Reading single safetensors files: valid ones of all kinds, every defect by its message, and seeded mutations.
+// Reading single safetensors files: valid ones of all kinds, every defect by its message, and seeded
+// mutations.
 #include "qvl/checkpoint/safetensors.h"
 
 #include <gtest/gtest.h>
@@ -17,10 +18,13 @@ class Safetensors : public testing::Test {
     const std::filesystem::path path = scratch_ / "x.safetensors";
     write_text(path, bytes);
     std::string text = error_of([&] { SafetensorsFile::open(path); }, scratch_.path());
-    if (const size_t at = text.find("DIR/x.safetensors"); at != std::string::npos) text.replace(at, 17, "FILE");
+    if (const size_t at = text.find("DIR/x.safetensors"); at != std::string::npos)
+      text.replace(at, 17, "FILE");
     return text;
   }
-  std::string error(std::string_view json, std::string_view data) { return error(safetensors_bytes(json, data)); }
+  std::string error(std::string_view json, std::string_view data) {
+    return error(safetensors_bytes(json, data));
+  }
   SafetensorsFile open(std::string_view json, std::string_view data) {
     const std::filesystem::path path = scratch_ / "ok.safetensors";
     write_text(path, safetensors_bytes(json, data));
@@ -31,14 +35,15 @@ class Safetensors : public testing::Test {
 };
 
 TEST_F(Safetensors, ReadsTypesShapesAndMetadata) {
-  const SafetensorsFile file = open(
-      R"({"__metadata__":{"format":"pt","note":"h\u00e9"},)"
-      R"("b":{"dtype":"BF16","shape":[2],"data_offsets":[8,12]},)"
-      R"("a":{"data_offsets":[0,8],"shape":[1,1,1,1,2],"dtype":"F32"},)"
-      R"("scalar":{"dtype":"I64","shape":[],"data_offsets":[12,20]},)"
-      R"("none":{"dtype":"F16","shape":[0,7],"data_offsets":[20,20]},)"
-      R"("flag":{"dtype":"BOOL","shape":[1],"data_offsets":[20,21]}}    )",
-      std::string("\x00\x00\x80\x3f\x00\x00\x00\xc0\x80\x3f\x00\x40\x07\x00\x00\x00\x00\x00\x00\x00\x01", 21));
+  const SafetensorsFile file =
+      open(R"({"__metadata__":{"format":"pt","note":"h\u00e9"},)"
+           R"("b":{"dtype":"BF16","shape":[2],"data_offsets":[8,12]},)"
+           R"("a":{"data_offsets":[0,8],"shape":[1,1,1,1,2],"dtype":"F32"},)"
+           R"("scalar":{"dtype":"I64","shape":[],"data_offsets":[12,20]},)"
+           R"("none":{"dtype":"F16","shape":[0,7],"data_offsets":[20,20]},)"
+           R"("flag":{"dtype":"BOOL","shape":[1],"data_offsets":[20,21]}}    )",
+           std::string("\x00\x00\x80\x3f\x00\x00\x00\xc0\x80\x3f\x00\x40\x07\x00\x00\x00\x00\x00\x00\x00\x01",
+                       21));
   ASSERT_EQ(file.tensors().size(), 5u);
   EXPECT_EQ(file.tensors()[0].name, "a") << "in the order of the data";
   EXPECT_EQ(file.metadata().at("format"), "pt");
@@ -55,8 +60,9 @@ TEST_F(Safetensors, ReadsTypesShapesAndMetadata) {
   EXPECT_EQ(file.find("A"), nullptr);
   EXPECT_EQ(error_of([&] { file.get("A"); }, scratch_.path()),
             "not_found: [DIR/ok.safetensors: tensor 'A'] not in the file");
-  EXPECT_EQ(error_of([&] { file.get("flag").to_f32(); }, scratch_.path()),
-            "unsupported: [DIR/ok.safetensors: tensor 'flag'] element type: expected F32, BF16 or F16, got BOOL");
+  EXPECT_EQ(
+      error_of([&] { file.get("flag").to_f32(); }, scratch_.path()),
+      "unsupported: [DIR/ok.safetensors: tensor 'flag'] element type: expected F32, BF16 or F16, got BOOL");
   EXPECT_EQ(error_of([&] { file.get("a").to_i64(); }, scratch_.path()),
             "unsupported: [DIR/ok.safetensors: tensor 'a'] element type: expected I64 or I32, got F32");
 }
@@ -74,7 +80,8 @@ TEST_F(Safetensors, AnEmptyFileOfNoTensorsIsValid) {
 }
 
 TEST_F(Safetensors, MovedFilesKeepTheirViews) {
-  SafetensorsFile first = open(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", std::string("\0\0\x80\x3f", 4));
+  SafetensorsFile first =
+      open(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", std::string("\0\0\x80\x3f", 4));
   const TensorView* view = first.find("a");
   const SafetensorsFile second = std::move(first);
   EXPECT_EQ(second.find("a"), view);
@@ -82,20 +89,25 @@ TEST_F(Safetensors, MovedFilesKeepTheirViews) {
 }
 
 TEST_F(Safetensors, DefectsOfTheFrame) {
-  EXPECT_EQ(error(""),
-            "format: [FILE] file size: expected at least 8 bytes, got 0 (not a safetensors file, or truncated)");
-  EXPECT_EQ(error("1234567"),
-            "format: [FILE] file size: expected at least 8 bytes, got 7 (not a safetensors file, or truncated)");
+  EXPECT_EQ(
+      error(""),
+      "format: [FILE] file size: expected at least 8 bytes, got 0 (not a safetensors file, or truncated)");
+  EXPECT_EQ(
+      error("1234567"),
+      "format: [FILE] file size: expected at least 8 bytes, got 7 (not a safetensors file, or truncated)");
   EXPECT_EQ(error(std::string("\x05\0\0\0\0\0\0\0{}", 10)),
-            "format: [FILE] header length: expected at most the 2 bytes that follow, got 5 (the file is truncated)");
+            "format: [FILE] header length: expected at most the 2 bytes that follow, got 5 (the file is "
+            "truncated)");
   EXPECT_EQ(error("<html>no such page</html>"),
             "format: [FILE] header length: expected at most 100000000 bytes, got 8029423821061908540 (not a "
             "safetensors file?)");
   EXPECT_EQ(error("", "x"),
             "format: [FILE] first byte of the header: expected '{', got nothing (not a safetensors file?)");
-  EXPECT_EQ(error(" {}", ""),
-            "format: [FILE] first byte of the header: expected '{', got another byte (not a safetensors file?)");
-  EXPECT_EQ(error(std::string("{}\0\0", 4), ""), "format: [FILE] the header is not valid JSON: zero byte at 2");
+  EXPECT_EQ(
+      error(" {}", ""),
+      "format: [FILE] first byte of the header: expected '{', got another byte (not a safetensors file?)");
+  EXPECT_EQ(error(std::string("{}\0\0", 4), ""),
+            "format: [FILE] the header is not valid JSON: zero byte at 2");
   EXPECT_EQ(error("{}{}", "").find("format: [FILE] the header is not valid JSON at byte 3"), 0u);
   EXPECT_EQ(error("{\"a\":", "").find("format: [FILE] the header is not valid JSON at byte"), 0u);
   EXPECT_EQ(error("{\"\xff\":{}}", "").find("format: [FILE] the header is not valid JSON at byte"), 0u);
@@ -116,15 +128,18 @@ TEST_F(Safetensors, DefectsOfTheHeader) {
   EXPECT_EQ(error(R"({"a":{"shape":"x"}})", ""), a + "shape: expected an array of numbers, got a string");
   EXPECT_EQ(error(R"({"a":{"shape":[-1]}})", ""),
             a + "shape: expected non-negative integers, got the negative number -1");
-  EXPECT_EQ(error(R"({"a":{"shape":[1.5]}})", ""), a + "shape: expected non-negative integers, got the number 1.5");
+  EXPECT_EQ(error(R"({"a":{"shape":[1.5]}})", ""),
+            a + "shape: expected non-negative integers, got the number 1.5");
   EXPECT_EQ(error(R"({"a":{"shape":[99999999999999999999]}})", ""),
             a + "shape: expected non-negative integers, got the number 99999999999999999999");
   EXPECT_EQ(error(R"({"a":{"shape":[18446744073709551615]}})", ""),
             a + "shape: expected extents below 2^63, got 18446744073709551615");
   EXPECT_EQ(error(R"({"a":{"shape":[[1]]}})", ""), a + "shape: expected non-negative integers, got an array");
   EXPECT_EQ(error(R"({"a":{"data_offsets":[0]}})", ""), a + "data_offsets: expected two numbers, got 1");
-  EXPECT_EQ(error(R"({"a":{"data_offsets":[0,1,2]}})", ""), a + "data_offsets: expected two numbers, got more");
-  EXPECT_EQ(error(R"({"a":{"data_offsets":{"x":1}}})", ""), a + "data_offsets: expected an array of numbers, got an object");
+  EXPECT_EQ(error(R"({"a":{"data_offsets":[0,1,2]}})", ""),
+            a + "data_offsets: expected two numbers, got more");
+  EXPECT_EQ(error(R"({"a":{"data_offsets":{"x":1}}})", ""),
+            a + "data_offsets: expected an array of numbers, got an object");
   EXPECT_EQ(error(R"({"__metadata__":{"k":1}})", ""),
             "format: [FILE] value of 'k' in __metadata__: expected a string, got the number 1");
   EXPECT_EQ(error(R"({"__metadata__":{"k":"1","k":"2"}})", ""),
@@ -141,9 +156,11 @@ TEST_F(Safetensors, DefectsOfTheHeader) {
 }
 
 TEST_F(Safetensors, ANameTwiceIsSeen) {
-  EXPECT_EQ(error(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
-                  "xy"),
-            "format: [FILE: tensor 'a'] the name appears twice in the header");
+  EXPECT_EQ(
+      error(
+          R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+          "xy"),
+      "format: [FILE: tensor 'a'] the name appears twice in the header");
 }
 
 TEST_F(Safetensors, DefectsOfTheRanges) {
@@ -153,27 +170,32 @@ TEST_F(Safetensors, DefectsOfTheRanges) {
                  data);
   };
   EXPECT_EQ(two("[0,8]", "[8,12]", std::string(12, 'x')), "no error");
-  EXPECT_EQ(two("[0,8]", "[8,12]", std::string(11, 'x')),
-            "format: [FILE: tensor 'b'] end of the data: expected at most byte 11 of the data in the file, got 12 "
-            "(offset out of range, or the file is truncated)");
+  EXPECT_EQ(
+      two("[0,8]", "[8,12]", std::string(11, 'x')),
+      "format: [FILE: tensor 'b'] end of the data: expected at most byte 11 of the data in the file, got 12 "
+      "(offset out of range, or the file is truncated)");
   EXPECT_EQ(two("[0,8]", "[8,12]", std::string(13, 'x')),
-            "format: [FILE] size of the data: expected 12 bytes as the header says, got 13 (surplus bytes after the "
+            "format: [FILE] size of the data: expected 12 bytes as the header says, got 13 (surplus bytes "
+            "after the "
             "last tensor)");
   EXPECT_EQ(two("[0,8]", "[4,8]", std::string(8, 'x')),
             "format: [FILE: tensor 'b'] its data overlap those of 'a': expected begin at 8, got 4");
   EXPECT_EQ(two("[4,12]", "[0,4]", std::string(12, 'x')), "no error");
   EXPECT_EQ(two("[0,8]", "[12,16]", std::string(16, 'x')),
-            "format: [FILE: tensor 'b'] hole of 4 bytes before its data: expected begin at 8, the end of 'a', got 12");
+            "format: [FILE: tensor 'b'] hole of 4 bytes before its data: expected begin at 8, the end of "
+            "'a', got 12");
   EXPECT_EQ(two("[8,16]", "[4,8]", std::string(16, 'x')),
-            "format: [FILE: tensor 'b'] hole of 4 bytes before its data: expected begin at 0, the start of the data, "
+            "format: [FILE: tensor 'b'] hole of 4 bytes before its data: expected begin at 0, the start of "
+            "the data, "
             "got 4");
   EXPECT_EQ(two("[8,0]", "[8,12]", std::string(12, 'x')),
             "format: [FILE: tensor 'a'] data_offsets: expected begin <= end, got [8, 0]");
   EXPECT_EQ(two("[0,4]", "[4,8]", std::string(8, 'x')),
             "format: [FILE: tensor 'a'] data size: expected 2 elements of 4 bytes for F32 [2], got 4 bytes");
-  EXPECT_EQ(two("[0,8]", "[18446744073709551608,18446744073709551612]", std::string(12, 'x')),
-            "format: [FILE: tensor 'b'] end of the data: expected at most byte 12 of the data in the file, got "
-            "18446744073709551612 (offset out of range, or the file is truncated)");
+  EXPECT_EQ(
+      two("[0,8]", "[18446744073709551608,18446744073709551612]", std::string(12, 'x')),
+      "format: [FILE: tensor 'b'] end of the data: expected at most byte 12 of the data in the file, got "
+      "18446744073709551612 (offset out of range, or the file is truncated)");
   EXPECT_EQ(error(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", ""),
             "format: [FILE: tensor 'a'] shape [4294967296, 4294967296] is impossibly large");
 }
@@ -187,7 +209,8 @@ TEST_F(Safetensors, NamesInMessagesAreMadePrintable) {
 TEST_F(Safetensors, FilesThatCannotBeOpened) {
   EXPECT_EQ(error_of([&] { SafetensorsFile::open(scratch_ / "none.safetensors"); }, scratch_.path()),
             "not_found: [DIR/none.safetensors] cannot open: No such file or directory");
-  EXPECT_EQ(error_of([&] { SafetensorsFile::open(scratch_.path()); }, scratch_.path()).substr(0, 9), "io: [DIR]");
+  EXPECT_EQ(error_of([&] { SafetensorsFile::open(scratch_.path()); }, scratch_.path()).substr(0, 9),
+            "io: [DIR]");
 }
 
 // Reads every byte that an accepted file hands out, so that the sanitizer sees a wrong range.
@@ -206,9 +229,26 @@ TEST_F(Safetensors, MutatedFilesAreReadOrRefusedButNeverWorse) {
       R"({"__metadata__":{"format":"pt"},"w.a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
       R"("w.b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]},"w.c":{"dtype":"I64","shape":[],"data_offsets":[32,40]}}  )",
       std::string(40, '\x11'));
-  constexpr std::string_view kTokens[] = {"{", "}", "[", "]", ",", ":", "\"", "0", "9", "-1", "1e9", "null", "true",
-                                          "\"F32\"", "\"dtype\":\"U8\"", "18446744073709551615", "\\u0000", "\xc3",
-                                          std::string_view("\0", 1), "\"w.a\":"};
+  constexpr std::string_view kTokens[] = {"{",
+                                          "}",
+                                          "[",
+                                          "]",
+                                          ",",
+                                          ":",
+                                          "\"",
+                                          "0",
+                                          "9",
+                                          "-1",
+                                          "1e9",
+                                          "null",
+                                          "true",
+                                          "\"F32\"",
+                                          "\"dtype\":\"U8\"",
+                                          "18446744073709551615",
+                                          "\\u0000",
+                                          "\xc3",
+                                          std::string_view("\0", 1),
+                                          "\"w.a\":"};
   std::mt19937_64 rng(20240607);
   const std::filesystem::path path = scratch_ / "mutant.safetensors";
   int accepted = 0;
@@ -218,12 +258,24 @@ TEST_F(Safetensors, MutatedFilesAreReadOrRefusedButNeverWorse) {
     for (uint64_t edits = 1 + rng() % 3; edits > 0 && !bytes.empty(); --edits) {
       const size_t at = rng() % bytes.size();
       switch (rng() % 6) {
-        case 0: bytes[at] = static_cast<char>(rng()); break;
-        case 1: bytes[at] = static_cast<char>(bytes[at] ^ (1 << rng() % 8)); break;
-        case 2: bytes.erase(at, 1 + rng() % 8); break;
-        case 3: bytes.insert(at, kTokens[rng() % std::size(kTokens)]); break;
-        case 4: bytes.resize(at); break;
-        default: bytes[rng() % 8 % bytes.size()] = static_cast<char>(rng()); break;  // the length
+        case 0:
+          bytes[at] = static_cast<char>(rng());
+          break;
+        case 1:
+          bytes[at] = static_cast<char>(bytes[at] ^ (1 << rng() % 8));
+          break;
+        case 2:
+          bytes.erase(at, 1 + rng() % 8);
+          break;
+        case 3:
+          bytes.insert(at, kTokens[rng() % std::size(kTokens)]);
+          break;
+        case 4:
+          bytes.resize(at);
+          break;
+        default:
+          bytes[rng() % 8 % bytes.size()] = static_cast<char>(rng());
+          break;  // the length
       }
     }
     // An edit inside the header usually breaks its length too; half of the time mend that, to get further in.
@@ -250,8 +302,8 @@ TEST_F(Safetensors, ManyTensorsOpenInLinearTime) {
   std::string json = "{";
   for (int i = 0; i < kCount; ++i) {
     if (i) json += ',';
-    json += "\"t" + std::to_string(i) + "\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[" + std::to_string(i) + "," +
-            std::to_string(i + 1) + "]}";
+    json += "\"t" + std::to_string(i) + "\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[" +
+            std::to_string(i) + "," + std::to_string(i + 1) + "]}";
   }
   const SafetensorsFile file = open(json + "}", std::string(kCount, 'x'));
   EXPECT_EQ(file.tensors().size(), static_cast<size_t>(kCount));

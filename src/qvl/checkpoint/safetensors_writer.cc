@@ -83,7 +83,11 @@ std::string safetensors_header(std::span<const TensorDecl> tensors, const Metada
       json += std::to_string(t.shape[i]);
     }
     const uint64_t end = offset + t.size_bytes();
-    json.append("],\"data_offsets\":[").append(std::to_string(offset)).append(",").append(std::to_string(end)).append("]}");
+    json.append("],\"data_offsets\":[")
+        .append(std::to_string(offset))
+        .append(",")
+        .append(std::to_string(end))
+        .append("]}");
     offset = end;
   }
   json += '}';
@@ -136,7 +140,8 @@ void SafetensorsWriter::finish() {
   if (!file_) fail(ErrorCode::kInvalidArgument, target_.string(), "finished already");
   if (const TensorDecl* tensor = next()) {
     fail(ErrorCode::kInvalidArgument, target_.string() + ": tensor " + quoted_name(tensor->name), "data",
-         std::to_string(tensor->size_bytes()) + " bytes", std::to_string(written_bytes_), "finished too early");
+         std::to_string(tensor->size_bytes()) + " bytes", std::to_string(written_bytes_),
+         "finished too early");
   }
   file_->commit();
   file_.reset();
@@ -147,7 +152,8 @@ void write_safetensors(const std::filesystem::path& target, std::span<const Name
   std::vector<TensorDecl> decls;
   std::map<std::string_view, const Tensor*> by_name;
   for (const NamedTensor& t : tensors) {
-    if (!t.tensor) fail(ErrorCode::kInvalidArgument, target.string() + ": tensor " + quoted_name(t.name), "no data");
+    if (!t.tensor)
+      fail(ErrorCode::kInvalidArgument, target.string() + ": tensor " + quoted_name(t.name), "no data");
     decls.push_back({t.name, t.tensor->dtype(), t.tensor->shape()});
     by_name.emplace(t.name, t.tensor);
   }
@@ -201,7 +207,9 @@ void ShardedWriter::open_next() {
   }
 }
 
-const TensorDecl* ShardedWriter::next() const { return writer_ ? writer_->next() : nullptr; }
+const TensorDecl* ShardedWriter::next() const {
+  return writer_ ? writer_->next() : nullptr;
+}
 
 void ShardedWriter::append(std::span<const std::byte> bytes) {
   if (bytes.empty()) return;

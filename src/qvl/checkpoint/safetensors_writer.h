@@ -1,6 +1,6 @@
-// Writes safetensors files of any size with little memory: all tensors are declared first (the format puts its header
-// in front), then their bytes are streamed. Nothing that looks finished exists before finish(). Used by `qvl trace`,
-// `qvl synth` and tests.
+// Writes safetensors files of any size with little memory: all tensors are declared first (the format puts
+// its header in front), then their bytes are streamed. Nothing that looks finished exists before finish().
+// Used by `qvl trace`, `qvl synth` and tests.
 #pragma once
 
 #include <cstddef>
@@ -30,14 +30,14 @@ using Metadata = std::map<std::string, std::string>;
 // Throws kLimit unless the file system of `folder` has `needed_bytes` (and a reserve of 64 MiB) free.
 void check_free_space(const std::filesystem::path& folder, uint64_t needed_bytes);
 
-// The header a file of these tensors gets: 8 length bytes, JSON, spaces to a multiple of 8 bytes. The data follow in
-// the order of `tensors`.
+// The header a file of these tensors gets: 8 length bytes, JSON, spaces to a multiple of 8 bytes. The data
+// follow in the order of `tensors`.
 std::string safetensors_header(std::span<const TensorDecl> tensors, const Metadata& metadata);
 
 class SafetensorsWriter {
  public:
-  // Checks the free space, creates a temporary file beside `target` and writes the header. Tensors are laid out by
-  // element size, widest first and otherwise in the given order, so that all data are aligned. Throws
+  // Checks the free space, creates a temporary file beside `target` and writes the header. Tensors are laid
+  // out by element size, widest first and otherwise in the given order, so that all data are aligned. Throws
   // kInvalidArgument (empty, repeated or reserved name), kLimit, kIo.
   SafetensorsWriter(const std::filesystem::path& target, std::vector<TensorDecl> tensors,
                     const Metadata& metadata = {{"format", "pt"}});
@@ -72,14 +72,15 @@ struct NamedTensor {
 void write_safetensors(const std::filesystem::path& target, std::span<const NamedTensor> tensors,
                        const Metadata& metadata = {});
 
-// Splits tensors over model-00001-of-0000N.safetensors files of at most `max_shard_bytes` of data each (one tensor is
-// never split) and writes model.safetensors.index.json at the end; a set that fits one shard becomes
-// model.safetensors without index, as the reference library does.
+// Splits tensors over model-00001-of-0000N.safetensors files of at most `max_shard_bytes` of data each (one
+// tensor is never split) and writes model.safetensors.index.json at the end; a set that fits one shard
+// becomes model.safetensors without index, as the reference library does.
 class ShardedWriter {
  public:
-  // `folder` must exist. All tensors must have one element size (kInvalidArgument), so that the order is kept.
-  ShardedWriter(const std::filesystem::path& folder, std::vector<TensorDecl> tensors, uint64_t max_shard_bytes,
-                const Metadata& metadata = {{"format", "pt"}});
+  // `folder` must exist. All tensors must have one element size (kInvalidArgument), so that the order is
+  // kept.
+  ShardedWriter(const std::filesystem::path& folder, std::vector<TensorDecl> tensors,
+                uint64_t max_shard_bytes, const Metadata& metadata = {{"format", "pt"}});
 
   const TensorDecl* next() const;
   void append(std::span<const std::byte> bytes);

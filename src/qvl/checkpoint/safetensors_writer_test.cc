@@ -73,27 +73,50 @@ TEST(SafetensorsWriter, MisuseIsAnErrorAndLeavesNothing) {
     EXPECT_EQ(error_of([&] { writer.append(std::span(bytes).first(4)); }, scratch.path()),
               "invalid_argument: [DIR/x.safetensors: tensor 'a'] data: expected at most 3 more bytes, got 4");
     EXPECT_EQ(error_of([&] { writer.finish(); }, scratch.path()),
-              "invalid_argument: [DIR/x.safetensors: tensor 'a'] data: expected 8 bytes, got 5 (finished too early)");
+              "invalid_argument: [DIR/x.safetensors: tensor 'a'] data: expected 8 bytes, got 5 (finished too "
+              "early)");
     writer.append(std::span(bytes).first(3));
     EXPECT_EQ(error_of([&] { writer.append(bytes); }, scratch.path()),
               "invalid_argument: [DIR/x.safetensors] data after the last tensor");
   }
   EXPECT_EQ(entries_in(scratch.path()), 0u) << "dropped without finish()";
-  EXPECT_EQ(error_of([&] { SafetensorsWriter(path, {{"a", DType::kU8, {1}}, {"a", DType::kU8, {1}}}); }, scratch.path()),
+  EXPECT_EQ(error_of(
+                [&] {
+                  SafetensorsWriter(path, {{"a", DType::kU8, {1}}, {"a", DType::kU8, {1}}});
+                },
+                scratch.path()),
             "invalid_argument: [DIR/x.safetensors: tensor 'a'] declared twice");
-  EXPECT_EQ(error_of([&] { SafetensorsWriter(path, {{"__metadata__", DType::kU8, {1}}}); }, scratch.path()),
-            "invalid_argument: [DIR/x.safetensors] tensor name: expected a name of its own, got '__metadata__'");
-  EXPECT_EQ(error_of([&] { SafetensorsWriter(path, {{"a\xff", DType::kU8, {1}}}); }, scratch.path()).substr(0, 16),
+  EXPECT_EQ(
+      error_of(
+          [&] {
+            SafetensorsWriter(path, {{"__metadata__", DType::kU8, {1}}});
+          },
+          scratch.path()),
+      "invalid_argument: [DIR/x.safetensors] tensor name: expected a name of its own, got '__metadata__'");
+  EXPECT_EQ(error_of(
+                [&] {
+                  SafetensorsWriter(path, {{"a\xff", DType::kU8, {1}}});
+                },
+                scratch.path())
+                .substr(0, 16),
             "invalid_argument");
-  EXPECT_EQ(error_of([&] { SafetensorsWriter(scratch / "no/x", {{"a", DType::kU8, {1}}}); }, scratch.path()).substr(0, 9),
+  EXPECT_EQ(error_of(
+                [&] {
+                  SafetensorsWriter(scratch / "no/x", {{"a", DType::kU8, {1}}});
+                },
+                scratch.path())
+                .substr(0, 9),
             "not_found");
   EXPECT_EQ(entries_in(scratch.path()), 0u);
 }
 
 TEST(SafetensorsWriter, RefusesWhatDoesNotFitTheDisk) {
   const ScratchFolder scratch;
-  const std::string text =
-      error_of([&] { SafetensorsWriter(scratch / "x", {{"a", DType::kF32, {int64_t{1} << 56}}}); }, scratch.path());
+  const std::string text = error_of(
+      [&] {
+        SafetensorsWriter(scratch / "x", {{"a", DType::kF32, {int64_t{1} << 56}}});
+      },
+      scratch.path());
   EXPECT_EQ(text.find("limit: [DIR] free disk space: expected 288230376151711"), 0u) << text;
   EXPECT_EQ(entries_in(scratch.path()), 0u);
 }
@@ -117,8 +140,11 @@ TEST(ShardedWriter, SplitsAndIndexes) {
   const ScratchFolder scratch;
   write_text(scratch / "config.json", "{}");
   ShardedWriter writer(scratch.path(),
-                       {{"a", DType::kBF16, {10}}, {"none", DType::kBF16, {0}}, {"b", DType::kBF16, {10}},
-                        {"big", DType::kBF16, {100}}, {"c", DType::kBF16, {1}}},
+                       {{"a", DType::kBF16, {10}},
+                        {"none", DType::kBF16, {0}},
+                        {"b", DType::kBF16, {10}},
+                        {"big", DType::kBF16, {100}},
+                        {"c", DType::kBF16, {1}}},
                        41);
   EXPECT_EQ(writer.shard_count(), 3u);
   std::vector<std::string> order;
@@ -155,10 +181,14 @@ TEST(ShardedWriter, OneShardNeedsNoIndex) {
 
 TEST(ShardedWriter, MisuseIsAnError) {
   const ScratchFolder scratch;
-  EXPECT_EQ(error_of([&] { ShardedWriter(scratch.path(), {{"a", DType::kF32, {4}}, {"b", DType::kU8, {4}}}, 1000); },
-                     scratch.path()),
-            "invalid_argument: [DIR: tensor 'b'] element size: expected the same for all tensors of a sharded "
-            "checkpoint, got U8");
+  EXPECT_EQ(
+      error_of(
+          [&] {
+            ShardedWriter(scratch.path(), {{"a", DType::kF32, {4}}, {"b", DType::kU8, {4}}}, 1000);
+          },
+          scratch.path()),
+      "invalid_argument: [DIR: tensor 'b'] element size: expected the same for all tensors of a sharded "
+      "checkpoint, got U8");
   ShardedWriter writer(scratch.path(), {{"a", DType::kF32, {4}}, {"b", DType::kF32, {4}}}, 16);
   writer.append(pattern(16, 1));
   EXPECT_THROW(writer.finish(), Error);

@@ -46,7 +46,8 @@ inline std::string safetensors_bytes(std::string_view json, std::string_view dat
   return bytes.append(json).append(data);
 }
 
-// "CODE: message" of what `fn` throws, with every occurrence of `folder` written as DIR; "no error" if it does not.
+// "CODE: message" of what `fn` throws, with every occurrence of `folder` written as DIR; "no error" if it
+// does not.
 inline std::string error_of(const std::function<void()>& fn, const std::filesystem::path& folder = {}) {
   try {
     fn();

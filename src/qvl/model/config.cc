@@ -19,7 +19,8 @@ void check_activation(const JsonReader& reader, std::string_view key, const std:
 }
 
 RopeConfig read_rope(const JsonReader& text, int64_t max_positions) {
-  // 4.57 writes rope_scaling and a rope_theta beside it, 5.x writes rope_parameters; the old one wins (spec 1).
+  // 4.57 writes rope_scaling and a rope_theta beside it, 5.x writes rope_parameters; the old one wins (spec
+  // 1).
   JsonReader rope = text.object("rope_scaling");
   if (rope.empty()) rope = text.object("rope_parameters");
   RopeConfig result;
@@ -28,7 +29,8 @@ RopeConfig read_rope(const JsonReader& text, int64_t max_positions) {
   const std::vector<int64_t> section =
       rope.integers("mrope_section", {result.mrope_section.begin(), result.mrope_section.end()});
   if (section.size() != 3) {
-    fail(ErrorCode::kMismatch, rope.where(), "mrope_section", "three numbers", std::to_string(section.size()));
+    fail(ErrorCode::kMismatch, rope.where(), "mrope_section", "three numbers",
+         std::to_string(section.size()));
   }
   std::copy(section.begin(), section.end(), result.mrope_section.begin());
   if (rope.number("partial_rotary_factor", text.number("partial_rotary_factor", 1.0)) != 1.0) {
@@ -39,16 +41,15 @@ RopeConfig read_rope(const JsonReader& text, int64_t max_positions) {
     fail(ErrorCode::kUnsupported, rope.where(), "rope_type", "default, mrope or yarn", type);
   }
   result.type = RopeType::kYarn;
-  result.original_max_positions =
-      text.integer("original_max_position_embeddings",
-                   rope.integer("original_max_position_embeddings", max_positions));
+  result.original_max_positions = text.integer(
+      "original_max_position_embeddings", rope.integer("original_max_position_embeddings", max_positions));
   if (result.original_max_positions < 1) {
     fail(ErrorCode::kMismatch, rope.where(), "original_max_position_embeddings", "a positive number",
          std::to_string(result.original_max_positions));
   }
   // A missing factor is the ratio of the two context lengths.
-  result.factor = rope.number("factor", static_cast<double>(max_positions) /
-                                            static_cast<double>(result.original_max_positions));
+  result.factor = rope.number(
+      "factor", static_cast<double>(max_positions) / static_cast<double>(result.original_max_positions));
   result.beta_fast = rope.number("beta_fast", result.beta_fast);
   result.beta_slow = rope.number("beta_slow", result.beta_slow);
   if (rope.has("attention_factor")) result.attention_factor = rope.number("attention_factor", 1.0);
@@ -66,8 +67,9 @@ TextConfig read_text(const JsonReader& reader) {
   c.num_layers = reader.integer("num_hidden_layers", c.num_layers);
   c.num_heads = reader.integer("num_attention_heads", c.num_heads);
   // An explicit null means as many as heads; an absent key means the default.
-  c.num_kv_heads =
-      reader.is_null("num_key_value_heads") ? c.num_heads : reader.integer("num_key_value_heads", c.num_kv_heads);
+  c.num_kv_heads = reader.is_null("num_key_value_heads")
+                       ? c.num_heads
+                       : reader.integer("num_key_value_heads", c.num_kv_heads);
   c.head_dim = reader.integer("head_dim", c.head_dim);
   c.rms_norm_eps = reader.number("rms_norm_eps", c.rms_norm_eps);
   c.attention_bias = reader.boolean("attention_bias", c.attention_bias);
@@ -82,9 +84,11 @@ int64_t square_size(const JsonReader& reader, std::string_view key, int64_t fall
   if (!reader.is_array(key)) return reader.integer(key, fallback);
   const std::vector<int64_t> sizes = reader.integers(key, {});
   for (const int64_t s : sizes) {
-    if (s != sizes.front()) fail(ErrorCode::kUnsupported, reader.where(), std::string(key) + " with unequal sides");
+    if (s != sizes.front())
+      fail(ErrorCode::kUnsupported, reader.where(), std::string(key) + " with unequal sides");
   }
-  if (sizes.empty()) fail(ErrorCode::kMismatch, reader.where(), std::string(key), "a number", "an empty list");
+  if (sizes.empty())
+    fail(ErrorCode::kMismatch, reader.where(), std::string(key), "a number", "an empty list");
   return sizes.front();
 }
 
@@ -131,7 +135,8 @@ void validate_rope(const TextConfig& c, const std::string& where) {
          std::to_string(c.head_dim / 2) + " (half of head_dim)", std::to_string(sum));
   }
   if (rope.type != RopeType::kYarn) return;
-  if (rope.theta <= 1.0) fail(ErrorCode::kMismatch, where, "rope_theta with yarn", "above 1", std::to_string(rope.theta));
+  if (rope.theta <= 1.0)
+    fail(ErrorCode::kMismatch, where, "rope_theta with yarn", "above 1", std::to_string(rope.theta));
   if (!(rope.factor >= 1.0) || !std::isfinite(rope.factor)) {
     fail(ErrorCode::kMismatch, where, "yarn factor", "at least 1", std::to_string(rope.factor));
   }
@@ -159,7 +164,8 @@ void validate_text(const TextConfig& c, const std::string& where) {
     fail(ErrorCode::kMismatch, where, "num_attention_heads",
          "a multiple of num_key_value_heads " + std::to_string(c.num_kv_heads), std::to_string(c.num_heads));
   }
-  if (c.head_dim % 2 != 0) fail(ErrorCode::kMismatch, where, "head_dim", "an even number", std::to_string(c.head_dim));
+  if (c.head_dim % 2 != 0)
+    fail(ErrorCode::kMismatch, where, "head_dim", "an even number", std::to_string(c.head_dim));
   validate_rope(c, where);
 }
 
@@ -184,7 +190,8 @@ void validate_vision(const VisionConfig& c, const std::string& where) {
          std::to_string(c.head_dim()));
   }
   if (c.position_side() * c.position_side() != c.num_position_embeddings) {
-    fail(ErrorCode::kMismatch, where, "num_position_embeddings", "a square", std::to_string(c.num_position_embeddings));
+    fail(ErrorCode::kMismatch, where, "num_position_embeddings", "a square",
+         std::to_string(c.num_position_embeddings));
   }
   int64_t previous = -1;
   for (const int64_t index : c.deepstack_indexes) {
@@ -198,7 +205,8 @@ void validate_vision(const VisionConfig& c, const std::string& where) {
 
 void check_token(std::string_view where, std::string_view key, int32_t id, int64_t vocab_size) {
   if (id < 0 || id >= vocab_size) {
-    fail(ErrorCode::kMismatch, where, key, "an id below vocab_size " + std::to_string(vocab_size), std::to_string(id));
+    fail(ErrorCode::kMismatch, where, key, "an id below vocab_size " + std::to_string(vocab_size),
+         std::to_string(id));
   }
 }
 
@@ -235,15 +243,18 @@ ModelConfig ModelConfig::from_json(const Json& json, std::string_view where) {
   const JsonReader reader(json, std::string(where));
   ModelConfig c;
   if (!reader.has("model_type")) {
-    fail(ErrorCode::kMismatch, where, "model_type", c.model_type, "no such key", "not a Qwen3-VL configuration");
+    fail(ErrorCode::kMismatch, where, "model_type", c.model_type, "no such key",
+         "not a Qwen3-VL configuration");
   }
   c.model_type = reader.text("model_type", c.model_type);
   if (c.model_type == "qwen3_vl_moe") {
     fail(ErrorCode::kUnsupported, where,
-         "model_type qwen3_vl_moe: mixture-of-experts models (30B-A3B, 235B-A22B) are not implemented; use a dense "
+         "model_type qwen3_vl_moe: mixture-of-experts models (30B-A3B, 235B-A22B) are not implemented; use a "
+         "dense "
          "Qwen3-VL (2B, 4B, 8B, 32B)");
   }
-  if (c.model_type != "qwen3_vl") fail(ErrorCode::kUnsupported, where, "model_type", "qwen3_vl", c.model_type);
+  if (c.model_type != "qwen3_vl")
+    fail(ErrorCode::kUnsupported, where, "model_type", "qwen3_vl", c.model_type);
   const JsonReader text = reader.object("text_config");
   const JsonReader vision = reader.object("vision_config");
   for (const JsonReader* part : {&reader, &text, &vision}) {
@@ -299,7 +310,8 @@ GenerationConfig GenerationConfig::load(const std::filesystem::path& folder, con
   GenerationConfig result;
   if (std::filesystem::exists(path, ignored)) result = from_json(parse_json_file(path), path.string());
   if (result.eos_token_ids.empty()) result.eos_token_ids = config.eos_token_ids;
-  for (const int32_t id : result.eos_token_ids) check_token(path.string(), "eos_token_id", id, config.text.vocab_size);
+  for (const int32_t id : result.eos_token_ids)
+    check_token(path.string(), "eos_token_id", id, config.text.vocab_size);
   return result;
 }
 

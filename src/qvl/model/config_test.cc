@@ -1,4 +1,5 @@
-// config.json and generation_config.json: both spellings, defaults, and every refusal by its message (spec 1, 7.6).
+// config.json and generation_config.json: both spellings, defaults, and every refusal by its message (spec 1,
+// 7.6).
 #include "qvl/model/config.h"
 
 #include <gtest/gtest.h>
@@ -17,7 +18,9 @@ namespace {
 
 const std::filesystem::path kGolden = QVL_SOURCE_DIR "/tests/fixtures/golden";
 
-Json tiny() { return parse_json(public_config_json("tiny"), "test"); }
+Json tiny() {
+  return parse_json(public_config_json("tiny"), "test");
+}
 
 // The error of reading `json`, or "no error".
 std::string error_of(const Json& json, ErrorCode code) {
@@ -73,8 +76,10 @@ TEST(Config, OldAndNewSpellingOfTheRotaryKeysAreTheSame) {
   Json new_form = tiny();
   new_form["text_config"].erase("rope_scaling");
   new_form["text_config"].erase("rope_theta");
-  new_form["text_config"]["rope_parameters"] = {
-      {"mrope_interleaved", true}, {"mrope_section", {8, 4, 4}}, {"rope_theta", 12345}, {"rope_type", "default"}};
+  new_form["text_config"]["rope_parameters"] = {{"mrope_interleaved", true},
+                                                {"mrope_section", {8, 4, 4}},
+                                                {"rope_theta", 12345},
+                                                {"rope_type", "default"}};
   for (const Json& json : {old_form, new_form}) {
     const ModelConfig c = ModelConfig::from_json(json, "config.json");
     EXPECT_EQ(c.text.rope.theta, 12345.0);
@@ -87,7 +92,8 @@ TEST(Config, RotaryKeysResolveInTheReferenceOrder) {
   Json json = tiny();
   Json& text = json["text_config"];
   text["rope_scaling"]["rope_theta"] = 777;  // inside the object beats beside it
-  text["rope_parameters"] = {{"rope_theta", 888}, {"mrope_section", {16, 0, 0}}};  // not looked at: rope_scaling is there
+  text["rope_parameters"] = {{"rope_theta", 888},
+                             {"mrope_section", {16, 0, 0}}};  // not looked at: rope_scaling is there
   EXPECT_EQ(ModelConfig::from_json(json, "c").text.rope.theta, 777.0);
   text.erase("rope_scaling");
   EXPECT_EQ(ModelConfig::from_json(json, "c").text.rope.theta, 888.0);
@@ -100,7 +106,8 @@ TEST(Config, RotaryKeysResolveInTheReferenceOrder) {
   text["rope_theta"] = 999;
   EXPECT_EQ(ModelConfig::from_json(json, "c").text.rope.theta, 999.0);
   text.erase("rope_theta");
-  EXPECT_EQ(ModelConfig::from_json(json, "c").text.rope.theta, 500000.0) << "trap 18: the default of the library";
+  EXPECT_EQ(ModelConfig::from_json(json, "c").text.rope.theta, 500000.0)
+      << "trap 18: the default of the library";
 }
 
 TEST(Config, SectionDefaultsOnlyFitHeadDim128) {
@@ -116,7 +123,9 @@ TEST(Config, SectionDefaultsOnlyFitHeadDim128) {
 TEST(Config, ReadsYarn) {
   Json json = parse_json(public_config_json("8b"), "test");
   json["text_config"]["max_position_embeddings"] = 786432;
-  json["text_config"]["rope_scaling"] = {{"rope_type", "yarn"}, {"factor", 3.0}, {"mrope_section", {24, 20, 20}},
+  json["text_config"]["rope_scaling"] = {{"rope_type", "yarn"},
+                                         {"factor", 3.0},
+                                         {"mrope_section", {24, 20, 20}},
                                          {"original_max_position_embeddings", 262144}};
   const RopeConfig rope = ModelConfig::from_json(json, "c").text.rope;
   EXPECT_EQ(rope.type, RopeType::kYarn);
@@ -147,7 +156,8 @@ TEST(Config, RefusesOtherRopeTypes) {
 TEST(Config, RefusesOtherModels) {
   Json json = tiny();
   json["model_type"] = "qwen2_5_vl";
-  EXPECT_EQ(error_of(json, ErrorCode::kUnsupported), "[config.json] model_type: expected qwen3_vl, got qwen2_5_vl");
+  EXPECT_EQ(error_of(json, ErrorCode::kUnsupported),
+            "[config.json] model_type: expected qwen3_vl, got qwen2_5_vl");
   json["model_type"] = "qwen3_vl_moe";
   EXPECT_NE(error_of(json, ErrorCode::kUnsupported).find("mixture-of-experts"), std::string::npos);
   json.erase("model_type");
@@ -155,7 +165,8 @@ TEST(Config, RefusesOtherModels) {
   Json quantised = tiny();
   quantised["quantization_config"] = {{"quant_method", "fp8"}};
   EXPECT_EQ(error_of(quantised, ErrorCode::kUnsupported),
-            "[config.json] quantised checkpoint (quantization_config, method fp8): use the original bf16 checkpoint");
+            "[config.json] quantised checkpoint (quantization_config, method fp8): use the original bf16 "
+            "checkpoint");
   quantised["quantization_config"] = nullptr;
   EXPECT_EQ(error_of(quantised, ErrorCode::kUnsupported), "no error");
 }
@@ -166,7 +177,8 @@ TEST(Config, RefusesTheMoeFixture) {
     ADD_FAILURE();
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), ErrorCode::kUnsupported);
-    EXPECT_NE(std::string(e.what()).find("moe/model/config.json] model_type qwen3_vl_moe"), std::string::npos);
+    EXPECT_NE(std::string(e.what()).find("moe/model/config.json] model_type qwen3_vl_moe"),
+              std::string::npos);
   }
 }
 
@@ -178,12 +190,15 @@ TEST(Config, RefusesContradictions) {
     const char* message;
   };
   const std::vector<Case> cases = {
-      {"text_config", "num_key_value_heads", 3, "num_attention_heads: expected a multiple of num_key_value_heads 3, got 4"},
+      {"text_config", "num_key_value_heads", 3,
+       "num_attention_heads: expected a multiple of num_key_value_heads 3, got 4"},
       {"text_config", "num_key_value_heads", 0, "num_key_value_heads: expected 1 to 1024, got 0"},
       {"text_config", "head_dim", 33, "head_dim: expected an even number, got 33"},
       {"text_config", "hidden_size", -5, "hidden_size: expected 1 to 1048576, got -5"},
-      {"text_config", "hidden_size", 128, "vision out_hidden_size: expected the text hidden_size 128, got 64"},
-      {"text_config", "num_hidden_layers", 2, "number of deepstack_visual_indexes: expected at most the 2 decoder layers, got 3"},
+      {"text_config", "hidden_size", 128,
+       "vision out_hidden_size: expected the text hidden_size 128, got 64"},
+      {"text_config", "num_hidden_layers", 2,
+       "number of deepstack_visual_indexes: expected at most the 2 decoder layers, got 3"},
       {"text_config", "num_hidden_layers", 1e30, "key 'num_hidden_layers': expected an integer, got 1e+30"},
       {"text_config", "hidden_act", "gelu", "hidden_act: expected silu, got gelu"},
       {"text_config", "rms_norm_eps", 0, "rms_norm_eps: expected a positive number"},
@@ -192,14 +207,23 @@ TEST(Config, RefusesContradictions) {
       {"text_config", "vocab_size", 100, "image_token_id: expected an id below vocab_size 100, got 501"},
       {"text_config", "attention_bias", 1, "key 'attention_bias': expected true or false, got 1"},
       {"vision_config", "num_heads", 5, "hidden_size: expected a multiple of num_heads 5, got 96"},
-      {"vision_config", "num_heads", 16, "head size hidden_size / num_heads: expected a multiple of 4, got 6"},
-      {"vision_config", "num_position_embeddings", 2300, "num_position_embeddings: expected a square, got 2300"},
-      {"vision_config", "deepstack_visual_indexes", {0, 2, 2}, "ascending block numbers below depth 4, got 2"},
-      {"vision_config", "deepstack_visual_indexes", {0, 1, 4}, "ascending block numbers below depth 4, got 4"},
+      {"vision_config", "num_heads", 16,
+       "head size hidden_size / num_heads: expected a multiple of 4, got 6"},
+      {"vision_config", "num_position_embeddings", 2300,
+       "num_position_embeddings: expected a square, got 2300"},
+      {"vision_config",
+       "deepstack_visual_indexes",
+       {0, 2, 2},
+       "ascending block numbers below depth 4, got 2"},
+      {"vision_config",
+       "deepstack_visual_indexes",
+       {0, 1, 4},
+       "ascending block numbers below depth 4, got 4"},
       {"vision_config", "deepstack_visual_indexes", {0, 1.5}, "expected a list of integers, got 1.5"},
       {"vision_config", "hidden_act", "quick_gelu", "hidden_act: expected gelu_pytorch_tanh, got quick_gelu"},
       {"vision_config", "patch_size", Json::array({16, 14}), "patch_size with unequal sides"},
-      {"vision_config", "out_hidden_size", 65, "vision out_hidden_size: expected the text hidden_size 64, got 65"},
+      {"vision_config", "out_hidden_size", 65,
+       "vision out_hidden_size: expected the text hidden_size 64, got 65"},
       {"", "image_token_id", -1, "key 'image_token_id': expected a token id, got -1"},
       {"", "image_token_id", 502, "image_token_id and video_token_id: expected two different ids"},
       {"", "text_config", "x", "text_config] content: expected a JSON object, got string"},
@@ -220,9 +244,25 @@ TEST(Config, RefusesContradictions) {
 
 // Puts every odd value in place of every value of the document, one at a time.
 void for_each_replacement(Json& root, Json& node, const std::function<void(const std::string&)>& fn) {
-  static const std::vector<Json> kOdd = {nullptr, true,  0,       -1,      1,     3,     1e308,        0.5,
-                                         "x",     "",    INT64_MAX, INT64_MIN, UINT64_MAX, Json::array(), Json::object(),
-                                         Json::array({1, 2, 3}), Json::array({nullptr}), 1048576, 1024};
+  static const std::vector<Json> kOdd = {nullptr,
+                                         true,
+                                         0,
+                                         -1,
+                                         1,
+                                         3,
+                                         1e308,
+                                         0.5,
+                                         "x",
+                                         "",
+                                         INT64_MAX,
+                                         INT64_MIN,
+                                         UINT64_MAX,
+                                         Json::array(),
+                                         Json::object(),
+                                         Json::array({1, 2, 3}),
+                                         Json::array({nullptr}),
+                                         1048576,
+                                         1024};
   for (auto& [key, value] : node.items()) {
     const Json original = value;
     for (const Json& odd : kOdd) {
@@ -303,8 +343,8 @@ TEST(Config, LoadsTheFixtureModel) {
 }
 
 TEST(GenerationConfig, PublishedValues) {
-  const GenerationConfig g =
-      GenerationConfig::from_json(parse_json(public_generation_config_json("4b"), "test"), "generation_config.json");
+  const GenerationConfig g = GenerationConfig::from_json(
+      parse_json(public_generation_config_json("4b"), "test"), "generation_config.json");
   EXPECT_TRUE(g.do_sample);
   EXPECT_EQ(g.temperature, 0.7);
   EXPECT_EQ(g.top_p, 0.8);
@@ -334,9 +374,10 @@ TEST(GenerationConfig, OneEndOrSeveralAndRanges) {
   EXPECT_EQ(read(R"({"eos_token_id": [7, 9]})").eos_token_ids, (std::vector<int32_t>{7, 9}));
   EXPECT_TRUE(read(R"({"eos_token_id": null})").eos_token_ids.empty());
   EXPECT_EQ(read(R"({"max_new_tokens": 32, "min_p": 0.05})").max_new_tokens, 32);
-  for (const char* bad : {R"({"top_p": 0})", R"({"top_p": 1.5})", R"({"temperature": -1})", R"({"top_k": -1})",
-                          R"({"min_p": 2})", R"({"repetition_penalty": 0})", R"({"eos_token_id": "x"})",
-                          R"({"eos_token_id": [-1]})", R"({"max_new_tokens": 0})", "[]"}) {
+  for (const char* bad :
+       {R"({"top_p": 0})", R"({"top_p": 1.5})", R"({"temperature": -1})", R"({"top_k": -1})",
+        R"({"min_p": 2})", R"({"repetition_penalty": 0})", R"({"eos_token_id": "x"})",
+        R"({"eos_token_id": [-1]})", R"({"max_new_tokens": 0})", "[]"}) {
     EXPECT_THROW(read(bad), Error) << bad;
   }
 }

@@ -28,7 +28,8 @@ bool whole_number(const Json& value, int64_t* out) {
 }
 
 std::string describe(const Json& value) {
-  if (value.is_primitive() && !value.is_null()) return value.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 80);
+  if (value.is_primitive() && !value.is_null())
+    return value.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 80);
   return std::string("a value of type ") + value.type_name();
 }
 
@@ -109,7 +110,9 @@ int32_t JsonReader::narrow(std::string_view key, int64_t value) const {
   return static_cast<int32_t>(value);
 }
 
-int32_t JsonReader::token(std::string_view key, int32_t fallback) const { return narrow(key, integer(key, fallback)); }
+int32_t JsonReader::token(std::string_view key, int32_t fallback) const {
+  return narrow(key, integer(key, fallback));
+}
 
 JsonReader JsonReader::object(std::string_view key) const {
   const std::string where = where_ + ": " + std::string(key);

@@ -1,5 +1,5 @@
-// Typed access to the keys of one JSON object, with defaults and errors that name file and key. A null counts as absent, as in
-// the reference library. Used by the configuration readers of this room.
+// Typed access to the keys of one JSON object, with defaults and errors that name file and key. A null counts
+// as absent, as in the reference library. Used by the configuration readers of this room.
 #pragma once
 
 #include <cstdint>

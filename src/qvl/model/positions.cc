@@ -68,8 +68,8 @@ std::vector<float> linspace_f32(int64_t n, float top) {
   return values;
 }
 
-// The cosine and sine of a float32 angle, rounded once: the same on every machine to the quality of libm's double
-// routines, where float32 routines differ in the last bit.
+// The cosine and sine of a float32 angle, rounded once: the same on every machine to the quality of libm's
+// double routines, where float32 routines differ in the last bit.
 void cos_sin(float angle, float* cos, float* sin) {
   *cos = static_cast<float>(std::cos(static_cast<double>(angle)));
   *sin = static_cast<float>(std::sin(static_cast<double>(angle)));
@@ -141,8 +141,9 @@ Positions mrope_positions(std::span<const int32_t> ids, int32_t image_token_id, 
       const std::string name = kind == Kind::kImage ? "image" : "video frame";
       GridQueue& queue = kind == Kind::kImage ? images : videos;
       if (queue.empty()) {
-        fail(ErrorCode::kMismatch, "positions", name + " grids", "one for the run of pads at token " +
-             std::to_string(begin), "none left of " + std::to_string(queue.grids.size()));
+        fail(ErrorCode::kMismatch, "positions", name + " grids",
+             "one for the run of pads at token " + std::to_string(begin),
+             "none left of " + std::to_string(queue.grids.size()));
       }
       const image::Grid g = queue.take();
       const int64_t rows = g.h / merge;
@@ -163,26 +164,29 @@ Positions mrope_positions(std::span<const int32_t> ids, int32_t image_token_id, 
     begin = end;
   }
   if (!images.empty()) {
-    fail(ErrorCode::kMismatch, "positions", "image grids", "as many as runs of image pads, " +
-         std::to_string(images.next), std::to_string(image_grids.size()));
+    fail(ErrorCode::kMismatch, "positions", "image grids",
+         "as many as runs of image pads, " + std::to_string(images.next), std::to_string(image_grids.size()));
   }
   if (!videos.empty()) {
-    fail(ErrorCode::kMismatch, "positions", "video grids", "a run of video pads for each frame pair",
-         "no run for frame pair " + std::to_string(videos.frame) + " of video " + std::to_string(videos.next));
+    fail(
+        ErrorCode::kMismatch, "positions", "video grids", "a run of video pads for each frame pair",
+        "no run for frame pair " + std::to_string(videos.frame) + " of video " + std::to_string(videos.next));
   }
   result.delta = current - static_cast<int64_t>(ids.size());
   return result;
 }
 
 Positions mrope_positions(const ModelConfig& config, std::span<const int32_t> ids,
-                          std::span<const image::Grid> image_grids, std::span<const image::Grid> video_grids) {
+                          std::span<const image::Grid> image_grids,
+                          std::span<const image::Grid> video_grids) {
   return mrope_positions(ids, config.image_token_id, config.video_token_id, image_grids, video_grids,
                          config.vision.spatial_merge_size);
 }
 
 Positions decode_positions(int64_t length, int64_t delta, int64_t count) {
   if (length < 0 || count < 0 || length + delta < 0) {
-    fail(ErrorCode::kInvalidArgument, "positions", "decode position", "not negative", std::to_string(length + delta));
+    fail(ErrorCode::kInvalidArgument, "positions", "decode position", "not negative",
+         std::to_string(length + delta));
   }
   Positions result;
   result.delta = delta;
@@ -210,7 +214,8 @@ PatchCoords patch_coords(std::span<const image::Grid> grids, int64_t merge) {
 
 VisionTaps vision_taps(std::span<const image::Grid> grids, int64_t side, int64_t merge) {
   if (side < 1 || side > (int64_t{1} << 20)) {
-    fail(ErrorCode::kInvalidArgument, "positions", "side of the position table", "at least 1", std::to_string(side));
+    fail(ErrorCode::kInvalidArgument, "positions", "side of the position table", "at least 1",
+         std::to_string(side));
   }
   VisionTaps result;
   result.patches = patch_total(grids, merge);
@@ -263,7 +268,8 @@ CosSin CosSin::widened() const {
     std::vector<float>& to = is_cos ? result.cos : result.sin;
     to.reserve(2 * from.size());
     for (int64_t r = 0; r < rows; ++r) {
-      for (int half = 0; half < 2; ++half) to.insert(to.end(), from.begin() + r * width, from.begin() + (r + 1) * width);
+      for (int half = 0; half < 2; ++half)
+        to.insert(to.end(), from.begin() + r * width, from.begin() + (r + 1) * width);
     }
   }
   return result;
@@ -286,7 +292,8 @@ std::vector<float> rope_inv_freq(int64_t dim, double theta) {
 CosSin vision_cos_sin(std::span<const image::Grid> grids, int64_t head_dim, int64_t merge) {
   constexpr double kVisionTheta = 10000.0;
   if (head_dim < 4 || head_dim % 4 != 0) {
-    fail(ErrorCode::kInvalidArgument, "positions", "vision head size", "a multiple of 4", std::to_string(head_dim));
+    fail(ErrorCode::kInvalidArgument, "positions", "vision head size", "a multiple of 4",
+         std::to_string(head_dim));
   }
   CosSin result;
   result.rows = patch_total(grids, merge);
@@ -312,8 +319,10 @@ CosSin vision_cos_sin(std::span<const image::Grid> grids, int64_t head_dim, int6
     for (int64_t f = 0; f < g.t; ++f) {
       for_each_patch(g, merge, [&](int64_t r, int64_t c) {
         for (const int64_t v : {r, c}) {
-          std::memcpy(&result.cos[out], &cos_table[static_cast<size_t>(v) * quarter], quarter * sizeof(float));
-          std::memcpy(&result.sin[out], &sin_table[static_cast<size_t>(v) * quarter], quarter * sizeof(float));
+          std::memcpy(&result.cos[out], &cos_table[static_cast<size_t>(v) * quarter],
+                      quarter * sizeof(float));
+          std::memcpy(&result.sin[out], &sin_table[static_cast<size_t>(v) * quarter],
+                      quarter * sizeof(float));
           out += quarter;
         }
       });
@@ -347,8 +356,8 @@ std::vector<float> mrope_inv_freq(const TextConfig& config) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(config.head_dim);
     const auto power = static_cast<float>(std::pow(rope.theta, static_cast<double>(exponent)));
     const float interpolated = 1.0f / (static_cast<float>(rope.factor) * power);
-    const float ramp =
-        std::clamp((static_cast<float>(i) - static_cast<float>(low)) / static_cast<float>(high - low), 0.0f, 1.0f);
+    const float ramp = std::clamp(
+        (static_cast<float>(i) - static_cast<float>(low)) / static_cast<float>(high - low), 0.0f, 1.0f);
     const float keep = 1.0f - ramp;
     inv[i] = interpolated * (1.0f - keep) + inv[i] * keep;
   }
@@ -359,8 +368,11 @@ double mrope_attention_factor(const TextConfig& config) {
   const RopeConfig& rope = config.rope;
   if (rope.type == RopeType::kDefault) return 1.0;
   if (rope.attention_factor) return *rope.attention_factor;
-  const auto scale = [&](double mscale) { return rope.factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(rope.factor) + 1.0; };
-  if (rope.mscale != 0.0 && rope.mscale_all_dim != 0.0) return scale(rope.mscale) / scale(rope.mscale_all_dim);
+  const auto scale = [&](double mscale) {
+    return rope.factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(rope.factor) + 1.0;
+  };
+  if (rope.mscale != 0.0 && rope.mscale_all_dim != 0.0)
+    return scale(rope.mscale) / scale(rope.mscale_all_dim);
   return scale(1.0);
 }
 

@@ -1,5 +1,5 @@
-// Position ids, rotary tables and position taps against the fixtures of the reference implementation: ids, indexes and
-// coordinates exactly, tables to the tolerances of tests/fixtures/golden/README.md.
+// Position ids, rotary tables and position taps against the fixtures of the reference implementation: ids,
+// indexes and coordinates exactly, tables to the tolerances of tests/fixtures/golden/README.md.
 #include "qvl/model/positions.h"
 
 #include <gtest/gtest.h>
@@ -39,14 +39,16 @@ std::vector<Grid> grids_from(const checkpoint::TensorView& view) {
   return grids;
 }
 
-void expect_near(const std::vector<float>& got, const std::vector<float>& want, double tolerance, const char* what) {
+void expect_near(const std::vector<float>& got, const std::vector<float>& want, double tolerance,
+                 const char* what) {
   ASSERT_EQ(got.size(), want.size()) << what;
   for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], tolerance) << what << " at " << i;
 }
 
 // How many float32 steps apart two positive values are.
 int64_t ulps(float a, float b) {
-  return std::abs(static_cast<int64_t>(std::bit_cast<int32_t>(a)) - static_cast<int64_t>(std::bit_cast<int32_t>(b)));
+  return std::abs(static_cast<int64_t>(std::bit_cast<int32_t>(a)) -
+                  static_cast<int64_t>(std::bit_cast<int32_t>(b)));
 }
 
 TextConfig real_text() {
@@ -76,8 +78,8 @@ TEST_P(PositionCases, EqualTheReference) {
   EXPECT_EQ(got.delta, c["delta"].get<int64_t>());
   EXPECT_LE(got.delta, 0);
 
-  // Positions depend only on what comes before: a prefix that ends at a text token has the head of the whole, and a
-  // later turn on a cache takes its tail.
+  // Positions depend only on what comes before: a prefix that ends at a text token has the head of the whole,
+  // and a later turn on a cache takes its tail.
   for (size_t cut = 1; cut < ids.size(); ++cut) {
     if (ids[cut - 1] == kImage || ids[cut - 1] == kVideo) continue;
     const auto used_by = [&](int32_t pad) {
@@ -88,14 +90,16 @@ TEST_P(PositionCases, EqualTheReference) {
     std::vector<Grid> frames;
     for (const Grid& g : videos) frames.insert(frames.end(), static_cast<size_t>(g.t), Grid{1, g.h, g.w});
     frames.resize(used_by(kVideo));
-    const Positions head =
-        mrope_positions(std::span(ids).first(cut), kImage, kVideo, std::span(images).first(used_by(kImage)), frames, 2);
-    for (int a = 0; a < 3; ++a) EXPECT_EQ(head.axis[a], got.slice(0, static_cast<int64_t>(cut)).axis[a]) << cut;
+    const Positions head = mrope_positions(std::span(ids).first(cut), kImage, kVideo,
+                                           std::span(images).first(used_by(kImage)), frames, 2);
+    for (int a = 0; a < 3; ++a)
+      EXPECT_EQ(head.axis[a], got.slice(0, static_cast<int64_t>(cut)).axis[a]) << cut;
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, PositionCases,
-                         testing::Values("text", "image", "two_images", "video", "image_video", "wide_image_last"));
+                         testing::Values("text", "image", "two_images", "video", "image_video",
+                                         "wide_image_last"));
 
 TEST(Positions, LeftPaddedBatchRowsAreTheirUnpaddedSequences) {
   const Json c = parse_json_file(kGolden / "rope/positions.json")["batch_left_pad"];
@@ -113,7 +117,8 @@ TEST(Positions, LeftPaddedBatchRowsAreTheirUnpaddedSequences) {
     }
     size_t runs = 0;
     for (size_t i = 0; i < ids.size(); ++i) runs += ids[i] == kImage && (i == 0 || ids[i - 1] != kImage);
-    const Positions got = mrope_positions(ids, kImage, kVideo, std::span(grids).subspan(next_grid, runs), {}, 2);
+    const Positions got =
+        mrope_positions(ids, kImage, kVideo, std::span(grids).subspan(next_grid, runs), {}, 2);
     next_grid += runs;
     for (size_t a = 0; a < 3; ++a) {
       const auto want = c["pos"][a][row].get<std::vector<int64_t>>();
@@ -156,20 +161,23 @@ TEST(Positions, MismatchesAreErrors) {
   EXPECT_EQ(run(fits, {}), "no error");
   EXPECT_EQ(run({}, {}),
             "[positions] image grids: expected one for the run of pads at token 1, got none left of 0");
-  EXPECT_EQ(run({{1, 4, 6}}, {}),
-            "[positions] image pads at token 1: expected 6 for grid (1, 4, 6), got 4 (two images or frames must be "
-            "separated by a token)");
+  EXPECT_EQ(
+      run({{1, 4, 6}}, {}),
+      "[positions] image pads at token 1: expected 6 for grid (1, 4, 6), got 4 (two images or frames must be "
+      "separated by a token)");
   EXPECT_EQ(run({{1, 4, 4}, {1, 4, 4}}, {}),
             "[positions] image grids: expected as many as runs of image pads, 1, got 2");
   EXPECT_NE(run(fits, {{2, 4, 4}}).find("no run for frame pair 0 of video 0"), std::string::npos);
   EXPECT_NE(run({{1, 4, 5}}, {}).find("h and w multiples of 2, got (1, 4, 5)"), std::string::npos);
   EXPECT_NE(run({{0, 4, 4}}, {}).find("positive numbers"), std::string::npos);
-  EXPECT_NE(run({{1, 16777216, 16777216}, {16777216, 16777216, 16777216}}, {}).find("impossibly large"), std::string::npos);
+  EXPECT_NE(run({{1, 16777216, 16777216}, {16777216, 16777216, 16777216}}, {}).find("impossibly large"),
+            std::string::npos);
 
   // Two videos frames in one run: the count does not fit a single frame.
   const std::vector<int32_t> frames(8, kVideo);
-  EXPECT_NE(error_of([&] { mrope_positions(frames, kImage, kVideo, {}, std::vector<Grid>{{2, 4, 4}}, 2); })
-                .find("video frame pads at token 0: expected 4 for grid (1, 4, 4), got 8"),
+  EXPECT_NE(error_of([&] {
+              mrope_positions(frames, kImage, kVideo, {}, std::vector<Grid>{{2, 4, 4}}, 2);
+            }).find("video frame pads at token 0: expected 4 for grid (1, 4, 4), got 8"),
             std::string::npos);
   EXPECT_THROW(decode_positions(3, -5, 1), Error);
   EXPECT_THROW(decode_positions(3, 0, 1).slice(1, 1), Error);
@@ -178,7 +186,8 @@ TEST(Positions, MismatchesAreErrors) {
 class VisionCases : public testing::TestWithParam<const char*> {};
 
 TEST_P(VisionCases, CoordinatesTapsAndTables) {
-  const SafetensorsFile file = SafetensorsFile::open(kGolden / "vision" / (std::string(GetParam()) + ".safetensors"));
+  const SafetensorsFile file =
+      SafetensorsFile::open(kGolden / "vision" / (std::string(GetParam()) + ".safetensors"));
   const std::vector<Grid> grids = grids_from(file.get("grid_thw"));
   const PatchCoords coords = patch_coords(grids, 2);
   EXPECT_EQ(coords.row, file.get("row").to_i64());
@@ -194,7 +203,8 @@ TEST_P(VisionCases, CoordinatesTapsAndTables) {
   expect_near(full.sin, file.get("sin").to_f32(), 1e-6, "sin");
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, VisionCases, testing::Values("one", "multi", "video", "tall", "side48", "mixed"));
+INSTANTIATE_TEST_SUITE_P(Golden, VisionCases,
+                         testing::Values("one", "multi", "video", "tall", "side48", "mixed"));
 
 TEST(Vision, TapsOfALargeImage) {
   const SafetensorsFile file = SafetensorsFile::open(kGolden / "vision/taps_34x60.safetensors");
@@ -265,7 +275,8 @@ TEST(Mrope, FrequenciesAxesAndTables) {
   const std::vector<float> want = file.get("inv_freq").to_f32();
   ASSERT_EQ(inv.size(), want.size());
   for (size_t i = 0; i < inv.size(); ++i) {
-    EXPECT_LE(ulps(inv[i], want[i]), i == 19 ? 1 : 0) << i;  // appendix A: the recipe differs from torch at 19 only
+    EXPECT_LE(ulps(inv[i], want[i]), i == 19 ? 1 : 0)
+        << i;  // appendix A: the recipe differs from torch at 19 only
   }
   EXPECT_EQ(mrope_axis(config), file.get("axis").to_i64());
   EXPECT_EQ(mrope_attention_factor(config), 1.0);
@@ -273,7 +284,8 @@ TEST(Mrope, FrequenciesAxesAndTables) {
   const std::vector<int64_t> pos = file.get("pos").to_i64();
   Positions positions;
   for (size_t a = 0; a < 3; ++a) {
-    positions.axis[a].assign(pos.begin() + static_cast<ptrdiff_t>(a * 10), pos.begin() + static_cast<ptrdiff_t>(a * 10 + 10));
+    positions.axis[a].assign(pos.begin() + static_cast<ptrdiff_t>(a * 10),
+                             pos.begin() + static_cast<ptrdiff_t>(a * 10 + 10));
   }
   const CosSin full = mrope_cos_sin(positions, config).widened();
   const std::vector<float> cos = file.get("cos").to_f32();

@@ -19,14 +19,29 @@ struct ShapeRow {
   int32_t first_special_token;  // image, video, vision start and end follow the published order from here
 };
 
-// Spec 1.1. "tiny" keeps what is easy to get wrong: q width differs from hidden_size, grouped heads, a vision head
-// size that is no power of two, fewer DeepStack levels than decoder layers.
+// Spec 1.1. "tiny" keeps what is easy to get wrong: q width differs from hidden_size, grouped heads, a vision
+// head size that is no power of two, fewer DeepStack levels than decoder layers.
 constexpr std::array<ShapeRow, 5> kShapes{{
     {"tiny", 64, 5, 4, 2, 32, 96, 512, {8, 4, 4}, true, 96, 4, 4, 104, {0, 1, 2}, 498},
     {"2b", 2048, 28, 16, 8, 128, 6144, 151936, {24, 20, 20}, true, 1024, 24, 16, 4096, {5, 11, 17}, 151652},
     {"4b", 2560, 36, 32, 8, 128, 9728, 151936, {24, 20, 20}, true, 1024, 24, 16, 4096, {5, 11, 17}, 151652},
     {"8b", 4096, 36, 32, 8, 128, 12288, 151936, {24, 20, 20}, false, 1152, 27, 16, 4304, {8, 16, 24}, 151652},
-    {"32b", 5120, 64, 64, 8, 128, 25600, 151936, {24, 20, 20}, false, 1152, 27, 16, 4304, {8, 16, 24}, 151652},
+    {"32b",
+     5120,
+     64,
+     64,
+     8,
+     128,
+     25600,
+     151936,
+     {24, 20, 20},
+     false,
+     1152,
+     27,
+     16,
+     4304,
+     {8, 16, 24},
+     151652},
 }};
 
 constexpr std::array<std::string_view, kShapes.size()> kNames{"tiny", "2b", "4b", "8b", "32b"};
@@ -40,13 +55,21 @@ const ShapeRow& shape_row(std::string_view name) {
   fail(ErrorCode::kInvalidArgument, "shape", "name of a model size", "tiny, 2b, 4b, 8b or 32b", name);
 }
 
-bool is_tiny(const ShapeRow& row) { return row.name == "tiny"; }
-int64_t end_of_turn(const ShapeRow& row) { return is_tiny(row) ? 505 : 151645; }
-int64_t end_of_text(const ShapeRow& row) { return is_tiny(row) ? 504 : 151643; }
+bool is_tiny(const ShapeRow& row) {
+  return row.name == "tiny";
+}
+int64_t end_of_turn(const ShapeRow& row) {
+  return is_tiny(row) ? 505 : 151645;
+}
+int64_t end_of_text(const ShapeRow& row) {
+  return is_tiny(row) ? 504 : 151643;
+}
 
 }  // namespace
 
-std::span<const std::string_view> public_shape_names() { return kNames; }
+std::span<const std::string_view> public_shape_names() {
+  return kNames;
+}
 
 ModelConfig public_config(std::string_view name) {
   return ModelConfig::from_json(parse_json(public_config_json(name), name), name);

@@ -24,54 +24,58 @@ constexpr auto kMatrix = PrecisionClass::kMatrix;
 constexpr auto kNorm = PrecisionClass::kNorm;
 constexpr auto kBias = PrecisionClass::kBias;
 
+using Role = TensorRole;
+
 // In the order of computation, which is also the order of the enumeration.
+// clang-format off
 constexpr std::array kRoles{
-    RoleRow{TensorRole::kPatchEmbedWeight, Place::kVision, "patch_embed.proj.weight", kMatrix},
-    RoleRow{TensorRole::kPatchEmbedBias, Place::kVision, "patch_embed.proj.bias", kBias},
-    RoleRow{TensorRole::kVisionPosEmbed, Place::kVision, "pos_embed.weight", PrecisionClass::kPositionTable},
-    RoleRow{TensorRole::kVisionNorm1Weight, Place::kVisionBlock, "norm1.weight", kNorm},
-    RoleRow{TensorRole::kVisionNorm1Bias, Place::kVisionBlock, "norm1.bias", kNorm},
-    RoleRow{TensorRole::kVisionNorm2Weight, Place::kVisionBlock, "norm2.weight", kNorm},
-    RoleRow{TensorRole::kVisionNorm2Bias, Place::kVisionBlock, "norm2.bias", kNorm},
-    RoleRow{TensorRole::kVisionQkvWeight, Place::kVisionBlock, "attn.qkv.weight", kMatrix},
-    RoleRow{TensorRole::kVisionQkvBias, Place::kVisionBlock, "attn.qkv.bias", kBias},
-    RoleRow{TensorRole::kVisionProjWeight, Place::kVisionBlock, "attn.proj.weight", kMatrix},
-    RoleRow{TensorRole::kVisionProjBias, Place::kVisionBlock, "attn.proj.bias", kBias},
-    RoleRow{TensorRole::kVisionFc1Weight, Place::kVisionBlock, "mlp.linear_fc1.weight", kMatrix},
-    RoleRow{TensorRole::kVisionFc1Bias, Place::kVisionBlock, "mlp.linear_fc1.bias", kBias},
-    RoleRow{TensorRole::kVisionFc2Weight, Place::kVisionBlock, "mlp.linear_fc2.weight", kMatrix},
-    RoleRow{TensorRole::kVisionFc2Bias, Place::kVisionBlock, "mlp.linear_fc2.bias", kBias},
-    RoleRow{TensorRole::kMergerNormWeight, Place::kMerger, "norm.weight", kNorm},
-    RoleRow{TensorRole::kMergerNormBias, Place::kMerger, "norm.bias", kNorm},
-    RoleRow{TensorRole::kMergerFc1Weight, Place::kMerger, "linear_fc1.weight", kMatrix},
-    RoleRow{TensorRole::kMergerFc1Bias, Place::kMerger, "linear_fc1.bias", kBias},
-    RoleRow{TensorRole::kMergerFc2Weight, Place::kMerger, "linear_fc2.weight", kMatrix},
-    RoleRow{TensorRole::kMergerFc2Bias, Place::kMerger, "linear_fc2.bias", kBias},
-    RoleRow{TensorRole::kDeepstackNormWeight, Place::kDeepstack, "norm.weight", kNorm},
-    RoleRow{TensorRole::kDeepstackNormBias, Place::kDeepstack, "norm.bias", kNorm},
-    RoleRow{TensorRole::kDeepstackFc1Weight, Place::kDeepstack, "linear_fc1.weight", kMatrix},
-    RoleRow{TensorRole::kDeepstackFc1Bias, Place::kDeepstack, "linear_fc1.bias", kBias},
-    RoleRow{TensorRole::kDeepstackFc2Weight, Place::kDeepstack, "linear_fc2.weight", kMatrix},
-    RoleRow{TensorRole::kDeepstackFc2Bias, Place::kDeepstack, "linear_fc2.bias", kBias},
-    RoleRow{TensorRole::kTokenEmbedding, Place::kText, "embed_tokens.weight", PrecisionClass::kEmbedding},
-    RoleRow{TensorRole::kTextInputNorm, Place::kTextLayer, "input_layernorm.weight", kNorm},
-    RoleRow{TensorRole::kTextPostAttentionNorm, Place::kTextLayer, "post_attention_layernorm.weight", kNorm},
-    RoleRow{TensorRole::kTextQWeight, Place::kTextLayer, "self_attn.q_proj.weight", kMatrix},
-    RoleRow{TensorRole::kTextKWeight, Place::kTextLayer, "self_attn.k_proj.weight", kMatrix},
-    RoleRow{TensorRole::kTextVWeight, Place::kTextLayer, "self_attn.v_proj.weight", kMatrix},
-    RoleRow{TensorRole::kTextOWeight, Place::kTextLayer, "self_attn.o_proj.weight", kMatrix},
-    RoleRow{TensorRole::kTextQBias, Place::kTextLayer, "self_attn.q_proj.bias", kBias},
-    RoleRow{TensorRole::kTextKBias, Place::kTextLayer, "self_attn.k_proj.bias", kBias},
-    RoleRow{TensorRole::kTextVBias, Place::kTextLayer, "self_attn.v_proj.bias", kBias},
-    RoleRow{TensorRole::kTextOBias, Place::kTextLayer, "self_attn.o_proj.bias", kBias},
-    RoleRow{TensorRole::kTextQNorm, Place::kTextLayer, "self_attn.q_norm.weight", kNorm},
-    RoleRow{TensorRole::kTextKNorm, Place::kTextLayer, "self_attn.k_norm.weight", kNorm},
-    RoleRow{TensorRole::kTextGateWeight, Place::kTextLayer, "mlp.gate_proj.weight", kMatrix},
-    RoleRow{TensorRole::kTextUpWeight, Place::kTextLayer, "mlp.up_proj.weight", kMatrix},
-    RoleRow{TensorRole::kTextDownWeight, Place::kTextLayer, "mlp.down_proj.weight", kMatrix},
-    RoleRow{TensorRole::kTextFinalNorm, Place::kText, "norm.weight", kNorm},
-    RoleRow{TensorRole::kLmHead, Place::kTop, "lm_head.weight", kMatrix},
+    RoleRow{Role::kPatchEmbedWeight, Place::kVision, "patch_embed.proj.weight", kMatrix},
+    RoleRow{Role::kPatchEmbedBias, Place::kVision, "patch_embed.proj.bias", kBias},
+    RoleRow{Role::kVisionPosEmbed, Place::kVision, "pos_embed.weight", PrecisionClass::kPositionTable},
+    RoleRow{Role::kVisionNorm1Weight, Place::kVisionBlock, "norm1.weight", kNorm},
+    RoleRow{Role::kVisionNorm1Bias, Place::kVisionBlock, "norm1.bias", kNorm},
+    RoleRow{Role::kVisionNorm2Weight, Place::kVisionBlock, "norm2.weight", kNorm},
+    RoleRow{Role::kVisionNorm2Bias, Place::kVisionBlock, "norm2.bias", kNorm},
+    RoleRow{Role::kVisionQkvWeight, Place::kVisionBlock, "attn.qkv.weight", kMatrix},
+    RoleRow{Role::kVisionQkvBias, Place::kVisionBlock, "attn.qkv.bias", kBias},
+    RoleRow{Role::kVisionProjWeight, Place::kVisionBlock, "attn.proj.weight", kMatrix},
+    RoleRow{Role::kVisionProjBias, Place::kVisionBlock, "attn.proj.bias", kBias},
+    RoleRow{Role::kVisionFc1Weight, Place::kVisionBlock, "mlp.linear_fc1.weight", kMatrix},
+    RoleRow{Role::kVisionFc1Bias, Place::kVisionBlock, "mlp.linear_fc1.bias", kBias},
+    RoleRow{Role::kVisionFc2Weight, Place::kVisionBlock, "mlp.linear_fc2.weight", kMatrix},
+    RoleRow{Role::kVisionFc2Bias, Place::kVisionBlock, "mlp.linear_fc2.bias", kBias},
+    RoleRow{Role::kMergerNormWeight, Place::kMerger, "norm.weight", kNorm},
+    RoleRow{Role::kMergerNormBias, Place::kMerger, "norm.bias", kNorm},
+    RoleRow{Role::kMergerFc1Weight, Place::kMerger, "linear_fc1.weight", kMatrix},
+    RoleRow{Role::kMergerFc1Bias, Place::kMerger, "linear_fc1.bias", kBias},
+    RoleRow{Role::kMergerFc2Weight, Place::kMerger, "linear_fc2.weight", kMatrix},
+    RoleRow{Role::kMergerFc2Bias, Place::kMerger, "linear_fc2.bias", kBias},
+    RoleRow{Role::kDeepstackNormWeight, Place::kDeepstack, "norm.weight", kNorm},
+    RoleRow{Role::kDeepstackNormBias, Place::kDeepstack, "norm.bias", kNorm},
+    RoleRow{Role::kDeepstackFc1Weight, Place::kDeepstack, "linear_fc1.weight", kMatrix},
+    RoleRow{Role::kDeepstackFc1Bias, Place::kDeepstack, "linear_fc1.bias", kBias},
+    RoleRow{Role::kDeepstackFc2Weight, Place::kDeepstack, "linear_fc2.weight", kMatrix},
+    RoleRow{Role::kDeepstackFc2Bias, Place::kDeepstack, "linear_fc2.bias", kBias},
+    RoleRow{Role::kTokenEmbedding, Place::kText, "embed_tokens.weight", PrecisionClass::kEmbedding},
+    RoleRow{Role::kTextInputNorm, Place::kTextLayer, "input_layernorm.weight", kNorm},
+    RoleRow{Role::kTextPostAttentionNorm, Place::kTextLayer, "post_attention_layernorm.weight", kNorm},
+    RoleRow{Role::kTextQWeight, Place::kTextLayer, "self_attn.q_proj.weight", kMatrix},
+    RoleRow{Role::kTextKWeight, Place::kTextLayer, "self_attn.k_proj.weight", kMatrix},
+    RoleRow{Role::kTextVWeight, Place::kTextLayer, "self_attn.v_proj.weight", kMatrix},
+    RoleRow{Role::kTextOWeight, Place::kTextLayer, "self_attn.o_proj.weight", kMatrix},
+    RoleRow{Role::kTextQBias, Place::kTextLayer, "self_attn.q_proj.bias", kBias},
+    RoleRow{Role::kTextKBias, Place::kTextLayer, "self_attn.k_proj.bias", kBias},
+    RoleRow{Role::kTextVBias, Place::kTextLayer, "self_attn.v_proj.bias", kBias},
+    RoleRow{Role::kTextOBias, Place::kTextLayer, "self_attn.o_proj.bias", kBias},
+    RoleRow{Role::kTextQNorm, Place::kTextLayer, "self_attn.q_norm.weight", kNorm},
+    RoleRow{Role::kTextKNorm, Place::kTextLayer, "self_attn.k_norm.weight", kNorm},
+    RoleRow{Role::kTextGateWeight, Place::kTextLayer, "mlp.gate_proj.weight", kMatrix},
+    RoleRow{Role::kTextUpWeight, Place::kTextLayer, "mlp.up_proj.weight", kMatrix},
+    RoleRow{Role::kTextDownWeight, Place::kTextLayer, "mlp.down_proj.weight", kMatrix},
+    RoleRow{Role::kTextFinalNorm, Place::kText, "norm.weight", kNorm},
+    RoleRow{Role::kLmHead, Place::kTop, "lm_head.weight", kMatrix},
 };
+// clang-format on
 
 constexpr bool rows_follow_enum() {
   for (size_t i = 0; i < kRoles.size(); ++i) {
@@ -81,13 +85,17 @@ constexpr bool rows_follow_enum() {
 }
 static_assert(rows_follow_enum());
 
-const RoleRow& row(TensorRole role) { return kRoles[static_cast<size_t>(role)]; }
+const RoleRow& row(TensorRole role) {
+  return kRoles[static_cast<size_t>(role)];
+}
 
 bool is_layered(Place place) {
   return place == Place::kVisionBlock || place == Place::kDeepstack || place == Place::kTextLayer;
 }
 
-bool is_attention_bias(TensorRole role) { return role >= TensorRole::kTextQBias && role <= TensorRole::kTextOBias; }
+bool is_attention_bias(TensorRole role) {
+  return role >= TensorRole::kTextQBias && role <= TensorRole::kTextOBias;
+}
 
 class TableBuilder {
  public:
@@ -101,7 +109,8 @@ class TableBuilder {
 
   void add(TensorRole role, int layer = -1) {
     if (is_attention_bias(role) && !config_.text.attention_bias) return;
-    table_.push_back({tensor_name(role, layer), role, layer, tensor_shape(config_, role), precision_class(role)});
+    table_.push_back(
+        {tensor_name(role, layer), role, layer, tensor_shape(config_, role), precision_class(role)});
   }
 
   std::vector<TensorSpec> take() { return std::move(table_); }
@@ -124,13 +133,19 @@ bool is_known_buffer(std::string_view name) {
          name.ends_with("rotary_emb.original_inv_freq");
 }
 
-bool is_weight_type(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16; }
+bool is_weight_type(DType dtype) {
+  return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
+}
 
 }  // namespace
 
-PrecisionClass precision_class(TensorRole role) { return row(role).precision; }
+PrecisionClass precision_class(TensorRole role) {
+  return row(role).precision;
+}
 
-bool is_vision_role(TensorRole role) { return role < TensorRole::kTokenEmbedding; }
+bool is_vision_role(TensorRole role) {
+  return role < TensorRole::kTokenEmbedding;
+}
 
 std::string tensor_name(TensorRole role, int layer) {
   const RoleRow& r = row(role);
@@ -140,13 +155,26 @@ std::string tensor_name(TensorRole role, int layer) {
   }
   std::string name;
   switch (r.place) {
-    case Place::kVision: name = "model.visual."; break;
-    case Place::kVisionBlock: name = "model.visual.blocks." + std::to_string(layer) + "."; break;
-    case Place::kMerger: name = "model.visual.merger."; break;
-    case Place::kDeepstack: name = "model.visual.deepstack_merger_list." + std::to_string(layer) + "."; break;
-    case Place::kText: name = "model.language_model."; break;
-    case Place::kTextLayer: name = "model.language_model.layers." + std::to_string(layer) + "."; break;
-    case Place::kTop: break;
+    case Place::kVision:
+      name = "model.visual.";
+      break;
+    case Place::kVisionBlock:
+      name = "model.visual.blocks." + std::to_string(layer) + ".";
+      break;
+    case Place::kMerger:
+      name = "model.visual.merger.";
+      break;
+    case Place::kDeepstack:
+      name = "model.visual.deepstack_merger_list." + std::to_string(layer) + ".";
+      break;
+    case Place::kText:
+      name = "model.language_model.";
+      break;
+    case Place::kTextLayer:
+      name = "model.language_model.layers." + std::to_string(layer) + ".";
+      break;
+    case Place::kTop:
+      break;
   }
   return name.append(r.suffix);
 }
@@ -161,7 +189,8 @@ Shape tensor_shape(const ModelConfig& config, TensorRole role) {
   switch (role) {
     case TensorRole::kPatchEmbedWeight:
       return {dv, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size};
-    case TensorRole::kVisionPosEmbed: return {v.num_position_embeddings, dv};
+    case TensorRole::kVisionPosEmbed:
+      return {v.num_position_embeddings, dv};
     case TensorRole::kPatchEmbedBias:
     case TensorRole::kVisionNorm1Weight:
     case TensorRole::kVisionNorm1Bias:
@@ -170,41 +199,62 @@ Shape tensor_shape(const ModelConfig& config, TensorRole role) {
     case TensorRole::kVisionProjBias:
     case TensorRole::kVisionFc2Bias:
     case TensorRole::kMergerNormWeight:
-    case TensorRole::kMergerNormBias: return {dv};
-    case TensorRole::kVisionQkvWeight: return {3 * dv, dv};
-    case TensorRole::kVisionQkvBias: return {3 * dv};
-    case TensorRole::kVisionProjWeight: return {dv, dv};
-    case TensorRole::kVisionFc1Weight: return {iv, dv};
-    case TensorRole::kVisionFc1Bias: return {iv};
-    case TensorRole::kVisionFc2Weight: return {dv, iv};
+    case TensorRole::kMergerNormBias:
+      return {dv};
+    case TensorRole::kVisionQkvWeight:
+      return {3 * dv, dv};
+    case TensorRole::kVisionQkvBias:
+      return {3 * dv};
+    case TensorRole::kVisionProjWeight:
+      return {dv, dv};
+    case TensorRole::kVisionFc1Weight:
+      return {iv, dv};
+    case TensorRole::kVisionFc1Bias:
+      return {iv};
+    case TensorRole::kVisionFc2Weight:
+      return {dv, iv};
     case TensorRole::kDeepstackNormWeight:
     case TensorRole::kDeepstackNormBias:
     case TensorRole::kMergerFc1Bias:
-    case TensorRole::kDeepstackFc1Bias: return {h4};
+    case TensorRole::kDeepstackFc1Bias:
+      return {h4};
     case TensorRole::kMergerFc1Weight:
-    case TensorRole::kDeepstackFc1Weight: return {h4, h4};
+    case TensorRole::kDeepstackFc1Weight:
+      return {h4, h4};
     case TensorRole::kMergerFc2Weight:
-    case TensorRole::kDeepstackFc2Weight: return {v.out_hidden_size, h4};
+    case TensorRole::kDeepstackFc2Weight:
+      return {v.out_hidden_size, h4};
     case TensorRole::kMergerFc2Bias:
-    case TensorRole::kDeepstackFc2Bias: return {v.out_hidden_size};
+    case TensorRole::kDeepstackFc2Bias:
+      return {v.out_hidden_size};
     case TensorRole::kTokenEmbedding:
-    case TensorRole::kLmHead: return {t.vocab_size, d};
+    case TensorRole::kLmHead:
+      return {t.vocab_size, d};
     case TensorRole::kTextInputNorm:
     case TensorRole::kTextPostAttentionNorm:
     case TensorRole::kTextFinalNorm:
-    case TensorRole::kTextOBias: return {d};
-    case TensorRole::kTextQWeight: return {t.q_width(), d};
+    case TensorRole::kTextOBias:
+      return {d};
+    case TensorRole::kTextQWeight:
+      return {t.q_width(), d};
     case TensorRole::kTextKWeight:
-    case TensorRole::kTextVWeight: return {t.kv_width(), d};
-    case TensorRole::kTextOWeight: return {d, t.q_width()};
-    case TensorRole::kTextQBias: return {t.q_width()};
+    case TensorRole::kTextVWeight:
+      return {t.kv_width(), d};
+    case TensorRole::kTextOWeight:
+      return {d, t.q_width()};
+    case TensorRole::kTextQBias:
+      return {t.q_width()};
     case TensorRole::kTextKBias:
-    case TensorRole::kTextVBias: return {t.kv_width()};
+    case TensorRole::kTextVBias:
+      return {t.kv_width()};
     case TensorRole::kTextQNorm:
-    case TensorRole::kTextKNorm: return {t.head_dim};
+    case TensorRole::kTextKNorm:
+      return {t.head_dim};
     case TensorRole::kTextGateWeight:
-    case TensorRole::kTextUpWeight: return {t.intermediate_size, d};
-    case TensorRole::kTextDownWeight: return {d, t.intermediate_size};
+    case TensorRole::kTextUpWeight:
+      return {t.intermediate_size, d};
+    case TensorRole::kTextDownWeight:
+      return {d, t.intermediate_size};
   }
   fail(ErrorCode::kInvalidArgument, "tensor table", "unknown tensor role");
 }
@@ -281,7 +331,8 @@ CheckpointMatch check_checkpoint(const ModelConfig& config, std::span<const Foun
   if (!faults.empty()) {
     std::string message = "the tensors do not fit config.json: ";
     for (size_t i = 0; i < std::min(faults.size(), kMaxListed); ++i) message += (i ? "; " : "") + faults[i];
-    if (faults.size() > kMaxListed) message += "; and " + std::to_string(faults.size() - kMaxListed) + " more";
+    if (faults.size() > kMaxListed)
+      message += "; and " + std::to_string(faults.size() - kMaxListed) + " more";
     fail(ErrorCode::kMismatch, where, message);
   }
   if (!match.ignored.empty()) {
@@ -289,7 +340,8 @@ CheckpointMatch check_checkpoint(const ModelConfig& config, std::span<const Foun
                                      " stored rotary tables are not used, e.g. " + match.ignored.front());
   }
   if (match.tied_head && !config.tie_word_embeddings) {
-    log_message(LogLevel::kInfo, std::string(where) + ": neither tie_word_embeddings nor lm_head.weight is there: " +
+    log_message(LogLevel::kInfo, std::string(where) +
+                                     ": neither tie_word_embeddings nor lm_head.weight is there: " +
                                      "the embedding matrix serves as head");
   }
   return match;

@@ -1,4 +1,5 @@
-// The tensor table against the released sizes (spec 1.1 and 2) and checkpoints with defects against the table.
+// The tensor table against the released sizes (spec 1.1 and 2) and checkpoints with defects against the
+// table.
 #include "qvl/model/tensor_table.h"
 
 #include <gtest/gtest.h>
@@ -27,9 +28,9 @@ TEST(TensorTable, CountsOfReleasedSizes) {
     int64_t parameters, vision, kv_bytes;
   };
   // Tensor counts: 3 + 12 depth + 6 + 18 vision, 2 + 11 layers text, head.
-  for (const Case& c : {Case{"2b", 625, 2127532032, 406957056, 114688}, Case{"4b", 713, 4437815808, 415347712, 147456},
-                        Case{"8b", 750, 8767123696, 576388336, 147456},
-                        Case{"32b", 1058, 33357390064, 595266800, 262144}}) {
+  for (const Case& c :
+       {Case{"2b", 625, 2127532032, 406957056, 114688}, Case{"4b", 713, 4437815808, 415347712, 147456},
+        Case{"8b", 750, 8767123696, 576388336, 147456}, Case{"32b", 1058, 33357390064, 595266800, 262144}}) {
     const ModelConfig config = public_config(c.name);
     const ParameterCount count = parameter_count(config);
     EXPECT_EQ(tensor_table(config).size(), c.tensors) << c.name;
@@ -65,7 +66,8 @@ TEST(TensorTable, NamesAndRolesAgree) {
     EXPECT_EQ(spec.shape, tensor_shape(config, spec.role));
     EXPECT_EQ(spec.precision, precision_class(spec.role));
     EXPECT_EQ(spec.name.starts_with("model.visual."), is_vision_role(spec.role)) << spec.name;
-    EXPECT_EQ(spec.precision == PrecisionClass::kBias, spec.name.ends_with(".bias") && spec.name.find("norm") == std::string::npos)
+    EXPECT_EQ(spec.precision == PrecisionClass::kBias,
+              spec.name.ends_with(".bias") && spec.name.find("norm") == std::string::npos)
         << spec.name;
   }
   const auto biases = std::count_if(table.begin(), table.end(), [](const TensorSpec& s) {
@@ -80,7 +82,8 @@ class CheckCheckpoint : public testing::Test {
  protected:
   CheckCheckpoint() {
     for (const TensorSpec& spec : tensor_table(config_)) {
-      found_.push_back({spec.name, DType::kBF16, spec.shape, "dir/model-00001-of-00002.safetensors", spec.name});
+      found_.push_back(
+          {spec.name, DType::kBF16, spec.shape, "dir/model-00001-of-00002.safetensors", spec.name});
     }
   }
   ~CheckCheckpoint() override { set_log_sink({}); }
@@ -124,19 +127,24 @@ TEST_F(CheckCheckpoint, MissingNamesTheTensor) {
 }
 
 TEST_F(CheckCheckpoint, SurplusNamesTensorFileAndSpelling) {
-  found_.push_back({"model.visual.blocks.9.norm1.weight", DType::kBF16, {96}, "dir/b.safetensors",
+  found_.push_back({"model.visual.blocks.9.norm1.weight",
+                    DType::kBF16,
+                    {96},
+                    "dir/b.safetensors",
                     "visual.blocks.9.norm1.weight"});
-  EXPECT_EQ(message(),
-            "[dir] the tensors do not fit config.json: surplus: 'model.visual.blocks.9.norm1.weight' (stored as "
-            "'visual.blocks.9.norm1.weight') in dir/b.safetensors");
+  EXPECT_EQ(
+      message(),
+      "[dir] the tensors do not fit config.json: surplus: 'model.visual.blocks.9.norm1.weight' (stored as "
+      "'visual.blocks.9.norm1.weight') in dir/b.safetensors");
 }
 
 TEST_F(CheckCheckpoint, MisshapenNamesBothShapes) {
   tensor("model.language_model.layers.1.self_attn.q_proj.weight").shape = {64, 128};
-  EXPECT_EQ(message(),
-            "[dir] the tensors do not fit config.json: misshapen: "
-            "'model.language_model.layers.1.self_attn.q_proj.weight' in dir/model-00001-of-00002.safetensors is "
-            "[64, 128], should be [128, 64]");
+  EXPECT_EQ(
+      message(),
+      "[dir] the tensors do not fit config.json: misshapen: "
+      "'model.language_model.layers.1.self_attn.q_proj.weight' in dir/model-00001-of-00002.safetensors is "
+      "[64, 128], should be [128, 64]");
 }
 
 TEST_F(CheckCheckpoint, WrongTypeIsRefusedAndMixedFloatsAreNot) {
@@ -153,7 +161,8 @@ TEST_F(CheckCheckpoint, ListsFiveFaultsAndCountsTheRest) {
   found_.erase(found_.begin(), found_.begin() + 8);
   const std::string text = message();
   size_t listed = 0;
-  for (size_t at = text.find("missing: "); at != std::string::npos; at = text.find("missing: ", at + 1)) ++listed;
+  for (size_t at = text.find("missing: "); at != std::string::npos; at = text.find("missing: ", at + 1))
+    ++listed;
   EXPECT_EQ(listed, 5u);
   EXPECT_TRUE(text.ends_with("; and 3 more")) << text;
 }

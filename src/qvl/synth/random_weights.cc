@@ -33,7 +33,8 @@ double normal_quantile(double p) {
   return x;
 }
 
-// Quantiles of equal steps of probability, scaled so that their variance is exactly that of the normal distribution.
+// Quantiles of equal steps of probability, scaled so that their variance is exactly that of the normal
+// distribution.
 template <size_t N>
 const std::array<double, N>& unit_table() {
   static const std::array<double, N> table = [] {

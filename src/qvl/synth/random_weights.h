@@ -1,5 +1,6 @@
-// Seeded random weights, fast enough to outrun a disk: a counter-based generator (any range of any tensor can be made
-// alone, in any order, on any thread) and tables of normal quantiles that turn 12 random bits into a bf16 value.
+// Seeded random weights, fast enough to outrun a disk: a counter-based generator (any range of any tensor can
+// be made alone, in any order, on any thread) and tables of normal quantiles that turn 12 random bits into a
+// bf16 value.
 #pragma once
 
 #include <array>

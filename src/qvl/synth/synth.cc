@@ -31,8 +31,8 @@ namespace fs = std::filesystem;
 constexpr size_t kChunkBytes = size_t{32} << 20;
 constexpr size_t kTaskBytes = size_t{1} << 20;
 constexpr std::array<std::string_view, 8> kTokenizerFiles = {
-    "tokenizer.json",     "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
-    "vocab.json",         "merges.txt",            "added_tokens.json",   "special_tokens_map.json"};
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",    "chat_template.json", "vocab.json",
+    "merges.txt",     "added_tokens.json",     "special_tokens_map.json"};
 
 bool is_there(const fs::path& path) {
   std::error_code ignored;
@@ -100,8 +100,10 @@ WeightSource source_of(const model::TensorSpec& spec, uint64_t seed) {
     }
     case model::PrecisionClass::kBias:
     case model::PrecisionClass::kEmbedding:
-    case model::PrecisionClass::kPositionTable: return {seed, spec.name, 0.0, 0.02};
-    case model::PrecisionClass::kMatrix: break;
+    case model::PrecisionClass::kPositionTable:
+      return {seed, spec.name, 0.0, 0.02};
+    case model::PrecisionClass::kMatrix:
+      break;
   }
   const int64_t fan_in = element_count(spec.shape) / spec.shape.front();
   return {seed, spec.name, 0.0, 1.0 / std::sqrt(static_cast<double>(fan_in))};
@@ -119,10 +121,12 @@ void check_tokenizer(const fs::path& folder, const model::ModelConfig& config, c
                                  {"<|video_pad|>", config.video_token_id}}) {
     const Json* found = nullptr;
     for (const Json& token : json["added_tokens"]) {
-      if (token.is_object() && token.contains("content") && token["content"] == std::string(text)) found = &token;
+      if (token.is_object() && token.contains("content") && token["content"] == std::string(text))
+        found = &token;
     }
     if (!found || !found->contains("id") || (*found)["id"] != id) {
-      fail(ErrorCode::kMismatch, where, "id of " + std::string(text), std::to_string(id) + ", as in shape " + shape,
+      fail(ErrorCode::kMismatch, where, "id of " + std::string(text),
+           std::to_string(id) + ", as in shape " + shape,
            found && found->contains("id") ? (*found)["id"].dump() : "none", "a tokenizer of another model");
     }
   }
@@ -160,7 +164,9 @@ class ChunkPipe {
                   {reinterpret_cast<BFloat16*>(buffer.data() + begin), length / sizeof(BFloat16)});
     });
     finish();
-    pending_ = std::async(std::launch::async, [this, &buffer, bytes] { writer_.append({buffer.data(), bytes}); });
+    pending_ = std::async(std::launch::async, [this, &buffer, bytes] {
+      writer_.append({buffer.data(), bytes});
+    });
   }
 
   void finish() {
@@ -182,17 +188,20 @@ SynthResult write_synthetic_checkpoint(const SynthOptions& options) {
   const model::ModelConfig config = model::public_config(options.shape);
   fs::path target = options.out_folder;
   if (!target.has_filename()) target = target.parent_path();  // "out/" means "out"
-  if (target.empty()) fail(ErrorCode::kInvalidArgument, "synth", "output", "the name of a new folder", "nothing");
+  if (target.empty())
+    fail(ErrorCode::kInvalidArgument, "synth", "output", "the name of a new folder", "nothing");
   if (is_there(target)) {
-    fail(ErrorCode::kInvalidArgument, target.string(), "output", "a folder that does not exist yet", "an existing one",
-         "remove it or choose another name");
+    fail(ErrorCode::kInvalidArgument, target.string(), "output", "a folder that does not exist yet",
+         "an existing one", "remove it or choose another name");
   }
   const fs::path parent = target.has_parent_path() ? target.parent_path() : fs::path(".");
   std::error_code ignored;
-  if (!fs::is_directory(parent, ignored)) fail(ErrorCode::kNotFound, parent.string(), "no such folder for the output");
+  if (!fs::is_directory(parent, ignored))
+    fail(ErrorCode::kNotFound, parent.string(), "no such folder for the output");
   if (options.tokenizer_folder) {
     if (!fs::is_regular_file(*options.tokenizer_folder / "tokenizer.json", ignored)) {
-      fail(ErrorCode::kNotFound, (*options.tokenizer_folder / "tokenizer.json").string(), "no such tokenizer file");
+      fail(ErrorCode::kNotFound, (*options.tokenizer_folder / "tokenizer.json").string(),
+           "no such tokenizer file");
     }
     check_tokenizer(*options.tokenizer_folder, config, options.shape);
   }
@@ -233,7 +242,8 @@ SynthResult write_synthetic_checkpoint(const SynthOptions& options) {
   write_file(folder.path() / "config.json", shape_config);
   write_file(folder.path() / "generation_config.json", model::public_generation_config_json(options.shape));
   write_file(folder.path() / "preprocessor_config.json", model::public_preprocessor_config_json());
-  write_file(folder.path() / "video_preprocessor_config.json", model::public_video_preprocessor_config_json());
+  write_file(folder.path() / "video_preprocessor_config.json",
+             model::public_video_preprocessor_config_json());
   if (options.tokenizer_folder) copy_tokenizer(*options.tokenizer_folder, folder.path());
   folder.publish();
   return result;

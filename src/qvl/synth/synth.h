@@ -1,5 +1,6 @@
-// `qvl synth`: a checkpoint folder of a released size with seeded random weights, streamed to disk. It has the files,
-// shards, names and shapes of a published one, so that loading, exporting and speed can be worked on without it.
+// `qvl synth`: a checkpoint folder of a released size with seeded random weights, streamed to disk. It has
+// the files, shards, names and shapes of a published one, so that loading, exporting and speed can be worked
+// on without it.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 namespace qvl::synth {
 
 struct SynthOptions {
-  std::string shape;                // a name of model::public_shape_names()
+  std::string shape;                 // a name of model::public_shape_names()
   std::filesystem::path out_folder;  // must not exist
   uint64_t seed = 0;
   int threads = 0;  // 0: all available; the bytes do not depend on it
@@ -30,10 +31,10 @@ struct SynthResult {
   bool has_tokenizer = false;
 };
 
-// Writes into OUT.partial-XXXXXX and renames it when everything is flushed. Weights are bf16: norm weights 1 +- 0.1,
-// biases +- 0.02, matrices with variance 1/fan_in, embedding and position table with deviation 0.02: activations keep
-// the size they have in trained models. Throws kInvalidArgument (shape, existing OUT), kNotFound (no tokenizer
-// there, no parent folder), kLimit (disk space), kIo, kCancelled.
+// Writes into OUT.partial-XXXXXX and renames it when everything is flushed. Weights are bf16: norm weights 1
+// +- 0.1, biases +- 0.02, matrices with variance 1/fan_in, embedding and position table with deviation 0.02:
+// activations keep the size they have in trained models. Throws kInvalidArgument (shape, existing OUT),
+// kNotFound (no tokenizer there, no parent folder), kLimit (disk space), kIo, kCancelled.
 SynthResult write_synthetic_checkpoint(const SynthOptions& options);
 
 }  // namespace qvl::synth

@@ -143,9 +143,10 @@ TEST(Synth, WeightsAreSane) {
 TEST(Synth, RefusesWithoutLeavingAnything) {
   const ScratchFolder scratch;
   std::filesystem::create_directory(scratch / "there");
-  EXPECT_EQ(error_of([&] { write_synthetic_checkpoint(tiny(scratch / "there")); }, scratch.path()),
-            "invalid_argument: [DIR/there] output: expected a folder that does not exist yet, got an existing one "
-            "(remove it or choose another name)");
+  EXPECT_EQ(
+      error_of([&] { write_synthetic_checkpoint(tiny(scratch / "there")); }, scratch.path()),
+      "invalid_argument: [DIR/there] output: expected a folder that does not exist yet, got an existing one "
+      "(remove it or choose another name)");
   EXPECT_EQ(error_of([&] { write_synthetic_checkpoint(tiny(scratch / "no/out")); }, scratch.path()),
             "not_found: [DIR/no] no such folder for the output");
   SynthOptions options = tiny(scratch / "out");
@@ -171,10 +172,12 @@ TEST(Synth, CopiesATokenizerThatFits) {
             "not_found: [DIR/tok/tokenizer.json] no such tokenizer file");
   checkpoint::write_text(from / "tokenizer.json", R"({"added_tokens":[{"id":9,"content":"<|image_pad|>"}]})");
   EXPECT_EQ(error_of([&] { write_synthetic_checkpoint(options); }, scratch.path()),
-            "mismatch: [DIR/tok/tokenizer.json] id of <|image_pad|>: expected 501, as in shape tiny, got 9 (a tokenizer "
+            "mismatch: [DIR/tok/tokenizer.json] id of <|image_pad|>: expected 501, as in shape tiny, got 9 "
+            "(a tokenizer "
             "of another model)");
-  checkpoint::write_text(from / "tokenizer.json",
-                         R"({"added_tokens":[{"id":501,"content":"<|image_pad|>"},{"id":502,"content":"<|video_pad|>"}]})");
+  checkpoint::write_text(
+      from / "tokenizer.json",
+      R"({"added_tokens":[{"id":501,"content":"<|image_pad|>"},{"id":502,"content":"<|video_pad|>"}]})");
   checkpoint::write_text(from / "chat_template.jinja", "x");
   checkpoint::write_text(from / "model.safetensors", "not to be copied");
   EXPECT_TRUE(write_synthetic_checkpoint(options).has_tokenizer);
@@ -190,7 +193,8 @@ TEST(RandomWeights, AnyRangeAloneEqualsTheWhole) {
   for (const size_t first : {size_t{0}, size_t{4}, size_t{256}, size_t{996}}) {
     std::vector<BFloat16> part(whole.size() - first);
     source.fill(first, part);
-    for (size_t i = 0; i < part.size(); ++i) ASSERT_EQ(part[i].bits, whole[first + i].bits) << first << " " << i;
+    for (size_t i = 0; i < part.size(); ++i)
+      ASSERT_EQ(part[i].bits, whole[first + i].bits) << first << " " << i;
   }
 }
 
