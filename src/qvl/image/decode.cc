@@ -15,15 +15,18 @@ namespace qvl::image {
 namespace {
 
 bool matches(std::span<const std::byte> file, size_t offset, std::string_view magic) {
-  return file.size() >= offset + magic.size() && std::memcmp(file.data() + offset, magic.data(), magic.size()) == 0;
+  return file.size() >= offset + magic.size() &&
+         std::memcmp(file.data() + offset, magic.data(), magic.size()) == 0;
 }
 
 // What a user is likely to have handed over by mistake, for the error message.
 std::string_view known_but_unsupported(std::span<const std::byte> file) {
   if (matches(file, 4, "ftypavif") || matches(file, 4, "ftypavis")) return "AVIF";
-  if (matches(file, 4, "ftyphei") || matches(file, 4, "ftypmif1") || matches(file, 4, "ftyphev")) return "HEIC";
+  if (matches(file, 4, "ftyphei") || matches(file, 4, "ftypmif1") || matches(file, 4, "ftyphev"))
+    return "HEIC";
   if (matches(file, 4, "ftyp") || matches(file, 0, "\x1a\x45\xdf\xa3")) return "a video container";
-  if (matches(file, 0, std::string_view("II*\0", 4)) || matches(file, 0, std::string_view("MM\0*", 4))) return "TIFF";
+  if (matches(file, 0, std::string_view("II*\0", 4)) || matches(file, 0, std::string_view("MM\0*", 4)))
+    return "TIFF";
   if (matches(file, 0, "%PDF")) return "PDF";
   if (matches(file, 0, "<svg") || matches(file, 0, "<?xml")) return "SVG or XML";
   if (matches(file, 0, std::string_view("\0\0\x01\0", 4))) return "ICO";
@@ -36,11 +39,16 @@ std::string_view known_but_unsupported(std::span<const std::byte> file) {
 
 std::string_view image_format_name(ImageFormat format) {
   switch (format) {
-    case ImageFormat::kJpeg: return "JPEG";
-    case ImageFormat::kPng: return "PNG";
-    case ImageFormat::kWebp: return "WebP";
-    case ImageFormat::kGif: return "GIF";
-    case ImageFormat::kBmp: return "BMP";
+    case ImageFormat::kJpeg:
+      return "JPEG";
+    case ImageFormat::kPng:
+      return "PNG";
+    case ImageFormat::kWebp:
+      return "WebP";
+    case ImageFormat::kGif:
+      return "GIF";
+    case ImageFormat::kBmp:
+      return "BMP";
   }
   return "unknown";
 }
@@ -49,14 +57,15 @@ void check_dimensions(int64_t width, int64_t height, const DecodeLimits& limits,
   const std::string size = std::to_string(width) + "x" + std::to_string(height);
   if (width < 1 || height < 1) fail(ErrorCode::kFormat, name, "image size", "at least 1x1", size);
   if (height > limits.max_pixels / width) {
-    fail(ErrorCode::kLimit, name, "image size", "at most " + std::to_string(limits.max_pixels) + " pixels", size,
-         "scale the image down first");
+    fail(ErrorCode::kLimit, name, "image size", "at most " + std::to_string(limits.max_pixels) + " pixels",
+         size, "scale the image down first");
   }
   const int64_t longer = std::max(width, height);
   const int64_t shorter = std::min(width, height);
-  if (static_cast<double>(longer) / static_cast<double>(shorter) > static_cast<double>(limits.max_aspect_ratio)) {
-    fail(ErrorCode::kLimit, name, "aspect ratio", "at most " + std::to_string(limits.max_aspect_ratio) + ":1", size,
-         "crop or pad the image");
+  if (static_cast<double>(longer) / static_cast<double>(shorter) >
+      static_cast<double>(limits.max_aspect_ratio)) {
+    fail(ErrorCode::kLimit, name, "aspect ratio", "at most " + std::to_string(limits.max_aspect_ratio) + ":1",
+         size, "crop or pad the image");
   }
 }
 
@@ -96,7 +105,9 @@ std::span<const std::byte> ByteReader::take(uint64_t count) {
   return taken;
 }
 
-uint8_t ByteReader::u8() { return std::to_integer<uint8_t>(take(1)[0]); }
+uint8_t ByteReader::u8() {
+  return std::to_integer<uint8_t>(take(1)[0]);
+}
 
 uint16_t ByteReader::u16_le() {
   const std::span<const std::byte> b = take(2);

@@ -1,7 +1,7 @@
-// Compressed image file to 8-bit RGB, upright: the entrance of the image path. The format is taken from the first
-// bytes, never from the name. Pixels are what the reference's loader (Pillow, convert("RGB"), EXIF orientation
-// applied) makes of the file: alpha is dropped, not blended; 16-bit grey is clipped, 16-bit colour keeps its high
-// byte; colour profiles are ignored. Spec 3.1.
+// Compressed image file to 8-bit RGB, upright: the entrance of the image path. The format is taken from the
+// first bytes, never from the name. Pixels are what the reference's loader (Pillow, convert("RGB"), EXIF
+// orientation applied) makes of the file: alpha is dropped, not blended; 16-bit grey is clipped, 16-bit
+// colour keeps its high byte; colour profiles are ignored. Spec 3.1.
 #pragma once
 
 #include <cstddef>
@@ -37,9 +37,9 @@ struct RgbImage {
   int exif_orientation = 1;
 };
 
-// Decodes a whole file held in memory. Animations give their first frame. `name` stands in the error messages.
-// Throws kUnsupported (unknown format, a variant we do not read), kFormat (truncated or corrupt: never part of an
-// image), kLimit.
+// Decodes a whole file held in memory. Animations give their first frame. `name` stands in the error
+// messages. Throws kUnsupported (unknown format, a variant we do not read), kFormat (truncated or corrupt:
+// never part of an image), kLimit.
 RgbImage decode_image(std::span<const std::byte> file, const DecodeLimits& limits, std::string_view name);
 
 // Reads and decodes a file; throws also kNotFound and kIo.

@@ -1,8 +1,8 @@
-// Windows and OS/2 bitmaps: 1, 4, 8, 16, 24 and 32 bits, RLE4 and RLE8, bit fields, either row order. Pixels as
-// Pillow gives them. Spec 3.1.
+// Windows and OS/2 bitmaps: 1, 4, 8, 16, 24 and 32 bits, RLE4 and RLE8, bit fields, either row order. Pixels
+// as Pillow gives them. Spec 3.1.
 //
-// No library in the distribution reads BMP alone, and the format is small: every read goes through ByteReader or is
-// checked against the size of the file before it is made.
+// No library in the distribution reads BMP alone, and the format is small: every read goes through ByteReader
+// or is checked against the size of the file before it is made.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -34,8 +34,8 @@ struct Header {
 };
 
 [[noreturn]] void fail_variant(std::string_view name, std::string_view what, const std::string& got) {
-  fail(ErrorCode::kUnsupported, name, what,
-       "1, 4, 8, 16, 24 or 32 bits, raw, RLE4, RLE8 or bit fields", got, "convert the file");
+  fail(ErrorCode::kUnsupported, name, what, "1, 4, 8, 16, 24 or 32 bits, raw, RLE4, RLE8 or bit fields", got,
+       "convert the file");
 }
 
 Header read_header(ByteReader& in, std::string_view name) {
@@ -50,7 +50,12 @@ Header read_header(ByteReader& in, std::string_view name) {
       in.take(2);  // planes
       h.bits = in.u16_le();
       break;
-    case 40: case 52: case 56: case 64: case 108: case 124: {
+    case 40:
+    case 52:
+    case 56:
+    case 64:
+    case 108:
+    case 124: {
       h.width = in.u32_le();
       const uint32_t stored_height = in.u32_le();
       // A negative height means that the rows come from the top.
@@ -72,10 +77,18 @@ Header read_header(ByteReader& in, std::string_view name) {
       fail(ErrorCode::kUnsupported, name, "BMP header size", "12, 40, 52, 56, 64, 108 or 124",
            std::to_string(h.header_bytes), "convert the file");
   }
-  if (h.compression != kBitFields || h.header_bytes != 40) in.seek(uint64_t{kFileHeaderBytes} + h.header_bytes);
+  if (h.compression != kBitFields || h.header_bytes != 40)
+    in.seek(uint64_t{kFileHeaderBytes} + h.header_bytes);
   switch (h.bits) {
-    case 1: case 4: case 8: case 16: case 24: case 32: break;
-    default: fail_variant(name, "BMP depth", std::to_string(h.bits) + " bits");
+    case 1:
+    case 4:
+    case 8:
+    case 16:
+    case 24:
+    case 32:
+      break;
+    default:
+      fail_variant(name, "BMP depth", std::to_string(h.bits) + " bits");
   }
   const bool fits = h.compression == kRaw || (h.compression == kRle8 && h.bits == 8) ||
                     (h.compression == kRle4 && h.bits == 4) || (h.compression == kBitFields && h.bits >= 16);
@@ -88,7 +101,8 @@ Header read_header(ByteReader& in, std::string_view name) {
 }
 
 Palette read_palette(ByteReader& in, const Header& h, std::string_view name) {
-  if (h.colors > 65536) fail_corrupt(ImageFormat::kBmp, name, "palette of " + std::to_string(h.colors) + " colours");
+  if (h.colors > 65536)
+    fail_corrupt(ImageFormat::kBmp, name, "palette of " + std::to_string(h.colors) + " colours");
   const uint64_t entry_bytes = h.header_bytes == kCoreHeaderBytes ? 3 : 4;
   const std::span<const std::byte> entries = in.take(h.colors * entry_bytes);
   Palette palette;
@@ -123,15 +137,16 @@ std::array<Field, 3> pixel_fields(const Header& h, std::string_view name) {
     const uint64_t run = uint64_t{mask} >> shift;
     const bool inside = h.bits == 32 || (mask >> h.bits) == 0;
     if (mask == 0 || !std::has_single_bit(run + 1) || !inside) {
-      fail_corrupt(ImageFormat::kBmp, name, "colour mask " + std::to_string(mask) + " is not one run of bits");
+      fail_corrupt(ImageFormat::kBmp, name,
+                   "colour mask " + std::to_string(mask) + " is not one run of bits");
     }
     fields[c] = {mask, shift, run};
   }
   return fields;
 }
 
-void convert_row(const uint8_t* row, const Header& h, const Palette& palette, const std::array<Field, 3>& fields,
-                 uint8_t* indexes, uint8_t* rgb) {
+void convert_row(const uint8_t* row, const Header& h, const Palette& palette,
+                 const std::array<Field, 3>& fields, uint8_t* indexes, uint8_t* rgb) {
   if (h.bits <= 8) {
     const int per_byte = 8 / h.bits;
     const int mask = (1 << h.bits) - 1;
@@ -150,8 +165,8 @@ void convert_row(const uint8_t* row, const Header& h, const Palette& palette, co
   }
 }
 
-// Run-length coded indexes, rows in file order. What the code jumps over has index 0; a code that ends before the
-// last row does is an error.
+// Run-length coded indexes, rows in file order. What the code jumps over has index 0; a code that ends before
+// the last row does is an error.
 std::vector<uint8_t> decode_runs(ByteReader& in, const Header& h, std::string_view name) {
   std::vector<uint8_t> indexes(static_cast<size_t>(h.width * h.height), 0);
   int64_t x = 0;
@@ -167,8 +182,10 @@ std::vector<uint8_t> decode_runs(ByteReader& in, const Header& h, std::string_vi
     const int value = in.u8();
     if (count > 0) {
       for (int i = 0; i < count; ++i) {
-        if (h.compression == kRle8) put(static_cast<uint8_t>(value));
-        else put(static_cast<uint8_t>(i % 2 == 0 ? value >> 4 : value & 15));
+        if (h.compression == kRle8)
+          put(static_cast<uint8_t>(value));
+        else
+          put(static_cast<uint8_t>(i % 2 == 0 ? value >> 4 : value & 15));
       }
     } else if (value == 0) {
       x = 0;

@@ -1,7 +1,8 @@
 // GIF by giflib: the first frame on its canvas, as Pillow renders it. Spec 3.1.
 //
-// The canvas is the logical screen, grown if the frame sticks out. What the frame does not cover has the transparent
-// index if there is one, else index 0; transparency itself is dropped, so the palette colour shows.
+// The canvas is the logical screen, grown if the frame sticks out. What the frame does not cover has the
+// transparent index if there is one, else index 0; transparency itself is dropped, so the palette colour
+// shows.
 #include <gif_lib.h>
 
 #include <algorithm>
@@ -23,7 +24,8 @@ struct Source {
 
 int on_read(GifFileType* gif, GifByteType* out, int count) {
   auto* source = static_cast<Source*>(gif->UserData);
-  const size_t taken = std::min(static_cast<size_t>(std::max(count, 0)), source->bytes.size() - source->position);
+  const size_t taken =
+      std::min(static_cast<size_t>(std::max(count, 0)), source->bytes.size() - source->position);
   if (taken > 0) std::memcpy(out, source->bytes.data() + source->position, taken);
   source->position += taken;
   return static_cast<int>(taken);
@@ -63,7 +65,8 @@ RgbImage decode_gif(std::span<const std::byte> file, const DecodeLimits& limits,
     require(DGifGetExtension(gif.get(), &code, &block));
     while (block != nullptr) {
       // block[0] is its length; bit 0 of the flags says whether there is a transparent index.
-      if (code == GRAPHICS_EXT_FUNC_CODE && block[0] >= 4 && (block[1] & 1) != 0) transparent_index = block[4];
+      if (code == GRAPHICS_EXT_FUNC_CODE && block[0] >= 4 && (block[1] & 1) != 0)
+        transparent_index = block[4];
       require(DGifGetExtensionNext(gif.get(), &block));
     }
   }
@@ -80,14 +83,16 @@ RgbImage decode_gif(std::span<const std::byte> file, const DecodeLimits& limits,
   Palette palette = colors != nullptr ? Palette() : Palette::greys();
   if (colors != nullptr) {
     for (int i = 0; i < std::min(colors->ColorCount, 256); ++i) {
-      palette.set(static_cast<size_t>(i), colors->Colors[i].Red, colors->Colors[i].Green, colors->Colors[i].Blue);
+      palette.set(static_cast<size_t>(i), colors->Colors[i].Red, colors->Colors[i].Green,
+                  colors->Colors[i].Blue);
     }
   }
 
   RgbImage image = allocate_image(width, height, kFormat);
   const std::vector<uint8_t> background(static_cast<size_t>(width),
                                         static_cast<uint8_t>(std::max(transparent_index, 0)));
-  for (int64_t y = 0; y < height; ++y) palette.paint(background.data(), width, image.rgb.data() + y * width * 3);
+  for (int64_t y = 0; y < height; ++y)
+    palette.paint(background.data(), width, image.rgb.data() + y * width * 3);
 
   struct Pass {
     int start;
@@ -96,7 +101,8 @@ RgbImage decode_gif(std::span<const std::byte> file, const DecodeLimits& limits,
   constexpr std::array<Pass, 4> kInterlaced = {{{0, 8}, {4, 8}, {2, 4}, {1, 2}}};
   constexpr std::array<Pass, 1> kPlain = {{{0, 1}}};
   std::vector<uint8_t> row(static_cast<size_t>(frame.Width));
-  for (const Pass& pass : frame.Interlace ? std::span<const Pass>(kInterlaced) : std::span<const Pass>(kPlain)) {
+  for (const Pass& pass :
+       frame.Interlace ? std::span<const Pass>(kInterlaced) : std::span<const Pass>(kPlain)) {
     for (int64_t y = pass.start; y < frame.Height; y += pass.step) {
       require(DGifGetLine(gif.get(), row.data(), frame.Width));
       palette.paint(row.data(), frame.Width, image.rgb.data() + ((frame.Top + y) * width + frame.Left) * 3);

@@ -1,7 +1,7 @@
 // JPEG by libjpeg: baseline, progressive, arithmetic; grey, YCbCr, RGB, CMYK, YCCK. Spec 3.1.
 //
-// libjpeg reports a fatal error by a function that must not return, hence setjmp; the frames it jumps over hold no
-// C++ objects. Damage that libjpeg would patch over with a warning is fatal here: no half images.
+// libjpeg reports a fatal error by a function that must not return, hence setjmp; the frames it jumps over
+// hold no C++ objects. Damage that libjpeg would patch over with a warning is fatal here: no half images.
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
@@ -19,7 +19,8 @@
 namespace qvl::image {
 namespace {
 
-// A tiny file can ask for the whole picture to be refined thousands of times; honest encoders use about ten scans.
+// A tiny file can ask for the whole picture to be refined thousands of times; honest encoders use about ten
+// scans.
 constexpr int kMaxScans = 200;
 constexpr std::string_view kXmpHeader("http://ns.adobe.com/xap/1.0/\0", 29);
 
@@ -137,7 +138,8 @@ std::optional<int> find_orientation(const jpeg_decompress_struct& jpeg) {
   std::optional<int> from_xmp;
   bool seen_exif = false;
   for (const jpeg_marker_struct* marker = jpeg.marker_list; marker != nullptr; marker = marker->next) {
-    const std::span<const std::byte> data(reinterpret_cast<const std::byte*>(marker->data), marker->data_length);
+    const std::span<const std::byte> data(reinterpret_cast<const std::byte*>(marker->data),
+                                          marker->data_length);
     const std::string_view text(reinterpret_cast<const char*>(marker->data), marker->data_length);
     if (!seen_exif && text.starts_with(std::string_view("Exif\0\0", 6))) {
       seen_exif = true;

@@ -1,7 +1,8 @@
-// PNG by libpng: every colour type and depth, interlaced or not; for an animation the default image. Spec 3.1.
+// PNG by libpng: every colour type and depth, interlaced or not; for an animation the default image.
+// Spec 3.1.
 //
-// Samples are unpacked but colours are not touched by libpng: the palette, the depth and alpha rules are Pillow's.
-// As in decode_jpeg.cc, errors leave libpng by a jump over frames without C++ objects.
+// Samples are unpacked but colours are not touched by libpng: the palette, the depth and alpha rules are
+// Pillow's. As in decode_jpeg.cc, errors leave libpng by a jump over frames without C++ objects.
 #include <png.h>
 
 #include <algorithm>
@@ -27,7 +28,8 @@ int hex_digit(char c) {
   return -1;
 }
 
-// The bytes of a "Raw profile": three lines of heading, then hexadecimal digits. Empty if it is anything else.
+// The bytes of a "Raw profile": three lines of heading, then hexadecimal digits. Empty if it is anything
+// else.
 std::vector<std::byte> raw_profile(std::string_view text) {
   for (int line = 0; line < 3; ++line) {
     const size_t end = text.find('\n');
@@ -68,7 +70,8 @@ class PngDecoder {
     png_set_user_limits(png_, PNG_UINT_31_MAX, PNG_UINT_31_MAX);
     png_set_chunk_malloc_max(png_, kMaxChunkBytes);
     png_set_chunk_cache_max(png_, 64);
-    // Damage in a chunk that is not used must not make the picture unreadable, and cannot if it is not looked at.
+    // Damage in a chunk that is not used must not make the picture unreadable, and cannot if it is not looked
+    // at.
     png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, 0);
     static constexpr png_byte kIgnored[] =
         "bKGD\0cHRM\0gAMA\0hIST\0iCCP\0oFFs\0pCAL\0pHYs\0sBIT\0sCAL\0sPLT\0sRGB\0tIME\0tRNS";

@@ -13,7 +13,9 @@
 namespace qvl::image {
 namespace {
 
-std::string file_bytes(const std::string& name) { return read_file(fixture("images/" + name), 1 << 20); }
+std::string file_bytes(const std::string& name) {
+  return read_file(fixture("images/" + name), 1 << 20);
+}
 
 RgbImage decode(const std::string& bytes, const DecodeLimits& limits = {}) {
   return decode_image(std::as_bytes(std::span(bytes)), limits, "test");
@@ -35,7 +37,8 @@ const Json& manifest() {
 
 int largest_difference(const RgbImage& a, const RgbImage& b) {
   int largest = 0;
-  for (size_t i = 0; i < a.rgb.size(); ++i) largest = std::max(largest, std::abs(int{a.rgb[i]} - int{b.rgb[i]}));
+  for (size_t i = 0; i < a.rgb.size(); ++i)
+    largest = std::max(largest, std::abs(int{a.rgb[i]} - int{b.rgb[i]}));
   return largest;
 }
 
@@ -51,7 +54,8 @@ TEST(Decode, EqualsPillow) {
     ASSERT_EQ(image.rgb.size(), static_cast<size_t>(image.width * image.height * 3));
     if (c.contains("pixels")) {
       const RgbImage expected = load_image(fixture("images/" + c["pixels"].get<std::string>()));
-      ASSERT_EQ(sha256_of(std::span<const uint8_t>(expected.rgb)), c["sha256"]) << "the expected pixels themselves";
+      ASSERT_EQ(sha256_of(std::span<const uint8_t>(expected.rgb)), c["sha256"])
+          << "the expected pixels themselves";
       EXPECT_LE(largest_difference(image, expected), 2);
     } else {
       EXPECT_EQ(sha256_of(std::span<const uint8_t>(image.rgb)), c["sha256"]);
@@ -67,7 +71,9 @@ TEST(Decode, ReportsFormatAndOrientation) {
   EXPECT_EQ(load_image(fixture("images/png_raw_profile_8.png")).exif_orientation, 8);
   EXPECT_EQ(load_image(fixture("images/webp_exif_7.webp")).exif_orientation, 7);
   EXPECT_EQ(load_image(fixture("images/jpeg_420.jpg")).exif_orientation, 1);
-  const auto format = [](const char* name) { return load_image(fixture(std::string("images/") + name)).format; };
+  const auto format = [](const char* name) {
+    return load_image(fixture(std::string("images/") + name)).format;
+  };
   EXPECT_EQ(format("jpeg_420.jpg"), ImageFormat::kJpeg);
   EXPECT_EQ(format("png_rgb_8.png"), ImageFormat::kPng);
   EXPECT_EQ(format("webp_lossy.webp"), ImageFormat::kWebp);
@@ -100,17 +106,20 @@ TEST(Decode, TruncatedFilesNeverGiveHalfAnImage) {
 
 // The end of these formats is marked, so every cut is noticed.
 TEST(Decode, TruncatedJpegPngAndWebpAreAlwaysRefused) {
-  for (const char* name : {"jpeg_420.jpg", "jpeg_progressive.jpg", "jpeg_grey.jpg", "jpeg_cmyk.jpg", "png_rgb_8.png",
-                           "png_palette_4_interlaced.png", "webp_lossy.webp", "webp_lossless.webp", "webp_lossy_alpha.webp"}) {
+  for (const char* name :
+       {"jpeg_420.jpg", "jpeg_progressive.jpg", "jpeg_grey.jpg", "jpeg_cmyk.jpg", "png_rgb_8.png",
+        "png_palette_4_interlaced.png", "webp_lossy.webp", "webp_lossless.webp", "webp_lossy_alpha.webp"}) {
     const std::string bytes = file_bytes(name);
     for (size_t length = 0; length < bytes.size(); ++length) {
-      ASSERT_FALSE(try_decode(bytes.substr(0, length))) << name << " cut at " << length << " of " << bytes.size();
+      ASSERT_FALSE(try_decode(bytes.substr(0, length)))
+          << name << " cut at " << length << " of " << bytes.size();
     }
   }
 }
 
 TEST(Decode, TruncationIsSaidSo) {
-  for (const char* name : {"jpeg_420.jpg", "png_rgb_8.png", "webp_lossy.webp", "gif_plain.gif", "bmp_24.bmp"}) {
+  for (const char* name :
+       {"jpeg_420.jpg", "png_rgb_8.png", "webp_lossy.webp", "gif_plain.gif", "bmp_24.bmp"}) {
     const std::string bytes = file_bytes(name);
     const Caught error = catch_error([&] { decode(bytes.substr(0, bytes.size() / 2)); });
     EXPECT_EQ(error.code, ErrorCode::kFormat) << name;
@@ -118,7 +127,8 @@ TEST(Decode, TruncationIsSaidSo) {
   }
 }
 
-// Thousands of damaged files: an Error or a complete image of some content, never a crash (run under ASan and UBSan).
+// Thousands of damaged files: an Error or a complete image of some content, never a crash (run under ASan and
+// UBSan).
 TEST(Decode, DamagedFilesNeverCrash) {
   DecodeLimits limits;
   limits.max_pixels = 1 << 20;
@@ -135,7 +145,8 @@ TEST(Decode, DamagedFilesNeverCrash) {
         const uint64_t random = splitmix64(99, n++);
         damaged[4 + random % (reach - 4)] = static_cast<char>(random >> 40);
       }
-      if (round % 5 == 4) damaged.insert(splitmix64(98, n) % damaged.size(), file_bytes("gif_87a.gif").substr(13, 40));
+      if (round % 5 == 4)
+        damaged.insert(splitmix64(98, n) % damaged.size(), file_bytes("gif_87a.gif").substr(13, 40));
       const std::optional<RgbImage> image = try_decode(damaged, limits);
       if (image) {
         ASSERT_EQ(image->rgb.size(), static_cast<size_t>(image->width * image->height * 3));
@@ -151,14 +162,26 @@ TEST(Decode, DamagedFilesNeverCrash) {
 
 TEST(Decode, FormatComesFromTheBytes) {
   EXPECT_EQ(load_image(fixture("images/jpeg_420.jpg")).format, ImageFormat::kJpeg);
-  const auto message = [](std::string_view bytes) { return catch_error([&] { decode(std::string(bytes)); }); };
-  for (const auto& [bytes, text] : {std::pair<std::string_view, const char*>{"hello world, no image", "unknown format"},
-                                    {std::string_view("\0\0\0\x20" "ftypheic", 12), "HEIC"},
-                                    {std::string_view("\0\0\0\x20" "ftypavif", 12), "AVIF"},
-                                    {std::string_view("\0\0\0\x20" "ftypisom", 12), "video container"},
-                                    {std::string_view("II*\0....", 8), "TIFF"},
-                                    {"%PDF-1.7", "PDF"},
-                                    {"\xff\xd8", "unknown format"}}) {
+  const auto message = [](std::string_view bytes) {
+    return catch_error([&] { decode(std::string(bytes)); });
+  };
+  for (const auto& [bytes, text] :
+       {std::pair<std::string_view, const char*>{"hello world, no image", "unknown format"},
+        {std::string_view("\0\0\0\x20"
+                          "ftypheic",
+                          12),
+         "HEIC"},
+        {std::string_view("\0\0\0\x20"
+                          "ftypavif",
+                          12),
+         "AVIF"},
+        {std::string_view("\0\0\0\x20"
+                          "ftypisom",
+                          12),
+         "video container"},
+        {std::string_view("II*\0....", 8), "TIFF"},
+        {"%PDF-1.7", "PDF"},
+        {"\xff\xd8", "unknown format"}}) {
     const Caught error = message(bytes);
     EXPECT_EQ(error.code, ErrorCode::kUnsupported) << text;
     EXPECT_NE(error.message.find(text), std::string::npos) << error.message;
@@ -180,15 +203,19 @@ TEST(Decode, FileErrors) {
 
 TEST(Decode, PixelLimitIsExact) {
   // All are checked from the header: 83x61 JPEG, 29x19 PNG, 57x43 WebP, 27x21 GIF, 19x13 BMP.
-  for (const auto& [name, pixels] : {std::pair<const char*, int64_t>{"jpeg_420.jpg", 83 * 61}, {"png_rgb_8.png", 29 * 19},
-                                     {"webp_lossy.webp", 57 * 43}, {"gif_plain.gif", 27 * 21}, {"bmp_24.bmp", 19 * 13}}) {
+  for (const auto& [name, pixels] : {std::pair<const char*, int64_t>{"jpeg_420.jpg", 83 * 61},
+                                     {"png_rgb_8.png", 29 * 19},
+                                     {"webp_lossy.webp", 57 * 43},
+                                     {"gif_plain.gif", 27 * 21},
+                                     {"bmp_24.bmp", 19 * 13}}) {
     DecodeLimits limits;
     limits.max_pixels = pixels;
     EXPECT_TRUE(try_decode(file_bytes(name), limits)) << name;
     limits.max_pixels = pixels - 1;
     const Caught error = catch_error([&, file = name] { decode(file_bytes(file), limits); });
     EXPECT_EQ(error.code, ErrorCode::kLimit) << name;
-    EXPECT_NE(error.message.find("at most " + std::to_string(pixels - 1) + " pixels"), std::string::npos) << error.message;
+    EXPECT_NE(error.message.find("at most " + std::to_string(pixels - 1) + " pixels"), std::string::npos)
+        << error.message;
   }
 }
 
@@ -200,8 +227,10 @@ TEST(Decode, BombsAreRefusedByTheirHeader) {
     return file;
   };
   const auto code = [](const std::string& bytes) { return catch_error([&] { decode(bytes); }).code; };
-  EXPECT_EQ(code(patched("bmp_24.bmp", 18, std::string_view("\xff\xff\xff\x7f\xff\xff\xff\x7f", 8))), ErrorCode::kLimit);
-  EXPECT_EQ(code(patched("bmp_24.bmp", 18, std::string_view("\xff\xff\0\0\0\0\0\x80", 8))), ErrorCode::kLimit);
+  EXPECT_EQ(code(patched("bmp_24.bmp", 18, std::string_view("\xff\xff\xff\x7f\xff\xff\xff\x7f", 8))),
+            ErrorCode::kLimit);
+  EXPECT_EQ(code(patched("bmp_24.bmp", 18, std::string_view("\xff\xff\0\0\0\0\0\x80", 8))),
+            ErrorCode::kLimit);
   EXPECT_EQ(code(patched("gif_plain.gif", 6, "\xff\xff\xff\xff")), ErrorCode::kLimit);
   std::string jpeg = file_bytes("jpeg_420.jpg");
   const size_t frame = jpeg.find("\xff\xc0");

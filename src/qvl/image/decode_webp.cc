@@ -1,5 +1,5 @@
-// WebP by libwebp: lossy, lossless, with or without alpha (dropped, not blended); the first frame of an animation,
-// on its canvas. Spec 3.1.
+// WebP by libwebp: lossy, lossless, with or without alpha (dropped, not blended); the first frame of an
+// animation, on its canvas. Spec 3.1.
 #include <webp/decode.h>
 #include <webp/demux.h>
 
@@ -23,12 +23,17 @@ struct DeleteAnimDecoder {
 
 const char* status_text(VP8StatusCode status) {
   switch (status) {
-    case VP8_STATUS_OUT_OF_MEMORY: return "not enough memory";
-    case VP8_STATUS_BITSTREAM_ERROR: return "damaged bit stream";
-    case VP8_STATUS_UNSUPPORTED_FEATURE: return "unsupported feature";
+    case VP8_STATUS_OUT_OF_MEMORY:
+      return "not enough memory";
+    case VP8_STATUS_BITSTREAM_ERROR:
+      return "damaged bit stream";
+    case VP8_STATUS_UNSUPPORTED_FEATURE:
+      return "unsupported feature";
     case VP8_STATUS_NOT_ENOUGH_DATA:
-    case VP8_STATUS_SUSPENDED: return "unexpected end of file";
-    default: return "invalid header";
+    case VP8_STATUS_SUSPENDED:
+      return "unexpected end of file";
+    default:
+      return "invalid header";
   }
 }
 
@@ -36,7 +41,8 @@ std::optional<std::span<const std::byte>> find_chunk(const WebPDemuxer* demuxer,
   WebPChunkIterator chunk;
   if (WebPDemuxGetChunk(demuxer, fourcc, 1, &chunk) == 0) return std::nullopt;
   // The bytes belong to the file, not to the iterator.
-  const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(chunk.chunk.bytes), chunk.chunk.size);
+  const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(chunk.chunk.bytes),
+                                         chunk.chunk.size);
   WebPDemuxReleaseChunkIterator(&chunk);
   return bytes;
 }

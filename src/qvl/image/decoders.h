@@ -1,5 +1,5 @@
-// What the decoders of the single formats share. Each returns the pixels as they are stored and the orientation it
-// found; decode_image turns the picture upright.
+// What the decoders of the single formats share. Each returns the pixels as they are stored and the
+// orientation it found; decode_image turns the picture upright.
 #pragma once
 
 #include <array>

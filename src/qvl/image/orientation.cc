@@ -101,14 +101,29 @@ void apply_orientation(int orientation, RgbImage* image) {
   const int64_t last_y = (out_height - 1) * out_width;
   int64_t start = 0, step_y = 0, step_x = 0;
   switch (orientation) {
-    case 2: start = last_x, step_y = out_width, step_x = -1; break;
-    case 3: start = last_y + last_x, step_y = -out_width, step_x = -1; break;
-    case 4: start = last_y, step_y = -out_width, step_x = 1; break;
-    case 5: start = 0, step_y = 1, step_x = out_width; break;
-    case 6: start = last_x, step_y = -1, step_x = out_width; break;
-    case 7: start = last_y + last_x, step_y = -1, step_x = -out_width; break;
-    case 8: start = last_y, step_y = 1, step_x = -out_width; break;
-    default: break;
+    case 2:
+      start = last_x, step_y = out_width, step_x = -1;
+      break;
+    case 3:
+      start = last_y + last_x, step_y = -out_width, step_x = -1;
+      break;
+    case 4:
+      start = last_y, step_y = -out_width, step_x = 1;
+      break;
+    case 5:
+      start = 0, step_y = 1, step_x = out_width;
+      break;
+    case 6:
+      start = last_x, step_y = -1, step_x = out_width;
+      break;
+    case 7:
+      start = last_y + last_x, step_y = -1, step_x = -out_width;
+      break;
+    case 8:
+      start = last_y, step_y = 1, step_x = -out_width;
+      break;
+    default:
+      break;
   }
   std::vector<uint8_t> upright(image->rgb.size());
   constexpr int64_t kBlock = 32;  // keeps both sides of a transpose in the cache

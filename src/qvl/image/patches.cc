@@ -51,7 +51,7 @@ Tensor patchify(std::span<const std::span<const uint8_t>> frames, int64_t height
   const int64_t frame_count = static_cast<int64_t>(frames.size());
   const Grid shape = {(frame_count + group - 1) / group, height / patch, width / patch};
   const int64_t row_values = config.patch_values();
-  const int64_t plane_values = patch * patch;          // one channel of one frame of a patch
+  const int64_t plane_values = patch * patch;           // one channel of one frame of a patch
   const int64_t channel_values = group * plane_values;  // its frames lie one after the other
   Tensor pixel_values(DType::kF32, {shape.patches(), row_values});
   float* const out = pixel_values.as<float>().data();

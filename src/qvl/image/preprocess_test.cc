@@ -44,7 +44,9 @@ void expect_same_bits(const Tensor& got, const TensorView& expected, const std::
   EXPECT_EQ(std::memcmp(got.data(), expected.bytes.data(), expected.bytes.size()), 0) << name;
 }
 
-std::string hash_of(const Tensor& tensor) { return sha256_of(tensor.as<float>()); }
+std::string hash_of(const Tensor& tensor) {
+  return sha256_of(tensor.as<float>());
+}
 
 TEST(Preprocess, GoldenImages) {
   const Json meta = parse_json_file(fixture("golden/preprocess/images.json"));
@@ -94,7 +96,8 @@ TEST(Preprocess, GoldenColourModes) {
     }
   }
   const ImageProcessorConfig config = config_with(4096, 65536);
-  expect_same_bits(preprocess_image(dropped_alpha, config).pixel_values, file.get("rgba.pixel_values"), "rgba");
+  expect_same_bits(preprocess_image(dropped_alpha, config).pixel_values, file.get("rgba.pixel_values"),
+                   "rgba");
   expect_same_bits(preprocess_image(replicated, config).pixel_values, file.get("grey.pixel_values"), "grey");
 }
 
@@ -123,10 +126,12 @@ TEST(Preprocess, OverridesChangeTheBudget) {
   const ImageProcessorConfig config;
   EXPECT_EQ(preprocess_image(image, config).grid, (Grid{1, 30, 40}));
   EXPECT_EQ(preprocess_image(image, config, {.max_pixels = 100000}).grid.patches() * 256 <= 100000, true);
-  EXPECT_EQ(preprocess_image(image, config, {.min_pixels = 1000000, .max_pixels = 2000000}).grid, (Grid{1, 56, 74}));
+  EXPECT_EQ(preprocess_image(image, config, {.min_pixels = 1000000, .max_pixels = 2000000}).grid,
+            (Grid{1, 56, 74}));
   const Caught error = catch_error([&] { preprocess_image(image, config, {.max_pixels = 1000}); });
   EXPECT_EQ(error.code, ErrorCode::kInvalidArgument);
-  EXPECT_NE(error.message.find("give both --min-pixels and --max-pixels"), std::string::npos) << error.message;
+  EXPECT_NE(error.message.find("give both --min-pixels and --max-pixels"), std::string::npos)
+      << error.message;
 }
 
 // The order of spec 3.4 restated index by index, with a geometry in which no two extents are equal.
@@ -173,9 +178,12 @@ TEST(Patches, RejectsWrongArguments) {
   const std::vector<uint8_t> pixels(32 * 32 * 3);
   const std::vector<std::span<const uint8_t>> one = {pixels};
   const PatchConfig config;
-  EXPECT_EQ(catch_error([&] { patchify({}, 32, 32, config, nullptr, &grid); }).code, ErrorCode::kInvalidArgument);
-  EXPECT_EQ(catch_error([&] { patchify(one, 32, 16, config, nullptr, &grid); }).code, ErrorCode::kInvalidArgument);
-  EXPECT_EQ(catch_error([&] { patchify(one, 32, 64, config, nullptr, &grid); }).code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(catch_error([&] { patchify({}, 32, 32, config, nullptr, &grid); }).code,
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(catch_error([&] { patchify(one, 32, 16, config, nullptr, &grid); }).code,
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(catch_error([&] { patchify(one, 32, 64, config, nullptr, &grid); }).code,
+            ErrorCode::kInvalidArgument);
   EXPECT_FALSE(catch_error([&] { patchify(one, 32, 32, config, nullptr, &grid); }).thrown);
 }
 

@@ -18,7 +18,9 @@ const Json* find(const Json& json, std::string_view key) {
   return it == json.end() || it->is_null() ? nullptr : &*it;
 }
 
-std::string key_name(std::string_view key) { return "\"" + std::string(key) + "\""; }
+std::string key_name(std::string_view key) {
+  return "\"" + std::string(key) + "\"";
+}
 
 void read_integer(const Json& json, std::string_view key, std::string_view where, int64_t* value) {
   const Json* found = find(json, key);
@@ -42,7 +44,8 @@ void read_number(const Json& json, std::string_view key, std::string_view where,
   *value = found->get<double>();
 }
 
-void read_channels(const Json& json, std::string_view key, std::string_view where, std::array<double, 3>* values) {
+void read_channels(const Json& json, std::string_view key, std::string_view where,
+                   std::array<double, 3>* values) {
   const Json* found = find(json, key);
   if (found == nullptr) return;
   if (found->is_number()) {
@@ -53,7 +56,8 @@ void read_channels(const Json& json, std::string_view key, std::string_view wher
     fail(ErrorCode::kFormat, where, key_name(key), "three numbers", found->dump());
   }
   for (size_t c = 0; c < 3; ++c) {
-    if (!(*found)[c].is_number()) fail(ErrorCode::kFormat, where, key_name(key), "three numbers", found->dump());
+    if (!(*found)[c].is_number())
+      fail(ErrorCode::kFormat, where, key_name(key), "three numbers", found->dump());
     (*values)[c] = (*found)[c].get<double>();
   }
 }
@@ -100,12 +104,15 @@ void read_common(const Json& json, std::string_view where, PatchConfig* config, 
   read_integer(json, "max_pixels", where, max_pixels);
 }
 
-void validate_common(const PatchConfig& config, int64_t min_pixels, int64_t max_pixels, std::string_view where) {
-  const auto require = [&](bool ok, std::string_view what, std::string_view expected, const std::string& got) {
+void validate_common(const PatchConfig& config, int64_t min_pixels, int64_t max_pixels,
+                     std::string_view where) {
+  const auto require = [&](bool ok, std::string_view what, std::string_view expected,
+                           const std::string& got) {
     if (!ok) fail(ErrorCode::kInvalidArgument, where, what, expected, got);
   };
   const auto in_range = [](int64_t v, int64_t low, int64_t high) { return v >= low && v <= high; };
-  require(in_range(config.patch_size_px, 1, 1024), "patch_size", "1 to 1024", std::to_string(config.patch_size_px));
+  require(in_range(config.patch_size_px, 1, 1024), "patch_size", "1 to 1024",
+          std::to_string(config.patch_size_px));
   require(in_range(config.temporal_patch_size, 1, 64), "temporal_patch_size", "1 to 64",
           std::to_string(config.temporal_patch_size));
   require(in_range(config.merge_size, 1, 64), "merge_size", "1 to 64", std::to_string(config.merge_size));
@@ -119,8 +126,9 @@ void validate_common(const PatchConfig& config, int64_t min_pixels, int64_t max_
   }
   require(min_pixels >= 1, "min_pixels", "at least 1", std::to_string(min_pixels));
   if (max_pixels < min_pixels) {
-    fail(ErrorCode::kInvalidArgument, where, "max_pixels", "at least min_pixels = " + std::to_string(min_pixels),
-         std::to_string(max_pixels), "give both --min-pixels and --max-pixels");
+    fail(ErrorCode::kInvalidArgument, where, "max_pixels",
+         "at least min_pixels = " + std::to_string(min_pixels), std::to_string(max_pixels),
+         "give both --min-pixels and --max-pixels");
   }
 }
 
@@ -148,8 +156,8 @@ Config load_config(const std::filesystem::path& folder, const char* file_name, c
   if (const std::optional<Section> section = find_section(folder, file_name, joint_key)) {
     return Config::from_json(section->json, section->where);
   }
-  log_message(LogLevel::kWarning, "[" + folder.string() + "] no " + file_name +
-                                      ": the values released with Qwen3-VL are used");
+  log_message(LogLevel::kWarning,
+              "[" + folder.string() + "] no " + file_name + ": the values released with Qwen3-VL are used");
   return Config{};
 }
 
@@ -179,7 +187,8 @@ void ImageProcessorConfig::validate(std::string_view where) const {
 }
 
 VideoProcessorConfig VideoProcessorConfig::load(const std::filesystem::path& checkpoint_dir) {
-  return load_config<VideoProcessorConfig>(checkpoint_dir, "video_preprocessor_config.json", "video_processor");
+  return load_config<VideoProcessorConfig>(checkpoint_dir, "video_preprocessor_config.json",
+                                           "video_processor");
 }
 
 VideoProcessorConfig VideoProcessorConfig::from_json(const Json& json, std::string_view where) {

@@ -1,5 +1,6 @@
-// What preprocessor_config.json and video_preprocessor_config.json say: the pixel budget, the patch geometry and
-// the normalisation. First step of the image path; everything after it is told by these structs. Spec 3 and 4.
+// What preprocessor_config.json and video_preprocessor_config.json say: the pixel budget, the patch geometry
+// and the normalisation. First step of the image path; everything after it is told by these structs. Spec 3
+// and 4.
 #pragma once
 
 #include <array>
@@ -33,9 +34,9 @@ struct ImageProcessorConfig : PatchConfig {
   int64_t min_pixels = 65536;
   int64_t max_pixels = 16777216;
 
-  // Reads preprocessor_config.json, or the "image_processor" object of processor_config.json. If neither exists
-  // the released Qwen3-VL values are used and the log says so. Throws kFormat, kUnsupported (a resampling other
-  // than bicubic, a step switched off), kInvalidArgument (values that cannot be meant).
+  // Reads preprocessor_config.json, or the "image_processor" object of processor_config.json. If neither
+  // exists the released Qwen3-VL values are used and the log says so. Throws kFormat, kUnsupported (a
+  // resampling other than bicubic, a step switched off), kInvalidArgument (values that cannot be meant).
   static ImageProcessorConfig load(const std::filesystem::path& checkpoint_dir);
   static ImageProcessorConfig from_json(const Json& json, std::string_view where);
   // Throws kInvalidArgument; called by both loaders.
@@ -57,8 +58,9 @@ struct VideoProcessorConfig : PatchConfig {
   void validate(std::string_view where) const;
 };
 
-// What the user asked for with --min-pixels / --max-pixels. Each may be given alone; the other bound then stays as
-// the checkpoint says. (The reference drops a bound given alone without a word; with both given the two agree.)
+// What the user asked for with --min-pixels / --max-pixels. Each may be given alone; the other bound then
+// stays as the checkpoint says. (The reference drops a bound given alone without a word; with both given the
+// two agree.)
 struct PixelOverrides {
   std::optional<int64_t> min_pixels;
   std::optional<int64_t> max_pixels;

@@ -32,7 +32,8 @@ TEST(ProcessorConfig, Released) {
   EXPECT_EQ(config.max_pixels, 16777216);
   EXPECT_EQ(config.resize_factor_px(), 32);
   EXPECT_EQ(config.patch_values(), 1536);
-  const VideoProcessorConfig video = video_config(R"({"size": {"longest_edge": 25165824, "shortest_edge": 4096},
+  const VideoProcessorConfig video =
+      video_config(R"({"size": {"longest_edge": 25165824, "shortest_edge": 4096},
       "fps": 2, "min_frames": 4, "max_frames": 768, "do_sample_frames": true})");
   EXPECT_EQ(video.min_pixels, 4096);
   EXPECT_EQ(video.max_pixels, 25165824);
@@ -48,8 +49,15 @@ TEST(ProcessorConfig, OlderSpelling) {
   EXPECT_EQ(config.resize_factor_px(), 28);
   EXPECT_EQ(config.mean[1], 0.45);
   EXPECT_EQ(config.std[2], 0.27);
-  EXPECT_EQ(image_config(R"({"min_pixels": 5, "max_pixels": 100, "size": {"shortest_edge": 7, "longest_edge": 99}})").min_pixels, 5);
-  EXPECT_EQ(image_config(R"({"min_pixels": null, "max_pixels": null, "size": {"shortest_edge": 7, "longest_edge": 99}})").min_pixels, 7);
+  EXPECT_EQ(image_config(
+                R"({"min_pixels": 5, "max_pixels": 100, "size": {"shortest_edge": 7, "longest_edge": 99}})")
+                .min_pixels,
+            5);
+  EXPECT_EQ(
+      image_config(
+          R"({"min_pixels": null, "max_pixels": null, "size": {"shortest_edge": 7, "longest_edge": 99}})")
+          .min_pixels,
+      7);
   EXPECT_EQ(image_config(R"({"max_pixels": 70000.0})").max_pixels, 70000);
 }
 
@@ -73,7 +81,8 @@ TEST(ProcessorConfig, RejectsWhatItCannotHonour) {
   EXPECT_EQ(code(R"({"min_pixels": 0})"), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code(R"({"max_pixels": 100})"), ErrorCode::kInvalidArgument);
   EXPECT_EQ(catch_error([] { video_config(R"({"fps": 0})"); }).code, ErrorCode::kInvalidArgument);
-  EXPECT_EQ(catch_error([] { video_config(R"({"min_frames": 9, "max_frames": 8})"); }).code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(catch_error([] { video_config(R"({"min_frames": 9, "max_frames": 8})"); }).code,
+            ErrorCode::kInvalidArgument);
   const Caught error = catch_error([] { image_config(R"({"resample": 2})"); });
   EXPECT_NE(error.message.find("expected 3 (bicubic), got 2"), std::string::npos) << error.message;
 }
@@ -82,8 +91,10 @@ TEST(ProcessorConfig, OverridesMayComeAlone) {
   EXPECT_EQ(with_overrides(ImageProcessorConfig{}, {.max_pixels = 70000}).max_pixels, 70000);
   EXPECT_EQ(with_overrides(ImageProcessorConfig{}, {.max_pixels = 70000}).min_pixels, 65536);
   EXPECT_EQ(with_overrides(VideoProcessorConfig{}, {.min_pixels = 9999}).min_pixels, 9999);
-  EXPECT_EQ(catch_error([] { with_overrides(ImageProcessorConfig{}, {.min_pixels = 0}); }).code, ErrorCode::kInvalidArgument);
-  EXPECT_EQ(catch_error([] { with_overrides(ImageProcessorConfig{}, {.max_pixels = -1}); }).code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(catch_error([] { with_overrides(ImageProcessorConfig{}, {.min_pixels = 0}); }).code,
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(catch_error([] { with_overrides(ImageProcessorConfig{}, {.max_pixels = -1}); }).code,
+            ErrorCode::kInvalidArgument);
 }
 
 class ProcessorConfigFolder : public testing::Test {
@@ -111,7 +122,8 @@ TEST_F(ProcessorConfigFolder, AbsentFilesAreALoggedDecision) {
 }
 
 TEST_F(ProcessorConfigFolder, OwnFileBeforeJointFile) {
-  write("processor_config.json", R"({"image_processor": {"max_pixels": 80000}, "video_processor": {"fps": 3}})");
+  write("processor_config.json",
+        R"({"image_processor": {"max_pixels": 80000}, "video_processor": {"fps": 3}})");
   EXPECT_EQ(ImageProcessorConfig::load(folder_).max_pixels, 80000);
   EXPECT_EQ(VideoProcessorConfig::load(folder_).sample_fps, 3.0);
   write("preprocessor_config.json", R"({"max_pixels": 90000})");

@@ -1,8 +1,8 @@
 // Filter taps and the two passes; see resize.h. Spec 3.3.
 //
-// Both passes are one operation, a weighted sum of rows (resize_kernels.h): the height pass applies it to rows of
-// pixels, the width pass to tiles of 64 rows turned into columns. The picture is cut into bands of output rows;
-// each band keeps its width-pass result in the cache until the height pass has used it.
+// Both passes are one operation, a weighted sum of rows (resize_kernels.h): the height pass applies it to
+// rows of pixels, the width pass to tiles of 64 rows turned into columns. The picture is cut into bands of
+// output rows; each band keeps its width-pass result in the cache until the height pass has used it.
 #include "qvl/image/resize.h"
 
 #include <algorithm>
@@ -58,8 +58,8 @@ void resize_width(const uint8_t* src, int64_t rows, int64_t in_width, const Resi
                   WeightedRowsKernel kernel, Scratch& scratch) {
   const int64_t out_width = static_cast<int64_t>(taps.first.size());
   const double scale = static_cast<double>(in_width) / static_cast<double>(out_width);
-  // About 512 input columns a tile (96 KiB): long enough runs for the prefetcher, and never so few outputs that the
-  // overlap of tiles dominates.
+  // About 512 input columns a tile (96 KiB): long enough runs for the prefetcher, and never so few outputs
+  // that the overlap of tiles dominates.
   const int64_t tile_columns = std::clamp<int64_t>(static_cast<int64_t>(512.0 / scale), 16, 512);
   const int64_t column_bytes = kChannels * kTileRows;
   for (int64_t y = 0; y < rows; y += kTileRows) {
@@ -67,15 +67,15 @@ void resize_width(const uint8_t* src, int64_t rows, int64_t in_width, const Resi
     for (int64_t x = 0; x < out_width; x += tile_columns) {
       const int64_t x_end = std::min(x + tile_columns, out_width);
       const Range in = input_range(taps, x, x_end);
-      scratch.columns_in.resize(
-          std::max<size_t>(scratch.columns_in.size(), static_cast<size_t>((in.end - in.begin) * column_bytes)));
+      scratch.columns_in.resize(std::max<size_t>(scratch.columns_in.size(),
+                                                 static_cast<size_t>((in.end - in.begin) * column_bytes)));
       scratch.columns_out.resize(
           std::max<size_t>(scratch.columns_out.size(), static_cast<size_t>((x_end - x) * column_bytes)));
       transpose_to_columns(src + (y * in_width + in.begin) * kChannels, in_width * kChannels, tile_rows,
                            (in.end - in.begin) * kChannels, scratch.columns_in.data());
       for (int64_t i = x; i < x_end; ++i) {
-        kernel(scratch.columns_in.data() + (taps.first[i] - in.begin) * column_bytes, column_bytes, taps.count[i],
-               taps.weight.data() + i * taps.stride, taps.precision_bits,
+        kernel(scratch.columns_in.data() + (taps.first[i] - in.begin) * column_bytes, column_bytes,
+               taps.count[i], taps.weight.data() + i * taps.stride, taps.precision_bits,
                scratch.columns_out.data() + (i - x) * column_bytes, column_bytes);
       }
       transpose_to_rows(scratch.columns_out.data(), tile_rows, (x_end - x) * kChannels,
@@ -85,20 +85,22 @@ void resize_width(const uint8_t* src, int64_t rows, int64_t in_width, const Resi
 }
 
 // Makes output rows [begin, end) of [*, row_bytes] from the rows at `src`, the first of which is `src_begin`.
-void resize_height(const uint8_t* src, int64_t src_begin, int64_t row_bytes, const ResizeTaps& taps, int64_t begin,
-                   int64_t end, uint8_t* dst, WeightedRowsKernel kernel) {
+void resize_height(const uint8_t* src, int64_t src_begin, int64_t row_bytes, const ResizeTaps& taps,
+                   int64_t begin, int64_t end, uint8_t* dst, WeightedRowsKernel kernel) {
   for (int64_t i = begin; i < end; ++i) {
     kernel(src + (taps.first[i] - src_begin) * row_bytes, row_bytes, taps.count[i],
            taps.weight.data() + i * taps.stride, taps.precision_bits, dst + i * row_bytes, row_bytes);
   }
 }
 
-// Output rows of a band: as many whole tiles of input rows as fit the cache, less the overlap with the next band.
+// Output rows of a band: as many whole tiles of input rows as fit the cache, less the overlap with the next
+// band.
 int64_t band_rows(int64_t in_height, int64_t out_height, int64_t row_bytes, bool resample) {
   if (!resample) return std::clamp<int64_t>(kBandBytes / row_bytes / kTileRows, 1, 16) * kTileRows;
   const double scale = static_cast<double>(in_height) / static_cast<double>(out_height);
   const double overlap = 4.0 * std::max(scale, 1.0) + 1.0;
-  double input_rows = static_cast<double>(std::max<int64_t>(1, kBandBytes / row_bytes / kTileRows) * kTileRows);
+  double input_rows =
+      static_cast<double>(std::max<int64_t>(1, kBandBytes / row_bytes / kTileRows) * kTileRows);
   input_rows = std::max(input_rows, std::ceil(4.0 * overlap / kTileRows) * kTileRows);
   return std::max<int64_t>(1, static_cast<int64_t>((input_rows - overlap) / scale));
 }
@@ -159,7 +161,8 @@ std::vector<uint8_t> resize_bicubic_u8(std::span<const uint8_t> src, int64_t hei
 }
 
 std::vector<uint8_t> resize_bicubic_u8(std::span<const uint8_t> src, int64_t height, int64_t width,
-                                       int64_t out_height, int64_t out_width, ThreadPool* pool, ResizeIsa isa) {
+                                       int64_t out_height, int64_t out_width, ThreadPool* pool,
+                                       ResizeIsa isa) {
   check_sides(height, width);
   check_sides(out_height, out_width);
   if (static_cast<int64_t>(src.size()) != height * width * kChannels) {
@@ -179,7 +182,8 @@ std::vector<uint8_t> resize_bicubic_u8(std::span<const uint8_t> src, int64_t hei
   const int threads = pool != nullptr ? pool->threads() : 1;
   int64_t rows = band_rows(height, out_height, row_bytes, change_height);
   // Enough bands to keep all threads busy, as long as the overlap stays small.
-  if (threads > 1) rows = std::min(rows, std::max<int64_t>(32, (out_height + 2 * threads - 1) / (2 * threads)));
+  if (threads > 1)
+    rows = std::min(rows, std::max<int64_t>(32, (out_height + 2 * threads - 1) / (2 * threads)));
   const int64_t bands = (out_height + rows - 1) / rows;
   std::vector<Scratch> scratch(static_cast<size_t>(threads));
   const auto run_band = [&](int64_t band, int thread) {
@@ -193,7 +197,8 @@ std::vector<uint8_t> resize_bicubic_u8(std::span<const uint8_t> src, int64_t hei
       resize_height(src.data(), 0, row_bytes, row_taps, begin, end, out.data(), kernel);
     } else {
       const Range in = input_range(row_taps, begin, end);
-      mine.band.resize(std::max<size_t>(mine.band.size(), static_cast<size_t>((in.end - in.begin) * row_bytes)));
+      mine.band.resize(
+          std::max<size_t>(mine.band.size(), static_cast<size_t>((in.end - in.begin) * row_bytes)));
       resize_width(src.data() + in.begin * width * kChannels, in.end - in.begin, width, column_taps,
                    mine.band.data(), kernel, mine);
       resize_height(mine.band.data(), in.begin, row_bytes, row_taps, begin, end, out.data(), kernel);

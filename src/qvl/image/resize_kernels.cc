@@ -1,8 +1,9 @@
 // Weighted sums of byte rows and byte transposes; see resize_kernels.h. Spec 3.3.
 //
-// The x86 versions take two rows at a time: their bytes are interleaved and widened to pairs of int16, and one
-// multiply-add instruction gives both products and their sum in 32 bits, so the result is exact. All shuffles stay
-// inside 128-bit lanes and the final packs undo them, which makes the three versions the same text.
+// The x86 versions take two rows at a time: their bytes are interleaved and widened to pairs of int16, and
+// one multiply-add instruction gives both products and their sum in 32 bits, so the result is exact. All
+// shuffles stay inside 128-bit lanes and the final packs undo them, which makes the three versions the same
+// text.
 #include "qvl/image/resize_kernels.h"
 
 #include <algorithm>
@@ -41,7 +42,8 @@ void weighted_rows_scalar(const uint8_t* src, int64_t src_stride_bytes, int32_t 
   for (; x + 32 <= length; x += 32) {
     weighted_chunk<32>(src + x, src_stride_bytes, count, weight, precision_bits, dst + x);
   }
-  for (; x < length; ++x) weighted_chunk<1>(src + x, src_stride_bytes, count, weight, precision_bits, dst + x);
+  for (; x < length; ++x)
+    weighted_chunk<1>(src + x, src_stride_bytes, count, weight, precision_bits, dst + x);
 }
 
 #if defined(__x86_64__)
@@ -86,8 +88,8 @@ void weighted_rows_sse2(const uint8_t* src, int64_t src_stride_bytes, int32_t co
 }
 
 __attribute__((target("avx2"))) void weighted_rows_avx2(const uint8_t* src, int64_t src_stride_bytes,
-                                                        int32_t count, const int16_t* weight, int precision_bits,
-                                                        uint8_t* dst, int64_t length) {
+                                                        int32_t count, const int16_t* weight,
+                                                        int precision_bits, uint8_t* dst, int64_t length) {
   constexpr int64_t kWidth = 32;
   if (length < kWidth) {
     weighted_rows_sse2(src, src_stride_bytes, count, weight, precision_bits, dst, length);
@@ -118,8 +120,9 @@ __attribute__((target("avx2"))) void weighted_rows_avx2(const uint8_t* src, int6
   }
 }
 
-__attribute__((target("avx512f,avx512bw"))) void weighted_rows_avx512(const uint8_t* src, int64_t src_stride_bytes,
-                                                                      int32_t count, const int16_t* weight,
+__attribute__((target("avx512f,avx512bw"))) void weighted_rows_avx512(const uint8_t* src,
+                                                                      int64_t src_stride_bytes, int32_t count,
+                                                                      const int16_t* weight,
                                                                       int precision_bits, uint8_t* dst,
                                                                       int64_t length) {
   constexpr int64_t kWidth = 64;
@@ -158,14 +161,15 @@ using Bytes16 = uint8_t __attribute__((vector_size(16)));
 // One stage of the 16x16 byte transpose: rows i and i+8 are interleaved. Four stages make the transpose.
 inline void interleave_stage(const Bytes16* in, Bytes16* out) {
   for (int i = 0; i < 8; ++i) {
-    out[2 * i] = __builtin_shufflevector(in[i], in[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    out[2 * i + 1] = __builtin_shufflevector(in[i], in[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
-                                             15, 31);
+    out[2 * i] =
+        __builtin_shufflevector(in[i], in[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    out[2 * i + 1] = __builtin_shufflevector(in[i], in[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,
+                                             14, 30, 15, 31);
   }
 }
 
-// dst[c][r] = src[r][c] for a 16x16 block, of which rows below `src_rows` are read (the last is repeated) and rows
-// below `dst_rows` are written.
+// dst[c][r] = src[r][c] for a 16x16 block, of which rows below `src_rows` are read (the last is repeated) and
+// rows below `dst_rows` are written.
 inline void transpose_16x16(const uint8_t* src, int64_t src_stride_bytes, int64_t src_rows, uint8_t* dst,
                             int64_t dst_stride_bytes, int64_t dst_rows) {
   Bytes16 a[16], b[16];
@@ -176,26 +180,33 @@ inline void transpose_16x16(const uint8_t* src, int64_t src_stride_bytes, int64_
   interleave_stage(b, a);
   interleave_stage(a, b);
   interleave_stage(b, a);
-  for (int64_t r = 0; r < std::min<int64_t>(16, dst_rows); ++r) std::memcpy(dst + r * dst_stride_bytes, &a[r], 16);
+  for (int64_t r = 0; r < std::min<int64_t>(16, dst_rows); ++r)
+    std::memcpy(dst + r * dst_stride_bytes, &a[r], 16);
 }
 
 }  // namespace
 
 std::string_view resize_isa_name(ResizeIsa isa) {
   switch (isa) {
-    case ResizeIsa::kScalar: return "scalar";
-    case ResizeIsa::kSse2: return "sse2";
-    case ResizeIsa::kAvx2: return "avx2";
-    case ResizeIsa::kAvx512: return "avx512";
+    case ResizeIsa::kScalar:
+      return "scalar";
+    case ResizeIsa::kSse2:
+      return "sse2";
+    case ResizeIsa::kAvx2:
+      return "avx2";
+    case ResizeIsa::kAvx512:
+      return "avx512";
   }
   return "unknown";
 }
 
 std::span<const ResizeIsa> available_resize_isas() {
 #if defined(__x86_64__)
-  static constexpr std::array kAll = {ResizeIsa::kScalar, ResizeIsa::kSse2, ResizeIsa::kAvx2, ResizeIsa::kAvx512};
+  static constexpr std::array kAll = {ResizeIsa::kScalar, ResizeIsa::kSse2, ResizeIsa::kAvx2,
+                                      ResizeIsa::kAvx512};
   const bool avx2 = __builtin_cpu_supports("avx2") != 0;
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0;
+  const bool avx512 =
+      avx2 && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0;
   return std::span(kAll).first(avx512 ? 4 : avx2 ? 3 : 2);
 #else
   static constexpr std::array kAll = {ResizeIsa::kScalar};
@@ -206,16 +217,20 @@ std::span<const ResizeIsa> available_resize_isas() {
 WeightedRowsKernel weighted_rows_kernel(ResizeIsa isa) {
   const std::span<const ResizeIsa> available = available_resize_isas();
   if (std::find(available.begin(), available.end(), isa) == available.end()) {
-    fail(ErrorCode::kUnsupported, "resize", "instruction set " + std::string(resize_isa_name(isa)) +
-                                                " cannot run on this processor");
+    fail(ErrorCode::kUnsupported, "resize",
+         "instruction set " + std::string(resize_isa_name(isa)) + " cannot run on this processor");
   }
   switch (isa) {
 #if defined(__x86_64__)
-    case ResizeIsa::kSse2: return weighted_rows_sse2;
-    case ResizeIsa::kAvx2: return weighted_rows_avx2;
-    case ResizeIsa::kAvx512: return weighted_rows_avx512;
+    case ResizeIsa::kSse2:
+      return weighted_rows_sse2;
+    case ResizeIsa::kAvx2:
+      return weighted_rows_avx2;
+    case ResizeIsa::kAvx512:
+      return weighted_rows_avx512;
 #endif
-    default: return weighted_rows_scalar;
+    default:
+      return weighted_rows_scalar;
   }
 }
 
@@ -240,7 +255,8 @@ void transpose_to_columns(const uint8_t* src, int64_t src_stride_bytes, int64_t 
   }
 }
 
-void transpose_to_rows(const uint8_t* src, int64_t rows, int64_t columns, uint8_t* dst, int64_t dst_stride_bytes) {
+void transpose_to_rows(const uint8_t* src, int64_t rows, int64_t columns, uint8_t* dst,
+                       int64_t dst_stride_bytes) {
   for (int64_t r0 = 0; r0 < rows; r0 += 16) {
     uint8_t* block_rows = dst + r0 * dst_stride_bytes;
     const int64_t n = rows - r0;

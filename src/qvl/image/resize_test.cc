@@ -48,8 +48,10 @@ TEST_P(ResizeIsaTest, EqualsTheReferenceEverywhere) {
 TEST_P(ResizeIsaTest, EqualsScalarAtEveryTail) {
   for (const int64_t w : {1, 2, 5, 10, 11, 21, 22, 43, 64, 65, 127, 128, 129, 300}) {
     for (const int64_t h : {1, 3, 15, 16, 17, 63, 64, 65, 130}) {
-      for (const auto& [out_h, out_w] : {std::pair<int64_t, int64_t>{32, 32}, {h, 7}, {7, w}, {2 * h, w + 1}, {h + 70, 45}}) {
-        const RgbImage image = generated_image(h, w, static_cast<int>((h + w) % 3), static_cast<uint64_t>(h * 1000 + w));
+      for (const auto& [out_h, out_w] :
+           {std::pair<int64_t, int64_t>{32, 32}, {h, 7}, {7, w}, {2 * h, w + 1}, {h + 70, 45}}) {
+        const RgbImage image =
+            generated_image(h, w, static_cast<int>((h + w) % 3), static_cast<uint64_t>(h * 1000 + w));
         ASSERT_EQ(resize_bicubic_u8(image.rgb, h, w, out_h, out_w, nullptr, GetParam()),
                   resize_bicubic_u8(image.rgb, h, w, out_h, out_w, nullptr, ResizeIsa::kScalar))
             << h << "x" << w << " -> " << out_h << "x" << out_w;
@@ -59,13 +61,17 @@ TEST_P(ResizeIsaTest, EqualsScalarAtEveryTail) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ResizeIsaTest,
-                         testing::Values(ResizeIsa::kScalar, ResizeIsa::kSse2, ResizeIsa::kAvx2, ResizeIsa::kAvx512),
+                         testing::Values(ResizeIsa::kScalar, ResizeIsa::kSse2, ResizeIsa::kAvx2,
+                                         ResizeIsa::kAvx512),
                          [](const auto& param) { return std::string(resize_isa_name(param.param)); });
 
 TEST(Resize, ThreadsDoNotChangeTheResult) {
   ThreadPool pool(3);
-  for (const auto& [h, w, out_h, out_w] :
-       {std::array<int64_t, 4>{700, 500, 320, 224}, {100, 90, 512, 448}, {600, 64, 96, 64}, {64, 600, 64, 96}, {2000, 40, 32, 32}}) {
+  for (const auto& [h, w, out_h, out_w] : {std::array<int64_t, 4>{700, 500, 320, 224},
+                                           {100, 90, 512, 448},
+                                           {600, 64, 96, 64},
+                                           {64, 600, 64, 96},
+                                           {2000, 40, 32, 32}}) {
     const RgbImage image = generated_image(h, w, 0, 7);
     EXPECT_EQ(resize_bicubic_u8(image.rgb, h, w, out_h, out_w, &pool),
               resize_bicubic_u8(image.rgb, h, w, out_h, out_w, nullptr));
@@ -93,7 +99,8 @@ TEST(ResizeTaps, PrecisionFollowsTheLargestTap) {
 }
 
 TEST(ResizeTaps, StayInsideTheInputAndSumToOne) {
-  for (const auto& [n, out] : {std::pair<int64_t, int64_t>{1, 32}, {2, 1}, {3, 1000}, {1000, 3}, {6200, 32}, {97, 64}}) {
+  for (const auto& [n, out] :
+       {std::pair<int64_t, int64_t>{1, 32}, {2, 1}, {3, 1000}, {1000, 3}, {6200, 32}, {97, 64}}) {
     const ResizeTaps taps = make_resize_taps(n, out);
     for (int64_t i = 0; i < out; ++i) {
       ASSERT_GE(taps.first[i], 0);

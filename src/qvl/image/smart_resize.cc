@@ -25,8 +25,8 @@ int64_t divide_half_even(int64_t n, int64_t d) {
   return q + ((2 * r > d || (2 * r == d && (q & 1) != 0)) ? 1 : 0);
 }
 
-void check_arguments(std::string_view where, int64_t height, int64_t width, int64_t factor, int64_t min_pixels,
-                     int64_t max_pixels) {
+void check_arguments(std::string_view where, int64_t height, int64_t width, int64_t factor,
+                     int64_t min_pixels, int64_t max_pixels) {
   if (height < 1 || width < 1 || height > kMaxSide || width > kMaxSide) {
     fail(ErrorCode::kInvalidArgument, where, "size", "sides of 1 to 2^31 pixels", size_text(height, width));
   }
@@ -63,18 +63,20 @@ ImageSize enlarged(int64_t height, int64_t width, int64_t factor, double ratio) 
 }
 
 ImageSize checked(std::string_view where, int64_t frames, ImageSize size) {
-  const double pixels = static_cast<double>(frames) * static_cast<double>(size.height) *
-                        static_cast<double>(size.width);
+  const double pixels =
+      static_cast<double>(frames) * static_cast<double>(size.height) * static_cast<double>(size.width);
   if (pixels > static_cast<double>(kMaxResizedPixels)) {
     fail(ErrorCode::kLimit, where, "resized pixels", "at most 2^28",
-         std::to_string(frames) + " x " + size_text(size.height, size.width), "lower min_pixels and max_pixels");
+         std::to_string(frames) + " x " + size_text(size.height, size.width),
+         "lower min_pixels and max_pixels");
   }
   return size;
 }
 
 }  // namespace
 
-ImageSize smart_resize(int64_t height, int64_t width, int64_t factor, int64_t min_pixels, int64_t max_pixels) {
+ImageSize smart_resize(int64_t height, int64_t width, int64_t factor, int64_t min_pixels,
+                       int64_t max_pixels) {
   constexpr std::string_view kWhere = "smart_resize";
   check_arguments(kWhere, height, width, factor, min_pixels, max_pixels);
   ImageSize size = {divide_half_even(height, factor) * factor, divide_half_even(width, factor) * factor};
@@ -88,8 +90,8 @@ ImageSize smart_resize(int64_t height, int64_t width, int64_t factor, int64_t mi
   return checked(kWhere, 1, size);
 }
 
-ImageSize smart_resize_video(int64_t frames, int64_t height, int64_t width, int64_t temporal_factor, int64_t factor,
-                             int64_t min_pixels, int64_t max_pixels) {
+ImageSize smart_resize_video(int64_t frames, int64_t height, int64_t width, int64_t temporal_factor,
+                             int64_t factor, int64_t min_pixels, int64_t max_pixels) {
   constexpr std::string_view kWhere = "smart_resize_video";
   check_arguments(kWhere, height, width, factor, min_pixels, max_pixels);
   if (frames < 1 || frames > (int64_t{1} << 24) || temporal_factor < 1 || temporal_factor > 1024) {
@@ -98,13 +100,15 @@ ImageSize smart_resize_video(int64_t frames, int64_t height, int64_t width, int6
   }
   if (height < factor || width < factor) {
     fail(ErrorCode::kInvalidArgument, kWhere, "video frame",
-         "sides of at least " + std::to_string(factor) + " pixels", size_text(height, width), "enlarge the frames");
+         "sides of at least " + std::to_string(factor) + " pixels", size_text(height, width),
+         "enlarge the frames");
   }
   ImageSize size = {divide_half_even(height, factor) * factor, divide_half_even(width, factor) * factor};
   const int64_t padded_frames = (frames + temporal_factor - 1) / temporal_factor * temporal_factor;
-  const double pixels = static_cast<double>(frames) * static_cast<double>(height) * static_cast<double>(width);
-  const double resized_pixels = static_cast<double>(padded_frames) * static_cast<double>(size.height) *
-                                static_cast<double>(size.width);
+  const double pixels =
+      static_cast<double>(frames) * static_cast<double>(height) * static_cast<double>(width);
+  const double resized_pixels =
+      static_cast<double>(padded_frames) * static_cast<double>(size.height) * static_cast<double>(size.width);
   if (resized_pixels > static_cast<double>(max_pixels)) {
     size = shrunk(height, width, factor, std::sqrt(pixels / static_cast<double>(max_pixels)));
   } else if (resized_pixels < static_cast<double>(min_pixels)) {

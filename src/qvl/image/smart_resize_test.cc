@@ -16,12 +16,14 @@ TEST(SmartResize, ReferenceCases) {
   ASSERT_EQ(cases["image"].size(), 60u);
   for (const Json& c : cases["image"]) {
     const ImageSize size = smart_resize(c["h"], c["w"], 32, c["min"], c["max"]);
-    EXPECT_EQ(size, (ImageSize{c["out"][0], c["out"][1]})) << c.dump() << " gave " << size.height << "x" << size.width;
+    EXPECT_EQ(size, (ImageSize{c["out"][0], c["out"][1]}))
+        << c.dump() << " gave " << size.height << "x" << size.width;
   }
   ASSERT_EQ(cases["video"].size(), 16u);
   for (const Json& c : cases["video"]) {
     const ImageSize size = smart_resize_video(c["frames"], c["h"], c["w"], 2, 32, c["min"], c["max"]);
-    EXPECT_EQ(size, (ImageSize{c["out"][0], c["out"][1]})) << c.dump() << " gave " << size.height << "x" << size.width;
+    EXPECT_EQ(size, (ImageSize{c["out"][0], c["out"][1]}))
+        << c.dump() << " gave " << size.height << "x" << size.width;
   }
 }
 

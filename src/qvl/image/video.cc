@@ -1,5 +1,5 @@
-// Videos: a folder of frames, which of them the model sees, when they were recorded. Declared in preprocess.h.
-// Spec 4.
+// Videos: a folder of frames, which of them the model sees, when they were recorded. Declared in
+// preprocess.h. Spec 4.
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -28,7 +28,9 @@ void check_fps(double native_fps) {
   }
 }
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
 
 // "frame2" before "frame10": runs of digits compare as numbers, everything else byte by byte.
 bool natural_less(const std::string& a, const std::string& b) {
@@ -59,7 +61,8 @@ bool natural_less(const std::string& a, const std::string& b) {
 bool has_image_extension(const std::filesystem::path& path) {
   std::string extension = path.extension().string();
   for (char& c : extension) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-  constexpr std::array<std::string_view, 7> kKnown = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".dib"};
+  constexpr std::array<std::string_view, 7> kKnown = {".jpg", ".jpeg", ".png", ".webp",
+                                                      ".gif", ".bmp",  ".dib"};
   return std::find(kKnown.begin(), kKnown.end(), extension) != kKnown.end();
 }
 
@@ -93,7 +96,8 @@ PreprocessedVideo preprocess_frames(int64_t frame_count, const std::function<con
 
 }  // namespace
 
-std::vector<int64_t> sample_frames(int64_t total_frames, double native_fps, const VideoProcessorConfig& config) {
+std::vector<int64_t> sample_frames(int64_t total_frames, double native_fps,
+                                   const VideoProcessorConfig& config) {
   config.validate("video sampling");
   check_fps(native_fps);
   if (total_frames < 1 || total_frames > kMaxTotalFrames) {
@@ -101,8 +105,8 @@ std::vector<int64_t> sample_frames(int64_t total_frames, double native_fps, cons
   }
   const double wanted = static_cast<double>(total_frames) / native_fps * config.sample_fps;
   // Compared before the conversion: a tiny native rate would overflow int64.
-  int64_t count = wanted >= static_cast<double>(config.max_frames) ? config.max_frames
-                                                                   : static_cast<int64_t>(wanted);
+  int64_t count =
+      wanted >= static_cast<double>(config.max_frames) ? config.max_frames : static_cast<int64_t>(wanted);
   count = std::min({std::max(count, config.min_frames), config.max_frames, total_frames});
   std::vector<int64_t> indexes(static_cast<size_t>(count), 0);
   if (count == 1) return indexes;
@@ -122,7 +126,8 @@ std::vector<double> frame_timestamps(std::span<const int64_t> frame_indexes, dou
                                      int64_t temporal_patch_size) {
   check_fps(native_fps);
   if (frame_indexes.empty() || temporal_patch_size < 1) {
-    fail(ErrorCode::kInvalidArgument, "video", "time stamps need at least one frame and a positive group size");
+    fail(ErrorCode::kInvalidArgument, "video",
+         "time stamps need at least one frame and a positive group size");
   }
   const int64_t count = static_cast<int64_t>(frame_indexes.size());
   const auto time_s = [&](int64_t i) {
@@ -174,7 +179,8 @@ std::vector<std::filesystem::path> list_frames(const std::filesystem::path& fold
                                         "\" among them");
   }
   if (frames.empty()) {
-    fail(ErrorCode::kNotFound, folder.string(), "video frames", "image files (jpg, png, webp, gif, bmp)", "none");
+    fail(ErrorCode::kNotFound, folder.string(), "video frames", "image files (jpg, png, webp, gif, bmp)",
+         "none");
   }
   std::sort(frames.begin(), frames.end(), [](const auto& a, const auto& b) {
     return natural_less(a.filename().string(), b.filename().string());
@@ -195,7 +201,8 @@ PreprocessedVideo preprocess_video(std::span<const RgbImage> frames, std::span<c
       fail(ErrorCode::kInvalidArgument, "video", "frame indexes must be ascending from 0 or more");
     }
   }
-  const std::vector<double> stamps_s = frame_timestamps(frame_indexes, native_fps, effective.temporal_patch_size);
+  const std::vector<double> stamps_s =
+      frame_timestamps(frame_indexes, native_fps, effective.temporal_patch_size);
   const auto fetch = [&](int64_t i) -> const RgbImage& { return frames[static_cast<size_t>(i)]; };
   PreprocessedVideo result = preprocess_frames(static_cast<int64_t>(frames.size()), fetch, effective, pool);
   result.total_frames = frame_indexes.back() + 1;
@@ -210,7 +217,8 @@ PreprocessedVideo load_video(const std::filesystem::path& folder, std::optional<
   const VideoProcessorConfig effective = with_overrides(config, overrides);
   const std::vector<std::filesystem::path> paths = list_frames(folder);
   if (!native_fps) {
-    log_message(LogLevel::kWarning, "[" + folder.string() + "] frame rate unknown: 24 frames a second assumed");
+    log_message(LogLevel::kWarning,
+                "[" + folder.string() + "] frame rate unknown: 24 frames a second assumed");
   }
   const double fps = native_fps.value_or(kDefaultNativeFps);
   const int64_t total = static_cast<int64_t>(paths.size());

@@ -142,7 +142,8 @@ TEST(Video, WideCases) {
     EXPECT_EQ(indexes, c["indexes"].get<std::vector<int64_t>>()) << c.dump();
     std::vector<RgbImage> frames;
     for (const int64_t i : indexes) {
-      frames.push_back(generated_image(c["h"], c["w"], c["kind"], c["seed"].get<uint64_t>() + static_cast<uint64_t>(i)));
+      frames.push_back(
+          generated_image(c["h"], c["w"], c["kind"], c["seed"].get<uint64_t>() + static_cast<uint64_t>(i)));
     }
     const PreprocessedVideo video = preprocess_video(frames, indexes, c["fps"], config);
     EXPECT_EQ(video.grid, (Grid{c["grid"][0], c["grid"][1], c["grid"][2]})) << c.dump();
@@ -170,7 +171,8 @@ class VideoFolder : public testing::Test {
     const auto u32 = [&](int64_t v) {
       for (int k = 0; k < 4; ++k) file += static_cast<char>(v >> (8 * k) & 255);
     };
-    for (const int64_t v : {int64_t{0}, int64_t{0}, int64_t{54}, int64_t{40}, image.width, -image.height}) u32(v);
+    for (const int64_t v : {int64_t{0}, int64_t{0}, int64_t{54}, int64_t{40}, image.width, -image.height})
+      u32(v);
     u32(1 | 24 << 16);
     for (int i = 0; i < 6; ++i) u32(0);
     for (int64_t y = 0; y < image.height; ++y) {
@@ -213,14 +215,15 @@ TEST_F(VideoFolder, EqualsTheSameFramesInMemory) {
 }
 
 TEST_F(VideoFolder, NamesAreOrderedNaturally) {
-  for (const char* name : {"f10.png", "f2.png", "f1.png", "F1.png", "f002b.png", "f2a.png", "f.png", "f0.png", "f00.png",
-                           "99999999999999999999999.png", "100000000000000000000000.png"}) {
+  for (const char* name : {"f10.png", "f2.png", "f1.png", "F1.png", "f002b.png", "f2a.png", "f.png", "f0.png",
+                           "f00.png", "99999999999999999999999.png", "100000000000000000000000.png"}) {
     write_text(name, "x");
   }
   std::vector<std::string> names;
   for (const fs::path& path : list_frames(folder_)) names.push_back(path.filename().string());
-  EXPECT_EQ(names, (std::vector<std::string>{"99999999999999999999999.png", "100000000000000000000000.png", "F1.png", "f.png",
-                                             "f0.png", "f00.png", "f1.png", "f2.png", "f2a.png", "f002b.png", "f10.png"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"99999999999999999999999.png", "100000000000000000000000.png",
+                                             "F1.png", "f.png", "f0.png", "f00.png", "f1.png", "f2.png",
+                                             "f2a.png", "f002b.png", "f10.png"}));
 }
 
 TEST_F(VideoFolder, UnknownRateIsAssumedAndLogged) {
