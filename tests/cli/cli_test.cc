@@ -142,6 +142,55 @@ TEST_F(Cli, TheTextOfJsonIsTheAnswer) {
   EXPECT_EQ(qvl(question).out, parse_json(qvl(json).out, "stdout")["text"].get<std::string>() + "\n");
 }
 
+// tests/fixtures/small/greedy.json: what the reference library says to the same questions in float32.
+TEST_F(Cli, RunSaysWhatTheReferenceSays) {
+  const Json fixture = parse_json_file(kSource / "tests/fixtures/small/greedy.json");
+  int compared = 0;
+  for (const Json& c : fixture["cases"]) {
+    std::vector<std::string> arguments = {"run", kSmall,         "--json", "--greedy",       "--max-tokens",
+                                          "80",  "--text-dtype", "fp32",   "--vision-dtype", "fp32"};
+    std::string text;
+    bool expressible = c["f32"]["min_margin"].get<double>() > 1e-3;  // below it, rounding decides
+    for (const Json& m : c["messages"]) {
+      const Json& content = m["content"];
+      if (m["role"] == "system" && content.is_string()) {
+        arguments.insert(arguments.end(), {"--system", content.get<std::string>()});
+        continue;
+      }
+      // One user turn with its pictures before its text is what `run` can say.
+      expressible = expressible && m["role"] == "user" && text.empty();
+      if (content.is_string()) {
+        text = content;
+        continue;
+      }
+      for (const Json& part : content) {
+        if (part["type"] == "text") {
+          expressible = expressible && text.empty();
+          text = part["text"];
+        } else {
+          expressible = expressible && part["type"] == "image" && text.empty();
+          if (expressible)
+            arguments.insert(arguments.end(), {"-i", (kSource / part["image"].get<std::string>()).string()});
+        }
+      }
+    }
+    if (!expressible) continue;
+    arguments.push_back(text);
+    SCOPED_TRACE(c["kind"].get<std::string>() + ": " + text);
+    const Outcome o = qvl(arguments);
+    ASSERT_EQ(o.exit_code, 0) << o.err;
+    const Json j = parse_json(o.out, "stdout");
+    EXPECT_EQ(j["token_ids"], c["f32"]["tokens"]);
+    if (c["f32"]["tokens"] == c["bf16"]["tokens"]) EXPECT_EQ(j["text"], c["text"]);
+    EXPECT_EQ(j["usage"]["prompt_tokens"], c["input_ids"].size());
+    ASSERT_EQ(j["images"].size(), c["image_grid_thw"].size());
+    for (size_t i = 0; i < j["images"].size(); ++i)
+      EXPECT_EQ(j["images"][i]["grid_thw"], c["image_grid_thw"][i]);
+    ++compared;
+  }
+  EXPECT_GE(compared, 20);
+}
+
 TEST_F(Cli, LengthSeedAndEndOptions) {
   auto answer = [&](std::vector<std::string> more) {
     std::vector<std::string> arguments = {"run", "--json", "-i", kShapes, "Describe this image."};
@@ -591,7 +640,7 @@ TEST_F(Cli, Eval) {
 // ---- synth
 
 TEST_F(Cli, SynthWritesACheckpointThatRuns) {
-  const Outcome o = qvl({"synth", "tiny", path("made"), "--tokenizer", kSmall, "--seed", "3"});
+  const Outcome o = qvl({"synth", "tiny", path("made"), "--seed", "3"});
   ASSERT_EQ(o.exit_code, 0) << o.err;
   EXPECT_EQ(o.out, "");
   EXPECT_EQ(qvl({"info", path("made"), "--json"}).exit_code, 0);
@@ -599,6 +648,9 @@ TEST_F(Cli, SynthWritesACheckpointThatRuns) {
       qvl({"trace", path("made"), "--ids", file("ids.json", "[1, 2, 3]"), "--out", path("t.safetensors")});
   EXPECT_EQ(trace.exit_code, 0) << trace.err;
   expect_refusal(qvl({"synth", "tiny", path("made")}), 1, {"made"});
+  // The tokenizer of another model would make a checkpoint that cannot be asked anything.
+  expect_refusal(qvl({"synth", "tiny", path("other"), "--tokenizer", kSmall}), 1, {"image_pad"});
+  EXPECT_FALSE(fs::exists(path("other")));
 }
 
 }  // namespace

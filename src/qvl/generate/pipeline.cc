@@ -26,8 +26,6 @@ double ms_since(Clock::time_point start) {
 uint64_t fresh_seed() {
   return std::random_device()();
 }
-<< 32 | device();
-}
 
 // Tokens to shown text: whole characters, stop strings taken out.
 class TextStream {
