@@ -1,4 +1,4 @@
-# Third-party libraries, all from Debian 12 packages (scripts/lib/packages.sh names them). Each is linked by the
+# Third-party libraries, all from Debian 12 packages (scripts/lib/setup.sh names them). Each is linked by the
 # one room that includes its headers.
 find_package(PkgConfig REQUIRED)
 find_package(nlohmann_json 3.11 REQUIRED)
