@@ -95,8 +95,8 @@ void measure(const char* name, const Tokenizer& tokenizer, const Tokenizer& cold
     qvl::fail(qvl::ErrorCode::kMismatch, name, "a cold and a warm tokenizer disagree");
   }
   std::string buffer, repaired;
-  append_sanitized(text, repaired);
-  if (tokenizer.decode(ids, false) != normalize_nfc(repaired, buffer)) {
+  qvl::text::append_sanitized(text, repaired);
+  if (tokenizer.decode(ids, false) != qvl::text::normalize_nfc(repaired, buffer)) {
     qvl::fail(qvl::ErrorCode::kMismatch, name, "the ids do not decode to the text");
   }
   const double megabytes = static_cast<double>(text.size()) * 1e-6;
@@ -104,7 +104,7 @@ void measure(const char* name, const Tokenizer& tokenizer, const Tokenizer& cold
   size_t pieces = 0;
   const double scan = best_ms(9, [&] {
     pieces = qvl::text::is_valid_utf8(repaired) ? 0 : 1;
-    qvl::text::PieceScanner scanner(normalize_nfc(repaired, buffer));
+    qvl::text::PieceScanner scanner(qvl::text::normalize_nfc(repaired, buffer));
     while (!scanner.next().empty()) ++pieces;
   });
   std::string out;

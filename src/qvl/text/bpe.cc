@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstring>
 
+#include "qvl/text/unicode.h"
+
 namespace qvl::text {
 namespace {
 
@@ -42,6 +44,50 @@ MergeTable::MergeTable(const std::vector<Merge>& merges, const std::array<int32_
   byte_ranks_.assign(65536, kNoMerge);
   for (int a = 0; a < 256; ++a) {
     for (int b = 0; b < 256; ++b) byte_ranks_[a << 8 | b] = rank(byte_ids_[a], byte_ids_[b]);
+  }
+}
+
+JoinTable::JoinTable() : pairs_((size_t{1} << kLogBits) / 64), partial_(65536 / 64) {}
+
+void JoinTable::add_token(std::string_view bytes) {
+  const auto at = [&](size_t i) { return static_cast<unsigned char>(bytes[i]); };
+  // Characters, or what a token holds of one: continuation bytes at its start, a lead byte with too few at its end.
+  size_t left = 0, end = 0;
+  bool left_whole = false;
+  for (size_t begin = 0; begin < bytes.size(); begin = end) {
+    const unsigned char lead = at(begin);
+    const bool starts = lead < 0x80 || (lead >= 0xC0 && lead < 0xF8);
+    const size_t length = !starts ? bytes.size() : lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+    end = begin + 1;
+    while (end < bytes.size() && end < begin + length && (at(end) & 0xC0) == 0x80) ++end;
+    const bool whole = starts && end - begin == length;
+    if (begin > 0) {
+      if (whole && left_whole) {
+        const size_t bit = bit_of(decode_valid(bytes.data() + left).code_point, decode_valid(bytes.data() + begin).code_point);
+        pairs_[bit / 64] |= uint64_t{1} << bit % 64;
+      } else {
+        const size_t bit = static_cast<size_t>(at(begin - 1)) << 8 | lead;
+        partial_[bit / 64] |= uint64_t{1} << bit % 64;
+      }
+    }
+    left = begin;
+    left_whole = whole;
+  }
+}
+
+bool JoinTable::may_join(std::string_view text, size_t left, size_t right) const {
+  const size_t pair = bit_of(decode_valid(text.data() + left).code_point, decode_valid(text.data() + right).code_point);
+  if (pairs_[pair / 64] >> pair % 64 & 1) return true;
+  const size_t bytes = static_cast<size_t>(static_cast<unsigned char>(text[right - 1])) << 8 | static_cast<unsigned char>(text[right]);
+  return partial_[bytes / 64] >> bytes % 64 & 1;
+}
+
+size_t JoinTable::first_part(std::string_view text) const {
+  size_t left = 0;
+  for (;;) {
+    const size_t right = left + decode_valid(text.data() + left).length_bytes;
+    if (right >= text.size() || !may_join(text, left, right)) return right;
+    left = right;
   }
 }
 

@@ -55,6 +55,28 @@ class MergeTable {
   std::array<int32_t, 256> byte_ids_{};
 };
 
+// Which neighbouring characters some token of the vocabulary has inside it. Where none has, no merge ever crosses, and
+// a long piece (a Chinese sentence is one) falls into parts that are encoded, and cached, one by one, with the same
+// result.
+class JoinTable {
+ public:
+  JoinTable();
+  // Every token that a merge can produce must be added.
+  void add_token(std::string_view bytes);
+  // `text` is valid UTF-8, not empty. The length of its first part.
+  size_t first_part(std::string_view text) const;
+
+ private:
+  static constexpr int kLogBits = 20;
+  static size_t bit_of(char32_t left, char32_t right) {
+    return static_cast<size_t>(((uint64_t{left} << 32 | right) * 0x9E3779B97F4A7C15u) >> (64 - kLogBits));
+  }
+  bool may_join(std::string_view text, size_t left, size_t right) const;
+
+  std::vector<uint64_t> pairs_;    // a hash filter of whole characters: a false hit only leaves a part longer
+  std::vector<uint64_t> partial_;  // [65536] bits: last byte, first byte where a token cuts one of the two characters
+};
+
 // Recent pieces and their ids: direct-mapped, fixed size, no allocation after construction. One user at a time.
 class PieceCache {
  public:
@@ -85,7 +107,7 @@ class PieceCache {
   void put(const Key& key, const int32_t* ids, size_t count);
 
  private:
-  static constexpr int kLogEntries = 14;
+  static constexpr int kLogEntries = 15;
   std::vector<Entry> entries_;
 };
 
@@ -118,7 +140,7 @@ class ScratchPool {
   void give_back(std::unique_ptr<Scratch> scratch);
 
  private:
-  static constexpr size_t kMaxIdle = 16;
+  static constexpr size_t kMaxIdle = 4;
   std::mutex mutex_;
   std::vector<std::unique_ptr<Scratch>> idle_;
 };

@@ -111,16 +111,86 @@ TEST(Bpe, LongPieceIsNotQuadratic) {
   const MergeTable table(rules.merges, rules.byte_ids);
   std::mt19937 rng(5);
   std::string piece;
-  while (piece.size() < 2'000'000) piece.push_back(static_cast<char>('a' + rng() % 4));
+  while (piece.size() < 500'000) piece.push_back(static_cast<char>('a' + rng() % 4));
   BpeScratch scratch;
   std::vector<int32_t> ids;
   const auto start = std::chrono::steady_clock::now();
   bpe_encode(table, piece, scratch, ids);
-  // A quadratic loop would take hours; this one takes a fraction of a second.
+  // A quadratic loop would take minutes; this one takes a fraction of a second.
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
   size_t bytes = 0;
   for (const int32_t id : ids) bytes += rules.tokens[id].size();
   EXPECT_EQ(bytes, piece.size());
+}
+
+// Parts are as short as they may be, and joined they encode as the whole does.
+TEST(JoinTable, PartsEncodeAsTheWhole) {
+  JoinTable joins;
+  joins.add_token("\u4E2D\u6587");
+  joins.add_token("\u6587a");
+  joins.add_token("\x80\xE4");          // the end of one character and the start of the next
+  joins.add_token("\u00E9\xF0\x9F");    // a character and the start of the next
+  const auto parts = [&](std::string_view text) {
+    std::vector<std::string> out;
+    while (!text.empty()) {
+      const size_t n = joins.first_part(text);
+      out.emplace_back(text.substr(0, n));
+      text.remove_prefix(n);
+    }
+    return out;
+  };
+  using Parts = std::vector<std::string>;
+  EXPECT_EQ(parts("\u6587\u4E2D\u6587a"), (Parts{"\u6587", "\u4E2D\u6587a"}));
+  EXPECT_EQ(parts("\u4E2D"), Parts{"\u4E2D"});
+  EXPECT_EQ(parts("\u4E00\u4E2D"), Parts{"\u4E00\u4E2D"});          // U+4E00 ends in 80, U+4E2D starts with E4
+  EXPECT_EQ(parts("\u4E01\u4E2D"), (Parts{"\u4E01", "\u4E2D"}));
+  EXPECT_EQ(parts("\u00E9\U0001F600"), Parts{"\u00E9\U0001F600"});  // E9 is C3 A9; the token shows A9 F0
+  EXPECT_EQ(parts("\u00E8\U0001F600"), (Parts{"\u00E8", "\U0001F600"}));
+
+  // Random merges over the bytes of five characters, whole and cut.
+  const std::vector<std::string> characters = {"\u4E2D", "\u4E00", "\u00E9", "\U0001F600", "a"};
+  for (const uint32_t seed : {1u, 2u, 3u, 4u}) {
+    Rules rules(0, 1, seed);
+    std::mt19937 rng(seed);
+    std::map<std::string, int32_t> ids;
+    for (size_t i = 0; i < rules.tokens.size(); ++i) ids[rules.tokens[i]] = static_cast<int32_t>(i);
+    std::vector<std::string> texts;
+    for (int k = 0; k < 60; ++k) {
+      std::string text;
+      for (int i = 0; i < 30; ++i) text += characters[rng() % characters.size()];
+      texts.push_back(text);
+    }
+    // Merges that occur in these texts: any two neighbouring symbols of a partly merged one.
+    while (rules.merges.size() < 25) {
+      const std::string& text = texts[rng() % texts.size()];
+      const MergeTable table(rules.merges, rules.byte_ids);
+      BpeScratch scratch;
+      std::vector<int32_t> symbols;
+      bpe_encode(table, text, scratch, symbols);
+      if (symbols.size() < 2) continue;
+      const size_t at = rng() % (symbols.size() - 1);
+      const std::string joined = rules.tokens[symbols[at]] + rules.tokens[symbols[at + 1]];
+      const auto [it, fresh] = ids.emplace(joined, static_cast<int32_t>(rules.tokens.size()));
+      if (fresh) rules.tokens.push_back(joined);
+      rules.merges.push_back({symbols[at], symbols[at + 1], it->second});
+    }
+    const MergeTable table(rules.merges, rules.byte_ids);
+    JoinTable random_joins;
+    for (const MergeTable::Merge& m : rules.merges) random_joins.add_token(rules.tokens[m.result]);
+    size_t cuts = 0;
+    for (const std::string& text : texts) {
+      std::vector<int32_t> by_parts;
+      BpeScratch scratch;
+      for (std::string_view rest = text; !rest.empty();) {
+        const size_t n = random_joins.first_part(rest);
+        bpe_encode(table, rest.substr(0, n), scratch, by_parts);
+        rest.remove_prefix(n);
+        ++cuts;
+      }
+      ASSERT_EQ(by_parts, by_definition(rules, text)) << seed;
+    }
+    EXPECT_GT(cuts, texts.size());
+  }
 }
 
 TEST(PieceCache, FindsWhatWasPutAndNothingElse) {

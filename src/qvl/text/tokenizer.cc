@@ -66,11 +66,13 @@ class AddedTokenMatcher {
 struct Tokenizer::Impl {
   Vocabulary vocabulary;
   MergeTable merges;
+  JoinTable joins;
   AddedTokenMatcher matcher;
   std::vector<const AddedToken*> added_by_id;  // null: a base token or none
   mutable ScratchPool pool;
 
   explicit Impl(Vocabulary v) : vocabulary(std::move(v)), merges(vocabulary.merges, vocabulary.byte_ids), matcher(vocabulary.added) {
+    for (const MergeTable::Merge& m : vocabulary.merges) joins.add_token(vocabulary.base.bytes(m.result));
     vocabulary.merges = {};
     int32_t size = vocabulary.base.size();
     for (const AddedToken& t : vocabulary.added) size = std::max(size, t.id + 1);
@@ -88,23 +90,42 @@ struct Tokenizer::Impl {
   void encode_plain(std::string_view stretch, ScratchPool::Scratch& scratch, std::vector<int32_t>& ids) const {
     PieceScanner scanner(normalize_nfc(stretch, scratch.normalized));
     for (std::string_view piece = scanner.next(); !piece.empty(); piece = scanner.next()) {
-      if (piece.size() > PieceCache::kMaxPieceBytes) {
-        bpe_encode(merges, piece, scratch.bpe, ids);
+      // Words come again, sentences without blanks do not: those are cached by their parts.
+      const bool three_byte_script = static_cast<unsigned char>(piece.back()) >= 0x80 && piece.size() > 9 &&
+                                     static_cast<unsigned char>(piece[piece.size() - 3]) >= 0xE0;
+      if (piece.size() <= PieceCache::kMaxPieceBytes && !three_byte_script) {
+        encode_cached(piece, scratch, ids);
         continue;
       }
-      const PieceCache::Key key = PieceCache::key_of(piece);
-      if (const PieceCache::Entry* hit = scratch.cache.find(key)) {
-        if (hit->count == 1) {
-          ids.push_back(hit->ids[0]);
-        } else {
-          ids.insert(ids.end(), hit->ids, hit->ids + hit->count);
-        }
-        continue;
+      while (!piece.empty()) {
+        const size_t size = joins.first_part(piece);
+        encode_part(piece.substr(0, size), scratch, ids);
+        piece.remove_prefix(size);
       }
-      const size_t before = ids.size();
-      bpe_encode(merges, piece, scratch.bpe, ids);
-      scratch.cache.put(key, ids.data() + before, ids.size() - before);
     }
+  }
+
+  void encode_part(std::string_view part, ScratchPool::Scratch& scratch, std::vector<int32_t>& ids) const {
+    if (part.size() > PieceCache::kMaxPieceBytes) {
+      bpe_encode(merges, part, scratch.bpe, ids);
+    } else {
+      encode_cached(part, scratch, ids);
+    }
+  }
+
+  void encode_cached(std::string_view part, ScratchPool::Scratch& scratch, std::vector<int32_t>& ids) const {
+    const PieceCache::Key key = PieceCache::key_of(part);
+    if (const PieceCache::Entry* hit = scratch.cache.find(key)) {
+      if (hit->count == 1) {
+        ids.push_back(hit->ids[0]);
+      } else {
+        ids.insert(ids.end(), hit->ids, hit->ids + hit->count);
+      }
+      return;
+    }
+    const size_t before = ids.size();
+    bpe_encode(merges, part, scratch.bpe, ids);
+    scratch.cache.put(key, ids.data() + before, ids.size() - before);
   }
 
   void encode_runs(std::span<const TextRun> runs, ScratchPool::Scratch& scratch, std::vector<int32_t>& ids) const {
