@@ -21,6 +21,7 @@ constexpr int kTileRows = 6;
 constexpr int kVectors = 2;
 constexpr int kPanelCols = 8 * kVectors;
 constexpr int kPrefetchFloats = 256;
+constexpr int64_t kPrefetchStep = 16;  // inputs between two rounds of asking for the next rows of x
 
 size_t panel_bytes(int64_t k) { return sizeof(float) * kPanelCols * static_cast<size_t>(k); }
 
@@ -66,24 +67,35 @@ void widen_bf16_avx2(const void* x, int64_t x_stride, int64_t rows, int64_t k, f
 }
 
 template <int kRows>
-void tile_rows_avx2(const float* a, int64_t a_stride, const float* w, int64_t k, bool accumulate, float* c) {
+void tile_rows_avx2(const TileArgs& t) {
+  const float* a = static_cast<const float*>(t.a);
+  const float* w = static_cast<const float*>(t.packed);
+  const int64_t a_stride = t.a_stride;
+  float* c = t.c;
   __m256 acc[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      acc[r][v] = accumulate ? _mm256_loadu_ps(c + r * kPanelCols + 8 * v) : _mm256_setzero_ps();
+      acc[r][v] = t.accumulate ? _mm256_loadu_ps(c + r * kPanelCols + 8 * v) : _mm256_setzero_ps();
     }
   }
-  for (int64_t i = 0; i < k; ++i) {
-    const __m256 b0 = _mm256_load_ps(w), b1 = _mm256_load_ps(w + 8);
-    _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetchFloats), _MM_HINT_T0);
-    w += kPanelCols;
+  for (int64_t begin = 0; begin < t.k; begin += kPrefetchStep) {
+    for (int r = 0; r < t.next_rows; ++r) {
+      _mm_prefetch(reinterpret_cast<const char*>(t.next_x + r * t.next_stride) + begin * t.next_element_bytes,
+                   _MM_HINT_T0);
+    }
+    const int64_t end = begin + kPrefetchStep < t.k ? begin + kPrefetchStep : t.k;
+    for (int64_t i = begin; i < end; ++i) {
+      const __m256 b0 = _mm256_load_ps(w), b1 = _mm256_load_ps(w + 8);
+      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetchFloats), _MM_HINT_T0);
+      w += kPanelCols;
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m256 x = _mm256_broadcast_ss(a + r * a_stride + i);
-      acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
-      acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
+      for (int r = 0; r < kRows; ++r) {
+        const __m256 x = _mm256_broadcast_ss(a + r * a_stride + i);
+        acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
+        acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -93,17 +105,14 @@ void tile_rows_avx2(const float* a, int64_t a_stride, const float* w, int64_t k,
   }
 }
 
-void tile_f32_avx2(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, bool accumulate,
-                   float* c) {
-  const float* x = static_cast<const float*>(a);
-  const float* w = static_cast<const float*>(packed);
-  switch (rows) {
-    case 1: return tile_rows_avx2<1>(x, a_stride, w, k, accumulate, c);
-    case 2: return tile_rows_avx2<2>(x, a_stride, w, k, accumulate, c);
-    case 3: return tile_rows_avx2<3>(x, a_stride, w, k, accumulate, c);
-    case 4: return tile_rows_avx2<4>(x, a_stride, w, k, accumulate, c);
-    case 5: return tile_rows_avx2<5>(x, a_stride, w, k, accumulate, c);
-    default: return tile_rows_avx2<6>(x, a_stride, w, k, accumulate, c);
+void tile_f32_avx2(const TileArgs& t) {
+  switch (t.rows) {
+    case 1: return tile_rows_avx2<1>(t);
+    case 2: return tile_rows_avx2<2>(t);
+    case 3: return tile_rows_avx2<3>(t);
+    case 4: return tile_rows_avx2<4>(t);
+    case 5: return tile_rows_avx2<5>(t);
+    default: return tile_rows_avx2<6>(t);
   }
 }
 

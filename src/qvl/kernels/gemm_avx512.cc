@@ -24,6 +24,7 @@ constexpr int kVectors = 4;
 constexpr int kPanelCols = 16 * kVectors;
 // The panel comes from the second-level cache in one straight stream; this far ahead hides its latency.
 constexpr int kPrefetchFloats = 512;
+constexpr int64_t kPrefetchStep = 16;  // inputs between two rounds of asking for the next rows of x
 
 size_t panel_bytes(int64_t k) { return sizeof(float) * kPanelCols * static_cast<size_t>(k); }
 
@@ -56,6 +57,7 @@ void pack_avx512(const void* w, int64_t ldw, int64_t cols, int64_t k, void* pack
       for (int64_t i = 0; i < k; ++i) _mm512_store_ps(dst + i * kPanelCols, _mm512_setzero_ps());
       continue;
     }
+    const bool whole_group = n >= 16;
     const Element* src = static_cast<const Element*>(w) + 16 * g * ldw;
     for (int64_t i = 0; i < k; i += 16) {
       const int64_t count = k - i < 16 ? k - i : 16;
@@ -63,7 +65,7 @@ void pack_avx512(const void* w, int64_t ldw, int64_t cols, int64_t k, void* pack
       __m512 rows[16];
 #pragma GCC unroll 16
       for (int r = 0; r < 16; ++r) {
-        rows[r] = r < n ? Load::load(src + r * ldw + i, mask) : _mm512_setzero_ps();
+        rows[r] = whole_group || r < n ? Load::load(src + r * ldw + i, mask) : _mm512_setzero_ps();
       }
       transpose_16x16(rows);
       float* out = dst + i * kPanelCols;
@@ -90,28 +92,40 @@ void widen_bf16_avx512(const void* x, int64_t x_stride, int64_t rows, int64_t k,
 }
 
 template <int kRows>
-void tile_rows_avx512(const float* a, int64_t a_stride, const float* w, int64_t k, bool accumulate, float* c) {
+void tile_rows_avx512(const TileArgs& t) {
+  const float* a = static_cast<const float*>(t.a);
+  const float* w = static_cast<const float*>(t.packed);
+  const int64_t a_stride = t.a_stride;
+  float* c = t.c;
   __m512 acc[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      acc[r][v] = accumulate ? _mm512_loadu_ps(c + r * kPanelCols + 16 * v) : _mm512_setzero_ps();
+      acc[r][v] = t.accumulate ? _mm512_loadu_ps(c + r * kPanelCols + 16 * v) : _mm512_setzero_ps();
     }
   }
-  for (int64_t i = 0; i < k; ++i) {
-    __m512 b[kVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      b[v] = _mm512_load_ps(w + 16 * v);
-      _mm_prefetch(reinterpret_cast<const char*>(w + 16 * v + kPrefetchFloats), _MM_HINT_T0);
+  for (int64_t begin = 0; begin < t.k; begin += kPrefetchStep) {
+    for (int r = 0; r < t.next_rows; ++r) {
+      // At 16-bit elements half of these ask for a line twice.
+      _mm_prefetch(reinterpret_cast<const char*>(t.next_x + r * t.next_stride) + begin * t.next_element_bytes,
+                   _MM_HINT_T0);
     }
-    w += kPanelCols;
+    const int64_t end = begin + kPrefetchStep < t.k ? begin + kPrefetchStep : t.k;
+    for (int64_t i = begin; i < end; ++i) {
+      __m512 b[kVectors];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 x = _mm512_set1_ps(a[r * a_stride + i]);
+      for (int v = 0; v < kVectors; ++v) {
+        b[v] = _mm512_load_ps(w + 16 * v);
+        _mm_prefetch(reinterpret_cast<const char*>(w + 16 * v + kPrefetchFloats), _MM_HINT_T0);
+      }
+      w += kPanelCols;
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_fmadd_ps(x, b[v], acc[r][v]);
+      for (int r = 0; r < kRows; ++r) {
+        const __m512 x = _mm512_set1_ps(a[r * a_stride + i]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_fmadd_ps(x, b[v], acc[r][v]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -121,17 +135,14 @@ void tile_rows_avx512(const float* a, int64_t a_stride, const float* w, int64_t 
   }
 }
 
-void tile_f32_avx512(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, bool accumulate,
-                     float* c) {
-  const float* x = static_cast<const float*>(a);
-  const float* w = static_cast<const float*>(packed);
-  switch (rows) {
-    case 1: return tile_rows_avx512<1>(x, a_stride, w, k, accumulate, c);
-    case 2: return tile_rows_avx512<2>(x, a_stride, w, k, accumulate, c);
-    case 3: return tile_rows_avx512<3>(x, a_stride, w, k, accumulate, c);
-    case 4: return tile_rows_avx512<4>(x, a_stride, w, k, accumulate, c);
-    case 5: return tile_rows_avx512<5>(x, a_stride, w, k, accumulate, c);
-    default: return tile_rows_avx512<6>(x, a_stride, w, k, accumulate, c);
+void tile_f32_avx512(const TileArgs& t) {
+  switch (t.rows) {
+    case 1: return tile_rows_avx512<1>(t);
+    case 2: return tile_rows_avx512<2>(t);
+    case 3: return tile_rows_avx512<3>(t);
+    case 4: return tile_rows_avx512<4>(t);
+    case 5: return tile_rows_avx512<5>(t);
+    default: return tile_rows_avx512<6>(t);
   }
 }
 

@@ -80,20 +80,22 @@ inline void accumulate_pairs(__m512 (&acc)[kRows][kVectors], const uint32_t* w, 
 }
 
 template <int kRows>
-void tile_rows_avx512bf16(const BFloat16* a, int64_t a_stride, const uint32_t* w, int64_t k, bool accumulate,
-                          float* c) {
+void tile_rows_avx512bf16(const TileArgs& t) {
+  const BFloat16* a = static_cast<const BFloat16*>(t.a);
+  const uint32_t* w = static_cast<const uint32_t*>(t.packed);
+  float* c = t.c;
   __m512 acc[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      acc[r][v] = accumulate ? _mm512_loadu_ps(c + r * kPanelCols + 16 * v) : _mm512_setzero_ps();
+      acc[r][v] = t.accumulate ? _mm512_loadu_ps(c + r * kPanelCols + 16 * v) : _mm512_setzero_ps();
     }
   }
   uint32_t x[kRows];
-  for (int64_t i = 0; i + 2 <= k; i += 2) {
+  for (int64_t i = 0; i + 2 <= t.k; i += 2) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) std::memcpy(&x[r], a + r * a_stride + i, sizeof(uint32_t));
+    for (int r = 0; r < kRows; ++r) std::memcpy(&x[r], a + r * t.a_stride + i, sizeof(uint32_t));
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
       _mm_prefetch(reinterpret_cast<const char*>(w + 16 * v + kPrefetchPairs), _MM_HINT_T0);
@@ -101,8 +103,8 @@ void tile_rows_avx512bf16(const BFloat16* a, int64_t a_stride, const uint32_t* w
     accumulate_pairs<kRows>(acc, w, x);
     w += kPanelCols;
   }
-  if (k % 2 != 0) {
-    for (int r = 0; r < kRows; ++r) x[r] = a[r * a_stride + k - 1].bits;
+  if (t.k % 2 != 0) {
+    for (int r = 0; r < kRows; ++r) x[r] = a[r * t.a_stride + t.k - 1].bits;
     accumulate_pairs<kRows>(acc, w, x);
   }
 #pragma GCC unroll 8
@@ -112,17 +114,14 @@ void tile_rows_avx512bf16(const BFloat16* a, int64_t a_stride, const uint32_t* w
   }
 }
 
-void tile_bf16_avx512bf16(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, bool accumulate,
-                          float* c) {
-  const BFloat16* x = static_cast<const BFloat16*>(a);
-  const uint32_t* w = static_cast<const uint32_t*>(packed);
-  switch (rows) {
-    case 1: return tile_rows_avx512bf16<1>(x, a_stride, w, k, accumulate, c);
-    case 2: return tile_rows_avx512bf16<2>(x, a_stride, w, k, accumulate, c);
-    case 3: return tile_rows_avx512bf16<3>(x, a_stride, w, k, accumulate, c);
-    case 4: return tile_rows_avx512bf16<4>(x, a_stride, w, k, accumulate, c);
-    case 5: return tile_rows_avx512bf16<5>(x, a_stride, w, k, accumulate, c);
-    default: return tile_rows_avx512bf16<6>(x, a_stride, w, k, accumulate, c);
+void tile_bf16_avx512bf16(const TileArgs& t) {
+  switch (t.rows) {
+    case 1: return tile_rows_avx512bf16<1>(t);
+    case 2: return tile_rows_avx512bf16<2>(t);
+    case 3: return tile_rows_avx512bf16<3>(t);
+    case 4: return tile_rows_avx512bf16<4>(t);
+    case 5: return tile_rows_avx512bf16<5>(t);
+    default: return tile_rows_avx512bf16<6>(t);
   }
 }
 

@@ -29,18 +29,17 @@ void pack(const void* w, int64_t ldw, int64_t cols, int64_t k, void* packed) {
 }
 
 template <typename X>
-void gemm_tile(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, bool accumulate,
-               float* c) {
-  for (int r = 0; r < rows; ++r) {
-    const X* x = static_cast<const X*>(a) + r * a_stride;
-    const float* w = static_cast<const float*>(packed);
+void gemm_tile(const TileArgs& t) {
+  for (int r = 0; r < t.rows; ++r) {
+    const X* x = static_cast<const X*>(t.a) + r * t.a_stride;
+    const float* w = static_cast<const float*>(t.packed);
     float sum[kPanelCols] = {};
-    if (accumulate) std::memcpy(sum, c + r * kPanelCols, sizeof(sum));
-    for (int64_t i = 0; i < k; ++i, w += kPanelCols) {
+    if (t.accumulate) std::memcpy(sum, t.c + r * kPanelCols, sizeof(sum));
+    for (int64_t i = 0; i < t.k; ++i, w += kPanelCols) {
       const float xi = widen(x[i]);
       for (int n = 0; n < kPanelCols; ++n) sum[n] += xi * w[n];
     }
-    std::memcpy(c + r * kPanelCols, sum, sizeof(sum));
+    std::memcpy(t.c + r * kPanelCols, sum, sizeof(sum));
   }
 }
 

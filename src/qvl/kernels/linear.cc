@@ -146,6 +146,15 @@ void finish_block(const Call& call, const float* c, const float* c2, int64_t ldc
   call.finish(args);
 }
 
+// Asks for the lines of y that the tile about to run will store to.
+void prefetch_for_write(const Matrix& y, int64_t row, int64_t rows, int64_t col, int64_t cols) {
+  const int64_t bytes = cols * static_cast<int64_t>(dtype_size_bytes(y.dtype));
+  for (int64_t r = row; r < row + rows; ++r) {
+    const std::byte* p = at(y, r, col);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 1);
+  }
+}
+
 // How a gemm is cut into tasks. Results do not depend on it.
 struct GemmPlan {
   int64_t depth;         // of one block of K; a multiple of 32 unless it is all of K
@@ -217,14 +226,27 @@ void run_gemm_block(const GemmKernel& kernel, const GemmPlan& plan, const Call& 
         a = wide;
         a_stride = depth;
       }
+      TileArgs tile{a, a_stride, static_cast<int>(m), nullptr, depth, !first, nullptr, nullptr, 0, 0, 0};
+      const int64_t next_rows = std::min(mr, block.row_end - row - mr);
+      if (next_rows > 0) {
+        tile.next_x = at(call.x, row + mr, depth_begin);
+        tile.next_element_bytes = static_cast<int64_t>(dtype_size_bytes(call.x.dtype));
+        tile.next_stride = call.x.stride * tile.next_element_bytes;
+        tile.next_rows = static_cast<int>(next_rows);
+      }
       panel = packed;
       for (int64_t col = block.col_begin; col < block.col_end; col += nr) {
+        const int64_t cols = std::min(nr, block.col_end - col);
+        if (last) prefetch_for_write(call.y, row, m, col, cols);
         for (int i = 0; i < weight_count; ++i, panel += panel_bytes) {
-          kernel.tile(a, a_stride, static_cast<int>(m), panel, depth, !first, c + i * tile_floats);
+          tile.packed = panel;
+          tile.c = c + i * tile_floats;
+          kernel.tile(tile);
+          tile.next_rows = 0;
         }
         if (last) {
           const float* c2 = weight_count == 1 ? nullptr : c + tile_floats;
-          finish_block(call, c, c2, nr, row, m, col, std::min(nr, block.col_end - col));
+          finish_block(call, c, c2, nr, row, m, col, cols);
         }
         if (split_depth) c += tile_floats * weight_count;
       }

@@ -10,6 +10,23 @@
 
 namespace qvl::kernels {
 
+// c[rows, panel_cols] (row stride panel_cols) = a[rows, k] . panel, or += when `accumulate`.
+struct TileArgs {
+  const void* a;
+  int64_t a_stride;  // elements of a
+  int rows;          // 1..tile_rows
+  const void* packed;
+  int64_t k;
+  bool accumulate;
+  float* c;
+  // Rows of x that are read soon, for the tile to ask for from memory meanwhile: next_rows (0: none) rows of k
+  // elements of next_element_bytes, next_stride bytes apart.
+  const std::byte* next_x;
+  int64_t next_stride;
+  int64_t next_element_bytes;
+  int next_rows;
+};
+
 // Compute-bound product of many rows. The weight is repacked one panel (`panel_cols` outputs, a block of K) at a time
 // so that a panel stays in the second-level cache while every row of x passes by.
 //
@@ -29,10 +46,7 @@ struct GemmKernel {
   // Widens `rows` rows of x into dst[rows, k] as float; null when tile() reads x as it is.
   void (*widen)(const void* x, int64_t x_stride, int64_t rows, int64_t k, float* dst) = nullptr;
 
-  // c[rows, panel_cols] (row stride panel_cols) = a[rows, k] . panel, or += when `accumulate`; a's stride in
-  // elements of a.
-  void (*tile)(const void* a, int64_t a_stride, int rows, const void* packed, int64_t k, bool accumulate,
-               float* c) = nullptr;
+  void (*tile)(const TileArgs& args) = nullptr;
 };
 
 // Bandwidth-bound product of 1 <= m <= 16 rows: weights are read in address order, once. Each output's order of

@@ -53,6 +53,7 @@ struct Buffer {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < cols; ++c) put(data, dtype, r * stride + c, normal(rng));
     }
+    remember();
   }
   // Integers in [-limit, limit]: sums of their products are exact in any order.
   template <typename Rng>
@@ -61,6 +62,11 @@ struct Buffer {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < cols; ++c) put(data, dtype, r * stride + c, static_cast<float>(uniform(rng)));
     }
+    remember();
+  }
+  void remember() {
+    values.clear();
+    for (int64_t i = 0; i < rows * cols; ++i) values.push_back(at(i / cols, i % cols));
   }
   float at(int64_t r, int64_t c) const { return get(data, dtype, r * stride + c); }
   Matrix view() { return {data, dtype, rows, cols, stride}; }
@@ -69,6 +75,7 @@ struct Buffer {
   int64_t rows, cols, stride;
   std::vector<std::byte> bytes;
   void* data;
+  std::vector<float> values;  // what fill() stored, rows without gaps
 };
 
 double gelu(Activation activation, double v) {
@@ -94,8 +101,10 @@ struct Expected {
 Expected expect_linear(const Buffer& x, const Buffer& w, int64_t r, int64_t n, const float* bias,
                        Activation activation, const Buffer* residual) {
   double sum = 0, magnitude = 0;
+  const float* xr = x.values.data() + r * x.cols;
+  const float* wn = w.values.data() + n * w.cols;
   for (int64_t i = 0; i < x.cols; ++i) {
-    const double p = static_cast<double>(x.at(r, i)) * w.at(n, i);
+    const double p = static_cast<double>(xr[i]) * wn[i];
     sum += p;
     magnitude += std::abs(p);
   }
