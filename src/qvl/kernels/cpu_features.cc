@@ -30,6 +30,11 @@ unsigned read_xcr0() {
   return low;
 }
 
+bool is_intel() {
+  const Registers r = cpuid(0, 0);  // "GenuineIntel" in b, d, c
+  return r.b == 0x756e6547u && r.d == 0x49656e69u && r.c == 0x6c65746eu;
+}
+
 CpuFeatures detect() {
   CpuFeatures f;
   const Registers leaf1 = cpuid(1, 0);
@@ -45,6 +50,7 @@ CpuFeatures detect() {
   f.avx512 = f.avx2 && os_saves_zmm && avx512f && dq && bw && vl;
   // Subleaf 1 exists only when subleaf 0 counts it.
   f.avx512bf16 = f.avx512 && leaf7.a >= 1 && bit(cpuid(7, 1).a, 5);
+  f.slow_bf16_dot = is_intel();
   return f;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdlib>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "qvl/base/error.h"
@@ -32,6 +33,7 @@ const std::vector<KernelTable>& tables() {
     if (runnable("avx512")) t.push_back({"avx512", &linear_kernels_avx512(), &attention_kernels_avx512()});
     if (runnable("avx512bf16")) {
       t.push_back({"avx512bf16", &linear_kernels_avx512bf16(), &attention_kernels_avx512bf16()});
+      if (cpu_features().slow_bf16_dot) std::swap(t[t.size() - 1], t[t.size() - 2]);
     }
 #endif
     return t;

@@ -76,6 +76,15 @@ TEST(TableTest, TablesFollowTheProcessor) {
 #endif
 }
 
+TEST(TableTest, BestTableIsTheDefaultAndSuitsTheProcessor) {
+  if (std::getenv("QVL_KERNELS") == nullptr) {
+    EXPECT_EQ(table_name(active_table()), runnable_tables().back());
+  }
+  if (cpu_features().avx512bf16) {
+    EXPECT_EQ(runnable_tables().back(), cpu_features().slow_bf16_dot ? "avx512" : "avx512bf16");
+  }
+}
+
 TEST(TableTest, UnknownNameIsInvalid) {
   try {
     table_by_name("sse9");
