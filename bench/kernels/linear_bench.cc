@@ -1,0 +1,311 @@
+// Linear layers at the shapes of the released models: each result is checked against double sums first, then timed as
+// the median and the best of several runs. Many rows print GFLOPS and the share of the processor's arithmetic peak, one row prints
+// GB/s of weights and the share of the read bandwidth, both measured around each case by the same threads. Times are
+// CPU seconds with one thread (run pinned: taskset -c 0), which a busy machine disturbs least; wall clock with more.
+//
+//   linear_bench [--table NAME] [--threads N] [--only SUBSTRING] [--repeat N]
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "machine_peak.h"
+#include "qvl/base/error.h"
+#include "qvl/base/tensor.h"
+#include "qvl/base/thread_pool.h"
+#include "qvl/kernels/ops.h"
+#include "qvl/kernels/table.h"
+#ifdef QVL_BENCH_ONEDNN
+#include "onednn_matmul.h"
+#endif
+
+namespace qvl::bench {
+namespace {
+
+using namespace kernels;
+
+struct Options {
+  std::string table;
+  std::string only;
+  int threads = 1;
+  int repeat = 7;
+};
+
+double elapsed(int threads) {
+  if (threads == 1) return thread_cpu_seconds();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+struct Timing {
+  double median, best;
+};
+
+Timing summarize(std::vector<double> seconds) {
+  std::sort(seconds.begin(), seconds.end());
+  return {seconds[seconds.size() / 2], seconds.front()};
+}
+
+// Sums `bytes` (a multiple of 256) by four streams, as wide as the baseline instruction set goes.
+uint64_t sum_bytes(const std::byte* p, int64_t bytes) {
+  typedef uint64_t Vec __attribute__((vector_size(16)));
+  Vec a = {}, b = {}, c = {}, d = {};
+  const Vec* v = reinterpret_cast<const Vec*>(p);
+  for (int64_t i = 0; i < bytes / 16; i += 4) {
+    __builtin_prefetch(v + i + 64);
+    a += v[i];
+    b += v[i + 1];
+    c += v[i + 2];
+    d += v[i + 3];
+  }
+  const Vec sum = a + b + c + d;
+  return sum[0] + sum[1];
+}
+
+// Cheap and good enough: small numbers of both signs, bfloat16-representable.
+Tensor random_tensor(DType dtype, Shape shape, uint32_t seed, float scale) {
+  Tensor t(DType::kF32, std::move(shape));
+  uint32_t state = seed * 2654435761u + 1;
+  for (float& v : t.as<float>()) {
+    state = state * 1664525u + 1013904223u;
+    v = round_to_bf16((static_cast<float>(state >> 8) / 8388608.0f - 1.0f) * scale);
+  }
+  return t.to(dtype);
+}
+
+float element(const Tensor& t, int64_t i) {
+  if (t.dtype() == DType::kF32) return t.as<float>()[static_cast<size_t>(i)];
+  if (t.dtype() == DType::kBF16) return to_float(t.as<BFloat16>()[static_cast<size_t>(i)]);
+  return to_float(t.as<Float16>()[static_cast<size_t>(i)]);
+}
+
+double dot(const Tensor& x, int64_t r, const Tensor& w, int64_t n, int64_t k) {
+  double sum = 0;
+  for (int64_t i = 0; i < k; ++i) sum += static_cast<double>(element(x, r * k + i)) * element(w, n * k + i);
+  return sum;
+}
+
+class Bench {
+ public:
+  explicit Bench(const Options& options)
+      : options_(options),
+        pool_(options.threads),
+        table_(options.table.empty() ? active_table() : table_by_name(options.table)) {
+    std::printf("table %s, %d thread%s\n", std::string(table_.name).c_str(), options.threads,
+                options.threads == 1 ? "" : "s");
+    std::printf("peaks of one thread: FMA %.1f GFLOPS, VDPBF16PS %.1f GFLOPS\n", peak_fma_gflops(table_.name),
+                peak_bf16_dot_gflops());
+  }
+
+  int failures() const { return failures_; }
+
+  void gemm(const char* name, DType x_type, DType w_type, int64_t m, int64_t k, int64_t n, bool swiglu = false) {
+    const std::string title = label("gemm", name, x_type, w_type, m, k, n);
+    if (!wanted(title)) return;
+    const Tensor x = random_tensor(x_type, {m, k}, 1, 1.0f);
+    const Tensor w = random_tensor(w_type, {n, k}, 2, 0.05f), up = random_tensor(w_type, {swiglu ? n : 0, k}, 3, 0.05f);
+    Tensor y(x_type, {m, n});
+    const auto call = [&] { run(LinearPath::kGemm, x, w, swiglu ? &up : nullptr, y); };
+    call();
+    check(title, x, w, swiglu ? &up : nullptr, y);
+    const bool dot_kernel = table_.name == "avx512bf16" && x_type == DType::kBF16;
+    const auto peak = [&] { return (dot_kernel ? peak_bf16_dot_gflops() : peak_fma_gflops(table_.name)) * options_.threads; };
+    const double flops = 2.0 * static_cast<double>(m) * k * n * (swiglu ? 2 : 1);
+    double limit = peak();
+    const Timing seconds = time(call);
+    limit = std::max(limit, peak());
+    std::printf("%-58s %7.1f (best %7.1f) GFLOPS  %5.1f %% (%5.1f %%) of %.1f", title.c_str(),
+                flops / seconds.median * 1e-9, flops / seconds.best * 1e-9, 100 * flops / seconds.median * 1e-9 / limit,
+                100 * flops / seconds.best * 1e-9 / limit, limit);
+#ifdef QVL_BENCH_ONEDNN
+    if (!swiglu && x_type == w_type && options_.threads == 1) {
+      OnednnMatmul other(x_type, m, n, k, w.data());
+      Tensor y2(x_type, {m, n});
+      const Timing theirs = time([&] { other.run(x.data(), y2.data()); });
+      std::printf("   oneDNN %.1f (best %.1f)", flops / theirs.median * 1e-9, flops / theirs.best * 1e-9);
+    }
+#endif
+    std::printf("\n");
+    std::fflush(stdout);
+  }
+
+  // Weights of about 1 GB in total, so that no cache holds them from one pass to the next.
+  void gemv(const char* name, DType x_type, DType w_type, int64_t m, int64_t k, int64_t n, bool swiglu = false) {
+    const std::string title = label("gemv", name, x_type, w_type, m, k, n);
+    if (!wanted(title)) return;
+    const double bytes = static_cast<double>(n) * k * static_cast<double>(dtype_size_bytes(w_type)) * (swiglu ? 2 : 1);
+    const int64_t copies = std::max<int64_t>(1, static_cast<int64_t>(1.0e9 / bytes));
+    const Tensor x = random_tensor(x_type, {m, k}, 1, 1.0f);
+    std::vector<Tensor> w, up;
+    for (int64_t i = 0; i < copies; ++i) {
+      w.push_back(i == 0 ? random_tensor(w_type, {n, k}, 2, 0.05f) : w[0].copy());
+      if (swiglu) up.push_back(i == 0 ? random_tensor(w_type, {n, k}, 3, 0.05f) : up[0].copy());
+    }
+    Tensor y(x_type, {m, n});
+    run(LinearPath::kGemv, x, w[0], swiglu ? &up[0] : nullptr, y);
+    check(title, x, w[0], swiglu ? &up[0] : nullptr, y);
+    double limit = read_bandwidth();
+    const Timing seconds = time([&] {
+      for (size_t i = 0; i < w.size(); ++i) run(LinearPath::kGemv, x, w[i], swiglu ? &up[i] : nullptr, y);
+    });
+    limit = std::max(limit, read_bandwidth());
+    const double median = bytes * static_cast<double>(copies) / seconds.median * 1e-9;
+    const double best = bytes * static_cast<double>(copies) / seconds.best * 1e-9;
+    std::printf("%-58s %7.2f (best %7.2f) GB/s    %5.1f %% (%5.1f %%) of %.2f\n", title.c_str(), median, best,
+                100 * median / limit, 100 * best / limit, limit);
+    std::fflush(stdout);
+  }
+
+ private:
+  static std::string label(const char* path, const char* name, DType x, DType w, int64_t m, int64_t k, int64_t n) {
+    return std::string(path) + " " + name + " " + std::string(dtype_name(x)) + "x" + std::string(dtype_name(w)) + " [" +
+           std::to_string(m) + "," + std::to_string(k) + "]x[" + std::to_string(k) + "," + std::to_string(n) + "]";
+  }
+
+  bool wanted(const std::string& title) const {
+    return options_.only.empty() || title.find(options_.only) != std::string::npos;
+  }
+
+  void run(LinearPath path, const Tensor& x, const Tensor& w, const Tensor* up, Tensor& y) {
+    const Context ctx{&pool_, &table_};
+    const int64_t m = x.dim(0), k = x.dim(1), n = w.dim(0);
+    const ConstMatrix xs{x.data(), x.dtype(), m, k, k};
+    const Matrix ys{y.data(), y.dtype(), m, n, n};
+    const Weight weight{w.data(), w.dtype(), n, k, nullptr};
+    if (up == nullptr) {
+      linear(ctx, path, xs, weight, Activation::kNone, {}, ys);
+    } else {
+      linear_swiglu(ctx, path, xs, weight, {up->data(), up->dtype(), n, k, nullptr}, ys);
+    }
+  }
+
+  // Samples of the result, the corners among them, against double.
+  void check(const std::string& title, const Tensor& x, const Tensor& w, const Tensor* up, const Tensor& y) {
+    const int64_t m = x.dim(0), k = x.dim(1), n = w.dim(0);
+    std::mt19937 rng(9);
+    for (int i = 0; i < 64; ++i) {
+      const int64_t r = i < 2 ? i * (m - 1) : static_cast<int64_t>(rng() % m);
+      const int64_t c = i < 4 ? (i % 2) * (n - 1) : static_cast<int64_t>(rng() % n);
+      double want = dot(x, r, w, c, k);
+      if (up != nullptr) want = want / (1 + std::exp(-want)) * dot(x, r, *up, c, k);
+      const double got = element(y, r * n + c);
+      const double tolerance = (y.dtype() == DType::kBF16 ? 0.02 : 2e-5) * (std::abs(want) + 1);
+      if (!(std::abs(got - want) <= tolerance)) {
+        std::printf("%s: WRONG at [%lld, %lld]: %g, expected %g\n", title.c_str(), static_cast<long long>(r),
+                    static_cast<long long>(c), got, want);
+        ++failures_;
+        return;
+      }
+    }
+  }
+
+  Timing time(const std::function<void()>& fn) {
+    std::vector<double> seconds;
+    fn();
+    for (int i = 0; i < options_.repeat; ++i) {
+      const double start = elapsed(options_.threads);
+      fn();
+      seconds.push_back(elapsed(options_.threads) - start);
+    }
+    return summarize(std::move(seconds));
+  }
+
+  // GB/s of all threads that sum one large buffer.
+  double read_bandwidth() {
+    constexpr size_t kBytes = size_t{1} << 30;
+    if (read_buffer_.size_bytes() == 0) {
+      read_buffer_ = AlignedBuffer(kBytes);
+      std::memset(read_buffer_.data(), 1, kBytes);
+    }
+    constexpr int64_t kChunk = 1 << 20;
+    const auto read = [&] {
+      pool_.parallel_for(static_cast<int64_t>(kBytes) / kChunk, [&](int64_t task, int) {
+        const uint64_t sum = sum_bytes(read_buffer_.data() + task * kChunk, kChunk);
+        asm volatile("" ::"r"(sum));
+      });
+    };
+    std::vector<double> seconds;
+    for (int i = 0; i < 5; ++i) {
+      const double start = elapsed(options_.threads);
+      read();
+      seconds.push_back(elapsed(options_.threads) - start);
+    }
+    return static_cast<double>(kBytes) / summarize(std::move(seconds)).best * 1e-9;
+  }
+
+  Options options_;
+  ThreadPool pool_;
+  const KernelTable& table_;
+  AlignedBuffer read_buffer_;
+  int failures_ = 0;
+};
+
+Options parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    if (i + 1 >= argc) fail(ErrorCode::kInvalidArgument, "linear_bench", arg, "a value after it", "nothing");
+    const std::string value = argv[++i];
+    if (arg == "--table") {
+      o.table = value;
+    } else if (arg == "--threads") {
+      o.threads = std::stoi(value);
+    } else if (arg == "--only") {
+      o.only = value;
+    } else if (arg == "--repeat") {
+      o.repeat = std::stoi(value);
+    } else {
+      fail(ErrorCode::kInvalidArgument, "linear_bench", "option", "--table, --threads, --only or --repeat", arg);
+    }
+  }
+  return o;
+}
+
+int main_checked(int argc, char** argv) {
+  Bench bench(parse(argc, argv));
+  constexpr DType kF32 = DType::kF32, kBF16 = DType::kBF16, kF16 = DType::kF16;
+  struct Pair {
+    DType x, w;
+  };
+  for (const Pair& t : {Pair{kBF16, kBF16}, Pair{kF32, kF32}, Pair{kF32, kBF16}}) {
+    bench.gemm("patch embed", t.x, t.w, 3072, 1536, 1024);
+    bench.gemm("vision qkv", t.x, t.w, 3072, 1024, 3072);
+    bench.gemm("vision proj", t.x, t.w, 3072, 1024, 1024);
+    bench.gemm("vision fc1", t.x, t.w, 3072, 1024, 4096);
+    bench.gemm("vision fc2", t.x, t.w, 3072, 4096, 1024);
+    bench.gemm("merger fc1", t.x, t.w, 768, 4096, 4096);
+    bench.gemm("merger fc2", t.x, t.w, 768, 4096, 2560);
+    bench.gemm("prefill q", t.x, t.w, 512, 2560, 4096);
+    bench.gemm("prefill kv", t.x, t.w, 512, 2560, 1024);
+    bench.gemm("prefill swiglu", t.x, t.w, 512, 2560, 9728, true);
+    bench.gemm("prefill down", t.x, t.w, 512, 9728, 2560);
+    bench.gemm("short prompt down", t.x, t.w, 32, 9728, 2560);
+  }
+  bench.gemm("vision qkv", kF32, kF16, 3072, 1024, 3072);
+  for (const Pair& t : {Pair{kBF16, kBF16}, Pair{kF32, kBF16}, Pair{kF32, kF32}, Pair{kF32, kF16}}) {
+    bench.gemv("decode q", t.x, t.w, 1, 2560, 4096);
+    bench.gemv("decode kv", t.x, t.w, 1, 2560, 1024);
+    bench.gemv("decode swiglu", t.x, t.w, 1, 2560, 9728, true);
+    bench.gemv("decode down", t.x, t.w, 1, 9728, 2560);
+  }
+  bench.gemv("decode logits", kBF16, kBF16, 1, 2560, 151936);
+  for (int64_t rows : {2, 4, 8, 16}) bench.gemv("decode q", kBF16, kBF16, rows, 2560, 4096);
+  return bench.failures() == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace qvl::bench
+
+int main(int argc, char** argv) {
+  try {
+    return qvl::bench::main_checked(argc, argv);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+}
