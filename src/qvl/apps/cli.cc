@@ -1,6 +1,5 @@
-#include "cli.h"
+#include "qvl/apps/cli.h"
 
-#include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
@@ -11,6 +10,7 @@
 #include <cstdlib>
 
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/base/log.h"
 #include "qvl/engine/native/open.h"
 #include "qvl/generate/report.h"

@@ -14,7 +14,7 @@
 #include "qvl/engine/engine.h"
 #include "qvl/generate/assets.h"
 #include "qvl/generate/pipeline.h"
-#include "terminal.h"
+#include "qvl/apps/terminal.h"
 
 namespace qvl::apps {
 

@@ -1,11 +1,10 @@
 // `qvl chat`: a conversation. The history lives in the session's KV cache, so a turn costs only what is new.
-#include <fmt/format.h>
-
 #include <array>
 
-#include "cli.h"
-#include "line_reader.h"
+#include "qvl/apps/cli.h"
+#include "qvl/apps/line_reader.h"
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 
 namespace qvl::apps {
 namespace {

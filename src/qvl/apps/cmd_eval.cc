@@ -1,8 +1,8 @@
 // `qvl eval`: scores a model on a folder of pictures with questions and answers.
-#include <fmt/format.h>
 
-#include "cli.h"
+#include "qvl/apps/cli.h"
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/generate/eval.h"
 
 namespace qvl::apps {

@@ -1,8 +1,8 @@
 // `qvl info`: what a model folder is, without opening it for computing.
-#include <fmt/format.h>
 
-#include "cli.h"
+#include "qvl/apps/cli.h"
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/base/json.h"
 #include "qvl/checkpoint/checkpoint.h"
 #include "qvl/kernels/ops.h"

@@ -1,11 +1,10 @@
 // `qvl run`: one question about pictures, one answer on stdout.
-#include <fmt/format.h>
-
 #include <iostream>
 #include <iterator>
 
-#include "cli.h"
+#include "qvl/apps/cli.h"
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/generate/report.h"
 
 namespace qvl::apps {

@@ -1,8 +1,8 @@
 // `qvl synth`: a checkpoint of a released size with seeded random weights, for work on speed.
-#include <fmt/format.h>
 
-#include "cli.h"
+#include "qvl/apps/cli.h"
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/model/public_shapes.h"
 #include "qvl/synth/synth.h"
 

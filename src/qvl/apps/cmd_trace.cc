@@ -1,9 +1,9 @@
 // `qvl trace`: the intermediate tensors of one prefill in a safetensors file, to compare with another
 // implementation.
-#include <fmt/format.h>
 
-#include "cli.h"
+#include "qvl/apps/cli.h"
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/base/json.h"
 #include "qvl/checkpoint/safetensors.h"
 #include "qvl/checkpoint/safetensors_writer.h"

@@ -1,11 +1,10 @@
-#include "line_reader.h"
-
-#include <fmt/format.h>
+#include "qvl/apps/line_reader.h"
 
 #include <cstdio>
 #include <iostream>
 
-#include "terminal.h"
+#include "qvl/apps/terminal.h"
+#include "qvl/base/format.h"
 
 #ifdef QVL_HAVE_LIBEDIT
 #include <histedit.h>

@@ -1,13 +1,12 @@
 // The `qvl` program: picks the command, turns errors into one line on stderr and an exit code.
-#include <fmt/format.h>
-
 #include <CLI/CLI.hpp>
 #include <clocale>
 #include <cstdio>
 #include <vector>
 
-#include "cli.h"
+#include "qvl/apps/cli.h"
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 
 namespace qvl::apps {
 namespace {

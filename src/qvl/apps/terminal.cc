@@ -1,7 +1,6 @@
-#include "terminal.h"
+#include "qvl/apps/terminal.h"
 
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
@@ -14,6 +13,7 @@
 #include <filesystem>
 
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 
 namespace qvl::apps {
 namespace {
