@@ -109,7 +109,7 @@ void run_attention_stream(const Context& ctx, const AttentionStream& kernel, con
     const int64_t first = split * kSplitTokens, count = std::min(kSplitTokens, keys - first);
     // Rows of earlier positions may end before this run.
     int64_t begin = 0;
-    while (c.visible_keys(begin) <= first) p.max[begin++] = -std::numeric_limits<float>::infinity();
+    while (c.visible_keys(begin) <= first) ++begin;
     for (int64_t r = begin; r < rows; ++r) kernel.widen(c.query(kv_head, r), hd, q + r * hd);
     c.for_pieces(kv_head, first, count, [&](const void* k, const void*, int64_t at, int64_t piece) {
       kernel.scores(q + begin * hd, rows - begin, k, piece, hd, scores + begin * kSplitTokens + (at - first),
@@ -126,32 +126,30 @@ void run_attention_stream(const Context& ctx, const AttentionStream& kernel, con
     });
   });
 
-  const auto merge = [&](int64_t kv_head, int64_t row) {
+  // A row's runs in ascending order; later runs that it does not see are left out.
+  const auto merge = [&](int64_t kv_head, int64_t row, int thread) {
+    const int64_t seen = (c.visible_keys(row) + kSplitTokens - 1) / kSplitTokens;
     float max = -std::numeric_limits<float>::infinity();
-    for (int64_t s = 0; s < splits; ++s) max = std::max(max, partial(kv_head, s).max[row]);
-    const Partial first = partial(kv_head, 0);
-    float* out = first.out + row * hd;
-    const float first_factor = std::exp2(first.max[row] - max);
-    float sum = first.sum[row] * first_factor;
-    for (int64_t d = 0; d < hd; ++d) out[d] *= first_factor;
-    for (int64_t s = 1; s < splits; ++s) {
+    for (int64_t s = 0; s < seen; ++s) max = std::max(max, partial(kv_head, s).max[row]);
+    float sum = 0;
+    for (int64_t s = 0; s < seen; ++s) {
       const Partial p = partial(kv_head, s);
-      if (p.max[row] == -std::numeric_limits<float>::infinity()) break;  // nothing visible from here on
-      const float factor = std::exp2(p.max[row] - max);
-      sum += p.sum[row] * factor;
-      const float* src = p.out + row * hd;
-      for (int64_t d = 0; d < hd; ++d) out[d] += src[d] * factor;
+      sum += p.sum[row] * std::exp2(p.max[row] - max);
     }
-    const float inverse = 1.0f / sum;
-    for (int64_t d = 0; d < hd; ++d) out[d] *= inverse;
+    float* out = base + partial_floats * partials + thread_floats * thread;
+    std::fill_n(out, hd, 0.0f);
+    for (int64_t s = 0; s < seen; ++s) {
+      const Partial p = partial(kv_head, s);
+      kernel.add_scaled(p.out + row * hd, std::exp2(p.max[row] - max) / sum, hd, out);
+    }
     kernel.narrow(out, hd, c.output(kv_head, row));
   };
-  // A merge of few splits is cheaper than waking the threads once more.
+  // A merge of few runs is cheaper than waking the threads once more.
   if (splits <= 4) {
-    for (int64_t task = 0; task < c.kv.kv_heads * rows; ++task) merge(task / rows, task % rows);
+    for (int64_t task = 0; task < c.kv.kv_heads * rows; ++task) merge(task / rows, task % rows, 0);
   } else {
-    ctx.pool->parallel_for(c.kv.kv_heads, [&](int64_t kv_head, int) {
-      for (int64_t row = 0; row < rows; ++row) merge(kv_head, row);
+    ctx.pool->parallel_for(c.kv.kv_heads, [&](int64_t kv_head, int thread) {
+      for (int64_t row = 0; row < rows; ++row) merge(kv_head, row, thread);
     });
   }
 }

@@ -103,6 +103,37 @@ TEST_P(AttentionCausal, GemvGroupsAndRows) {
   }
 }
 
+// The weights of streamed attention against exp2 in double, at arguments that floats hold: relative error of a few units down to the smallest
+// normal result, nothing negative or infinite below.
+TEST_P(AttentionCausal, WeightsAreAccurate) {
+  const AttentionStream& stream =
+      bf16() ? context().table->attention->stream_bf16 : context().table->attention->stream_f32;
+  for (int64_t count : {1, 7, 16, 17, 256}) {
+    std::vector<float> scores(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) scores[static_cast<size_t>(i)] = -0.609375f * static_cast<float>((i * 37) % count);
+    std::vector<float> weights = scores;
+    float max = NAN;
+    const int64_t visible = count > 2 ? count - 2 : count;
+    const float sum = stream.weights(weights.data(), visible, count, 2.0f, &max);
+    double largest = -INFINITY, expected_sum = 0;
+    for (int64_t i = 0; i < visible; ++i) largest = std::max(largest, 2.0 * scores[static_cast<size_t>(i)]);
+    ASSERT_EQ(max, static_cast<float>(largest));
+    for (int64_t i = 0; i < count; ++i) {
+      const float w = weights[static_cast<size_t>(i)];
+      if (i >= visible) {
+        ASSERT_EQ(w, 0.0f);
+        continue;
+      }
+      const double expected = std::exp2(2.0 * scores[static_cast<size_t>(i)] - largest);
+      expected_sum += expected;
+      // Below 2^-126 a kernel may lose bits or give zero.
+      ASSERT_NEAR(w, expected, expected < 0x1p-126 ? 0x1p-126 : expected * 4 * testing::kUnit) << i << " of " << count;
+      ASSERT_GE(w, 0.0f);
+    }
+    ASSERT_NEAR(sum, expected_sum, expected_sum * 16 * testing::kUnit);
+  }
+}
+
 TEST_P(AttentionCausal, LargeScores) {
   for (LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
     check_random(path, {1, 4, 64, 64, 600, 7}, 9, 100.0f);

@@ -93,8 +93,12 @@ struct AttentionStream {
   void (*gather)(const float* weights, int64_t weight_stride, int64_t rows, const void* v, int64_t count,
                  int64_t head_dim, float* out) = nullptr;
 
-  void (*widen)(const void* src, int64_t count, float* dst) = nullptr;
-  void (*narrow)(const float* src, int64_t count, void* dst) = nullptr;  // rounds once; zeros come out positive
+  // sum[0..count) += part[0..count) * factor.
+  void (*add_scaled)(const float* part, float factor, int64_t count, float* sum) = nullptr;
+
+  // Between one head of activations and the float heads above, whose order of elements is the kernel's own.
+  void (*widen)(const void* src, int64_t head_dim, float* dst) = nullptr;
+  void (*narrow)(const float* src, int64_t head_dim, void* dst) = nullptr;  // rounds once; zeros come out positive
 };
 
 struct AttentionKernels {
@@ -110,8 +114,6 @@ const AttentionKernels& attention_kernels_scalar();
 const AttentionKernels& attention_kernels_avx2();
 const AttentionKernels& attention_kernels_avx512();
 const AttentionKernels& attention_kernels_avx512bf16();
-// The tile on VDPBF16PS; attention_kernels_avx512bf16() has it where it is the faster one.
-AttentionTile attention_tile_bf16_dot();
 #endif
 
 }  // namespace qvl::kernels

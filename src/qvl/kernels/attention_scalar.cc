@@ -199,6 +199,10 @@ void stream_gather(const float* weights, int64_t weight_stride, int64_t rows, co
   }
 }
 
+void add_scaled(const float* part, float factor, int64_t count, float* sum) {
+  for (int64_t i = 0; i < count; ++i) sum[i] += part[i] * factor;
+}
+
 template <typename T>
 RowKernels make_rows() {
   return {layer_norm_row<T>, rms_norm_row<T>, rope_heads<T>, norm_rope_head<T>};
@@ -223,7 +227,7 @@ AttentionTile make_tile() {
 
 template <typename T>
 AttentionStream make_stream() {
-  return {stream_scores<T>, stream_weights, stream_gather<T>, widen<T>, narrow<T>};
+  return {stream_scores<T>, stream_weights, stream_gather<T>, add_scaled, widen<T>, narrow<T>};
 }
 
 }  // namespace

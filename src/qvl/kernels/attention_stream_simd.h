@@ -40,6 +40,16 @@ struct Stream {
     b = left >= 2 * kW ? V::load(p + d + kW) : left > kW ? V::load_n(p + d + kW, left - kW) : V::zero();
   }
 
+  static void add_scaled(const float* part, float factor, int64_t count, float* sum) {
+    const F f = V::set1(factor);
+    int64_t i = 0;
+    for (; i + kW <= count; i += kW) V::store(sum + i, V::fma(V::load(part + i), f, V::load(sum + i)));
+    if (i < count) {
+      const int64_t n = count - i;
+      V::store_n(sum + i, V::fma(V::load_n(part + i, n), f, V::load_n(sum + i, n)), n);
+    }
+  }
+
   static void widen(const void* src, int64_t hd, float* dst) {
     const T* p = static_cast<const T*>(src);
     if (interleaved(hd)) {
@@ -250,7 +260,7 @@ struct Stream {
 template <typename V, typename T>
 AttentionStream attention_stream() {
   using S = Stream<V, T>;
-  return {S::scores, S::weights, S::gather, S::widen, S::narrow};
+  return {S::scores, S::weights, S::gather, S::add_scaled, S::widen, S::narrow};
 }
 
 }  // namespace qvl::kernels::simd

@@ -87,27 +87,6 @@ inline ::testing::AssertionResult same_bits(const Activations& a, const Activati
   return ::testing::AssertionSuccess();
 }
 
-#if defined(__x86_64__)
-// The BF16 dot product's tile wherever it runs, also where the table prefers another.
-inline constexpr std::string_view kBf16DotTable = "avx512bf16dot";
-inline const KernelTable& bf16_dot_table() {
-  static const AttentionKernels attention = [] {
-    AttentionKernels k = attention_kernels_avx512bf16();
-    k.tile_bf16 = attention_tile_bf16_dot();
-    return k;
-  }();
-  static const KernelTable table{kBf16DotTable, nullptr, &attention};
-  return table;
-}
-#endif
-
-inline const KernelTable& test_table(std::string_view name) {
-#if defined(__x86_64__)
-  if (name == kBf16DotTable) return bf16_dot_table();
-#endif
-  return table_by_name(name);
-}
-
 // A table that this processor runs and an activation type; the parameter of most tests here.
 struct Variant {
   std::string table;
@@ -124,9 +103,6 @@ inline std::vector<Variant> all_variants() {
     v.push_back({std::string(name), DType::kF32});
     v.push_back({std::string(name), DType::kBF16});
   }
-#if defined(__x86_64__)
-  if (cpu_features().avx512bf16) v.push_back({std::string(kBf16DotTable), DType::kBF16});
-#endif
   return v;
 }
 
@@ -138,7 +114,7 @@ class VariantTest : public ::testing::TestWithParam<Variant> {
  protected:
   DType dtype() const { return GetParam().dtype; }
   bool bf16() const { return dtype() == DType::kBF16; }
-  Context context() { return {&pool_, &test_table(GetParam().table)}; }
+  Context context() { return {&pool_, &table_by_name(GetParam().table)}; }
   static ThreadPool pool_;
 };
 inline ThreadPool VariantTest::pool_{2};
