@@ -83,7 +83,7 @@ void tile_rows_avx2(const TileArgs& t) {
   for (int64_t begin = 0; begin < t.k; begin += kPrefetchStep) {
     for (int r = 0; r < t.next_rows; ++r) {
       _mm_prefetch(reinterpret_cast<const char*>(t.next_x + r * t.next_stride) + begin * t.next_element_bytes,
-                   _MM_HINT_T0);
+                   _MM_HINT_T1);
     }
     const int64_t end = begin + kPrefetchStep < t.k ? begin + kPrefetchStep : t.k;
     for (int64_t i = begin; i < end; ++i) {

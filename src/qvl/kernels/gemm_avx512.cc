@@ -107,9 +107,9 @@ void tile_rows_avx512(const TileArgs& t) {
   }
   for (int64_t begin = 0; begin < t.k; begin += kPrefetchStep) {
     for (int r = 0; r < t.next_rows; ++r) {
-      // At 16-bit elements half of these ask for a line twice.
+      // Into the second level: the first is full. At 16-bit elements half of these ask for a line twice.
       _mm_prefetch(reinterpret_cast<const char*>(t.next_x + r * t.next_stride) + begin * t.next_element_bytes,
-                   _MM_HINT_T0);
+                   _MM_HINT_T1);
     }
     const int64_t end = begin + kPrefetchStep < t.k ? begin + kPrefetchStep : t.k;
     for (int64_t i = begin; i < end; ++i) {

@@ -20,12 +20,13 @@ namespace {
 constexpr int64_t kMaxGemvRows = 16;
 // Packed panels of one task: half of a 2 MB second-level cache, the rest is for x and the results.
 constexpr size_t kPackedBudgetBytes = 1024 * 1024;
-// Longest block of K: a panel of 64 columns then takes half of that budget as float.
-constexpr int64_t kMaxDepth = 2048;
-// Row blocks repack the same weights, so they have to be long enough to pay for it; with more than one block of K
-// their sums lie in the second-level cache too, so they must not be too long.
+// Longest block of K: four float panels of 64 columns then fit that budget, so that a tile of x serves four times,
+// and six rows of it, widened, stay in the first-level cache.
+constexpr int64_t kMaxDepth = 1024;
+// Row blocks repack the same weights, so they have to be long enough to pay for it. With more than one block of K
+// the sums of a row block wait in memory (4 MB at most); they pass by once per block, which costs little.
 constexpr int64_t kMinRowBlock = 192;
-constexpr int64_t kMaxRowBlockSums = 768;
+constexpr int64_t kMaxRowBlockSums = 4096;
 constexpr int64_t kTasksPerThread = 4;
 // A gemv task reads about this much: long enough for the prefetchers, short enough to balance.
 constexpr int64_t kGemvTaskBytes = 256 * 1024;
@@ -155,6 +156,11 @@ void prefetch_for_write(const Matrix& y, int64_t row, int64_t rows, int64_t col,
   }
 }
 
+// Asks for the sums of the tile after the one about to run (past the last one it asks in vain).
+void prefetch_sums(const float* sums, size_t count) {
+  for (size_t i = 0; i < count; i += 16) __builtin_prefetch(sums + i, 1);
+}
+
 // How a gemm is cut into tasks. Results do not depend on it.
 struct GemmPlan {
   int64_t depth;         // of one block of K; a multiple of 32 unless it is all of K
@@ -238,6 +244,7 @@ void run_gemm_block(const GemmKernel& kernel, const GemmPlan& plan, const Call& 
       for (int64_t col = block.col_begin; col < block.col_end; col += nr) {
         const int64_t cols = std::min(nr, block.col_end - col);
         if (last) prefetch_for_write(call.y, row, m, col, cols);
+        if (!first) prefetch_sums(c + tile_floats * weight_count, tile_floats * weight_count);
         for (int i = 0; i < weight_count; ++i, panel += panel_bytes) {
           tile.packed = panel;
           tile.c = c + i * tile_floats;
