@@ -1,7 +1,8 @@
-// Linear layers at the shapes of the released models: each result is checked against double sums first, then timed as
-// the median and the best of several runs. Many rows print GFLOPS and the share of the processor's arithmetic peak, one row prints
-// GB/s of weights and the share of the read bandwidth, both measured around each case by the same threads. Times are
-// CPU seconds with one thread (run pinned: taskset -c 0), which a busy machine disturbs least; wall clock with more.
+// Linear layers at the shapes of the released models: each result is checked against double sums first, then
+// timed as the median and the best of several runs. Many rows print GFLOPS and the share of the processor's
+// arithmetic peak, one row prints GB/s of weights and the share of the read bandwidth, both measured around
+// each case by the same threads. Times are CPU seconds with one thread (run pinned: taskset -c 0), which a
+// busy machine disturbs least; wall clock with more.
 //
 //   linear_bench [--table NAME] [--threads N] [--only SUBSTRING] [--repeat N]
 #include <algorithm>
@@ -104,24 +105,29 @@ class Bench {
 
   int failures() const { return failures_; }
 
-  void gemm(const char* name, DType x_type, DType w_type, int64_t m, int64_t k, int64_t n, bool swiglu = false) {
+  void gemm(const char* name, DType x_type, DType w_type, int64_t m, int64_t k, int64_t n,
+            bool swiglu = false) {
     const std::string title = label("gemm", name, x_type, w_type, m, k, n);
     if (!wanted(title)) return;
     const Tensor x = random_tensor(x_type, {m, k}, 1, 1.0f);
-    const Tensor w = random_tensor(w_type, {n, k}, 2, 0.05f), up = random_tensor(w_type, {swiglu ? n : 0, k}, 3, 0.05f);
+    const Tensor w = random_tensor(w_type, {n, k}, 2, 0.05f),
+                 up = random_tensor(w_type, {swiglu ? n : 0, k}, 3, 0.05f);
     Tensor y(x_type, {m, n});
     const auto call = [&] { run(LinearPath::kGemm, x, w, swiglu ? &up : nullptr, y); };
     call();
     check(title, x, w, swiglu ? &up : nullptr, y);
     const bool dot_kernel = table_.name == "avx512bf16" && x_type == DType::kBF16;
-    const auto peak = [&] { return (dot_kernel ? peak_bf16_dot_gflops() : peak_fma_gflops(table_.name)) * options_.threads; };
+    const auto peak = [&] {
+      return (dot_kernel ? peak_bf16_dot_gflops() : peak_fma_gflops(table_.name)) * options_.threads;
+    };
     const double flops = 2.0 * static_cast<double>(m) * k * n * (swiglu ? 2 : 1);
     double limit = peak();
     const Timing seconds = time(call);
     limit = std::max(limit, peak());
     std::printf("%-58s %7.1f (best %7.1f) GFLOPS  %5.1f %% (%5.1f %%) of %.1f", title.c_str(),
-                flops / seconds.median * 1e-9, flops / seconds.best * 1e-9, 100 * flops / seconds.median * 1e-9 / limit,
-                100 * flops / seconds.best * 1e-9 / limit, limit);
+                flops / seconds.median * 1e-9, flops / seconds.best * 1e-9,
+                100 * flops / seconds.median * 1e-9 / limit, 100 * flops / seconds.best * 1e-9 / limit,
+                limit);
 #ifdef QVL_BENCH_ONEDNN
     if (!swiglu && x_type == w_type && options_.threads == 1) {
       OnednnMatmul other(x_type, m, n, k, w.data());
@@ -135,10 +141,12 @@ class Bench {
   }
 
   // Weights of about 1 GB in total, so that no cache holds them from one pass to the next.
-  void gemv(const char* name, DType x_type, DType w_type, int64_t m, int64_t k, int64_t n, bool swiglu = false) {
+  void gemv(const char* name, DType x_type, DType w_type, int64_t m, int64_t k, int64_t n,
+            bool swiglu = false) {
     const std::string title = label("gemv", name, x_type, w_type, m, k, n);
     if (!wanted(title)) return;
-    const double bytes = static_cast<double>(n) * k * static_cast<double>(dtype_size_bytes(w_type)) * (swiglu ? 2 : 1);
+    const double bytes =
+        static_cast<double>(n) * k * static_cast<double>(dtype_size_bytes(w_type)) * (swiglu ? 2 : 1);
     const int64_t copies = std::max<int64_t>(1, static_cast<int64_t>(1.0e9 / bytes));
     const Tensor x = random_tensor(x_type, {m, k}, 1, 1.0f);
     std::vector<Tensor> w, up;
@@ -162,9 +170,11 @@ class Bench {
   }
 
  private:
-  static std::string label(const char* path, const char* name, DType x, DType w, int64_t m, int64_t k, int64_t n) {
-    return std::string(path) + " " + name + " " + std::string(dtype_name(x)) + "x" + std::string(dtype_name(w)) + " [" +
-           std::to_string(m) + "," + std::to_string(k) + "]x[" + std::to_string(k) + "," + std::to_string(n) + "]";
+  static std::string label(const char* path, const char* name, DType x, DType w, int64_t m, int64_t k,
+                           int64_t n) {
+    return std::string(path) + " " + name + " " + std::string(dtype_name(x)) + "x" +
+           std::string(dtype_name(w)) + " [" + std::to_string(m) + "," + std::to_string(k) + "]x[" +
+           std::to_string(k) + "," + std::to_string(n) + "]";
   }
 
   bool wanted(const std::string& title) const {
@@ -260,7 +270,8 @@ Options parse(int argc, char** argv) {
     } else if (arg == "--repeat") {
       o.repeat = std::stoi(value);
     } else {
-      fail(ErrorCode::kInvalidArgument, "linear_bench", "option", "--table, --threads, --only or --repeat", arg);
+      fail(ErrorCode::kInvalidArgument, "linear_bench", "option", "--table, --threads, --only or --repeat",
+           arg);
     }
   }
   return o;

@@ -17,8 +17,10 @@ OnednnMatmul::OnednnMatmul(DType dtype, int64_t m, int64_t n, int64_t k, const v
     : impl_(std::make_unique<Impl>()) {
   Impl& i = *impl_;
   const auto type = dtype == DType::kBF16 ? memory::data_type::bf16 : memory::data_type::f32;
-  const memory::desc x_desc({m, k}, type, memory::format_tag::ab), y_desc({m, n}, type, memory::format_tag::ab);
-  const memory::desc w_any({k, n}, type, memory::format_tag::any), w_plain({k, n}, type, memory::format_tag::ba);
+  const memory::desc x_desc({m, k}, type, memory::format_tag::ab),
+      y_desc({m, n}, type, memory::format_tag::ab);
+  const memory::desc w_any({k, n}, type, memory::format_tag::any),
+      w_plain({k, n}, type, memory::format_tag::ba);
   const dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(x_desc, w_any, y_desc), i.engine);
   i.matmul = dnnl::matmul(desc);
   i.x = memory(x_desc, i.engine, nullptr);

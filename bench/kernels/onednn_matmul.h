@@ -1,5 +1,5 @@
-// oneDNN's matmul for comparison: y[m, n] = x[m, k] . w[n, k]^T, the weight in oneDNN's own packed layout (packed
-// ahead, outside of the measured time; qvl packs inside).
+// oneDNN's matmul for comparison: y[m, n] = x[m, k] . w[n, k]^T, the weight in oneDNN's own packed layout
+// (packed ahead, outside of the measured time; qvl packs inside).
 #pragma once
 
 #include <cstdint>

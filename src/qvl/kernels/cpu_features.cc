@@ -21,7 +21,9 @@ Registers cpuid(unsigned leaf, unsigned subleaf) {
   return r;
 }
 
-bool bit(unsigned value, int index) { return (value >> index) & 1u; }
+bool bit(unsigned value, int index) {
+  return (value >> index) & 1u;
+}
 
 // Extended control register 0: the register states that the operating system saves.
 unsigned read_xcr0() {
@@ -56,7 +58,9 @@ CpuFeatures detect() {
 
 #else
 
-CpuFeatures detect() { return {}; }
+CpuFeatures detect() {
+  return {};
+}
 
 #endif
 

@@ -57,9 +57,12 @@ void finish_rows(const FinishArgs& f) {
 template <typename T>
 void finish_avx2(const FinishArgs& f) {
   switch (f.activation) {
-    case Activation::kNone: return finish_rows<T, Activation::kNone>(f);
-    case Activation::kGeluTanh: return finish_rows<T, Activation::kGeluTanh>(f);
-    case Activation::kGeluErf: return finish_rows<T, Activation::kGeluErf>(f);
+    case Activation::kNone:
+      return finish_rows<T, Activation::kNone>(f);
+    case Activation::kGeluTanh:
+      return finish_rows<T, Activation::kGeluTanh>(f);
+    case Activation::kGeluErf:
+      return finish_rows<T, Activation::kGeluErf>(f);
   }
 }
 

@@ -1,4 +1,5 @@
-// The last step of linear layers for AVX-512: bias, activation, residual, rounding; SwiGLU's product; row sums.
+// The last step of linear layers for AVX-512: bias, activation, residual, rounding; SwiGLU's product; row
+// sums.
 #include "qvl/kernels/linear_avx512.h"
 
 #if defined(__x86_64__)
@@ -41,7 +42,9 @@ inline __m512 activate(__m512 v) {
 }
 
 // Lanes of the vector that starts at column j of `cols`.
-inline __mmask16 lanes(int64_t j, int64_t cols) { return first_lanes(cols - j < 16 ? cols - j : 16); }
+inline __mmask16 lanes(int64_t j, int64_t cols) {
+  return first_lanes(cols - j < 16 ? cols - j : 16);
+}
 
 template <typename T, Activation kActivation>
 void finish_rows(const FinishArgs& f) {
@@ -64,9 +67,12 @@ void finish_rows(const FinishArgs& f) {
 template <typename T>
 void finish_avx512(const FinishArgs& f) {
   switch (f.activation) {
-    case Activation::kNone: return finish_rows<T, Activation::kNone>(f);
-    case Activation::kGeluTanh: return finish_rows<T, Activation::kGeluTanh>(f);
-    case Activation::kGeluErf: return finish_rows<T, Activation::kGeluErf>(f);
+    case Activation::kNone:
+      return finish_rows<T, Activation::kNone>(f);
+    case Activation::kGeluTanh:
+      return finish_rows<T, Activation::kGeluTanh>(f);
+    case Activation::kGeluErf:
+      return finish_rows<T, Activation::kGeluErf>(f);
   }
 }
 

@@ -1,5 +1,5 @@
-// The last step of every runnable table against double: activations over the whole range that models reach, exactly
-// the values that the vector formulas compute (sums are handed in, nothing is accumulated).
+// The last step of every runnable table against double: activations over the whole range that models reach,
+// exactly the values that the vector formulas compute (sums are handed in, nothing is accumulated).
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -55,11 +55,11 @@ std::vector<float> range(float limit) {
   return v;
 }
 
-// |got - want| <= absolute * |v| + relative * |want|: near the origin and for positive v the result is about v, so
-// both terms are a few float roundings; for negative v the result shrinks and the rounding of the exponent's argument
-// shows.
-void expect_close(const std::vector<float>& v, const std::vector<float>& got, double (*want)(double), double absolute,
-                  double relative) {
+// |got - want| <= absolute * |v| + relative * |want|: near the origin and for positive v the result is about
+// v, so both terms are a few float roundings; for negative v the result shrinks and the rounding of the
+// exponent's argument shows.
+void expect_close(const std::vector<float>& v, const std::vector<float>& got, double (*want)(double),
+                  double absolute, double relative) {
   double worst = 0;
   float at = 0;
   for (size_t i = 0; i < v.size(); ++i) {
@@ -79,8 +79,12 @@ double exact_gelu_tanh(double v) {
   // x / (1 + e^-2u): the same function without cancellation.
   return v / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (v + 0.044715 * v * v * v)));
 }
-double exact_gelu_erf(double v) { return 0.5 * v * std::erfc(-v / std::sqrt(2.0)); }
-double exact_silu(double v) { return v / (1 + std::exp(-v)); }
+double exact_gelu_erf(double v) {
+  return 0.5 * v * std::erfc(-v / std::sqrt(2.0));
+}
+double exact_silu(double v) {
+  return v / (1 + std::exp(-v));
+}
 
 TEST_P(FinishTest, GeluTanhMatchesDouble) {
   const std::vector<float> near = range(6.5f);
@@ -143,7 +147,9 @@ TEST_P(FinishTest, Bf16StoresEveryRoundingCaseLikeTheScalarConversion) {
   }
 }
 
-std::vector<std::string_view> table_names() { return {runnable_tables().begin(), runnable_tables().end()}; }
+std::vector<std::string_view> table_names() {
+  return {runnable_tables().begin(), runnable_tables().end()};
+}
 
 INSTANTIATE_TEST_SUITE_P(Tables, FinishTest, testing::ValuesIn(table_names()),
                          [](const auto& test) { return std::string(test.param); });

@@ -1,6 +1,8 @@
-// Compute-bound linear kernels for AVX2 with FMA and F16C: float FMA on weights widened while they are packed.
+// Compute-bound linear kernels for AVX2 with FMA and F16C: float FMA on weights widened while they are
+// packed.
 //
-// Panel: [k][16] float. Tile: 6 rows x 16 outputs = 12 accumulators, 2 registers of weights, 1 broadcast of x.
+// Panel: [k][16] float. Tile: 6 rows x 16 outputs = 12 accumulators, 2 registers of weights, 1 broadcast of
+// x.
 #include "qvl/kernels/linear_avx2.h"
 
 #if defined(__x86_64__)
@@ -23,7 +25,9 @@ constexpr int kPanelCols = 8 * kVectors;
 constexpr int kPrefetchFloats = 256;
 constexpr int64_t kPrefetchStep = 16;  // inputs between two rounds of asking for the next rows of x
 
-size_t panel_bytes(int64_t k) { return sizeof(float) * kPanelCols * static_cast<size_t>(k); }
+size_t panel_bytes(int64_t k) {
+  return sizeof(float) * kPanelCols * static_cast<size_t>(k);
+}
 
 template <typename T>
 void pack_avx2(const void* w, int64_t ldw, int64_t cols, int64_t k, void* packed) {
@@ -107,18 +111,25 @@ void tile_rows_avx2(const TileArgs& t) {
 
 void tile_f32_avx2(const TileArgs& t) {
   switch (t.rows) {
-    case 1: return tile_rows_avx2<1>(t);
-    case 2: return tile_rows_avx2<2>(t);
-    case 3: return tile_rows_avx2<3>(t);
-    case 4: return tile_rows_avx2<4>(t);
-    case 5: return tile_rows_avx2<5>(t);
-    default: return tile_rows_avx2<6>(t);
+    case 1:
+      return tile_rows_avx2<1>(t);
+    case 2:
+      return tile_rows_avx2<2>(t);
+    case 3:
+      return tile_rows_avx2<3>(t);
+    case 4:
+      return tile_rows_avx2<4>(t);
+    case 5:
+      return tile_rows_avx2<5>(t);
+    default:
+      return tile_rows_avx2<6>(t);
   }
 }
 
 template <typename T>
 GemmKernel gemm_f32acc_avx2(bool widen_x) {
-  return {kTileRows, kPanelCols, panel_bytes, pack_avx2<T>, widen_x ? widen_bf16_avx2 : nullptr, tile_f32_avx2};
+  return {kTileRows,    kPanelCols, panel_bytes, pack_avx2<T>, widen_x ? widen_bf16_avx2 : nullptr,
+          tile_f32_avx2};
 }
 
 }  // namespace

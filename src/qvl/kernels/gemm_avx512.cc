@@ -1,8 +1,9 @@
-// Compute-bound linear kernels for AVX-512 (F, BW, VL, DQ): float FMA on weights widened while they are packed.
+// Compute-bound linear kernels for AVX-512 (F, BW, VL, DQ): float FMA on weights widened while they are
+// packed.
 //
-// Panel: [k][64] float, the outputs of one k side by side. Tile: 6 rows x 64 outputs = 24 accumulators, 4 registers
-// of weights, 1 broadcast element of x: 24 FMA for 10 loads. x is read where it lies: 6 rows never crowd one set of
-// the first-level cache, whatever their distance.
+// Panel: [k][64] float, the outputs of one k side by side. Tile: 6 rows x 64 outputs = 24 accumulators, 4
+// registers of weights, 1 broadcast element of x: 24 FMA for 10 loads. x is read where it lies: 6 rows never
+// crowd one set of the first-level cache, whatever their distance.
 #include "qvl/kernels/linear_avx512.h"
 
 #if defined(__x86_64__)
@@ -26,7 +27,9 @@ constexpr int kPanelCols = 16 * kVectors;
 constexpr int kPrefetchFloats = 512;
 constexpr int64_t kPrefetchStep = 16;  // inputs between two rounds of asking for the next rows of x
 
-size_t panel_bytes(int64_t k) { return sizeof(float) * kPanelCols * static_cast<size_t>(k); }
+size_t panel_bytes(int64_t k) {
+  return sizeof(float) * kPanelCols * static_cast<size_t>(k);
+}
 
 struct LoadF32 {
   using Element = float;
@@ -137,18 +140,24 @@ void tile_rows_avx512(const TileArgs& t) {
 
 void tile_f32_avx512(const TileArgs& t) {
   switch (t.rows) {
-    case 1: return tile_rows_avx512<1>(t);
-    case 2: return tile_rows_avx512<2>(t);
-    case 3: return tile_rows_avx512<3>(t);
-    case 4: return tile_rows_avx512<4>(t);
-    case 5: return tile_rows_avx512<5>(t);
-    default: return tile_rows_avx512<6>(t);
+    case 1:
+      return tile_rows_avx512<1>(t);
+    case 2:
+      return tile_rows_avx512<2>(t);
+    case 3:
+      return tile_rows_avx512<3>(t);
+    case 4:
+      return tile_rows_avx512<4>(t);
+    case 5:
+      return tile_rows_avx512<5>(t);
+    default:
+      return tile_rows_avx512<6>(t);
   }
 }
 
 template <typename Load>
 GemmKernel gemm_f32acc_avx512(bool widen_x) {
-  return {kTileRows, kPanelCols, panel_bytes, pack_avx512<Load>, widen_x ? widen_bf16_avx512 : nullptr,
+  return {kTileRows,      kPanelCols, panel_bytes, pack_avx512<Load>, widen_x ? widen_bf16_avx512 : nullptr,
           tile_f32_avx512};
 }
 

@@ -1,6 +1,6 @@
-// Linear kernels for AVX-512 BF16: the bfloat16 dot product of pairs (VDPBF16PS) on bfloat16 weights as they are.
-// Everything else is the AVX-512 table's. Its products are exact in float; it flushes denormal inputs and results to
-// zero (magnitudes below 2^-126), which no model's values come near.
+// Linear kernels for AVX-512 BF16: the bfloat16 dot product of pairs (VDPBF16PS) on bfloat16 weights as they
+// are. Everything else is the AVX-512 table's. Its products are exact in float; it flushes denormal inputs
+// and results to zero (magnitudes below 2^-126), which no model's values come near.
 //
 // Panel: [k/2][64] pairs, half the bytes of the widened one. Tile: 6 rows x 64 outputs, as for AVX-512.
 #include "qvl/kernels/linear_avx512.h"
@@ -26,9 +26,15 @@ constexpr int kVectors = 4;
 constexpr int kPanelCols = 16 * kVectors;
 constexpr int kPrefetchPairs = 512;
 
-int64_t pairs_of(int64_t k) { return (k + 1) / 2; }
-size_t panel_bytes(int64_t k) { return sizeof(uint32_t) * kPanelCols * static_cast<size_t>(pairs_of(k)); }
-__mmask32 first_halves(int64_t n) { return n >= 32 ? 0xffffffffu : (1u << n) - 1u; }
+int64_t pairs_of(int64_t k) {
+  return (k + 1) / 2;
+}
+size_t panel_bytes(int64_t k) {
+  return sizeof(uint32_t) * kPanelCols * static_cast<size_t>(pairs_of(k));
+}
+__mmask32 first_halves(int64_t n) {
+  return n >= 32 ? 0xffffffffu : (1u << n) - 1u;
+}
 
 // The second element of the last pair is 0 when k is odd.
 void pack_bf16_avx512bf16(const void* w, int64_t ldw, int64_t cols, int64_t k, void* packed) {
@@ -116,19 +122,26 @@ void tile_rows_avx512bf16(const TileArgs& t) {
 
 void tile_bf16_avx512bf16(const TileArgs& t) {
   switch (t.rows) {
-    case 1: return tile_rows_avx512bf16<1>(t);
-    case 2: return tile_rows_avx512bf16<2>(t);
-    case 3: return tile_rows_avx512bf16<3>(t);
-    case 4: return tile_rows_avx512bf16<4>(t);
-    case 5: return tile_rows_avx512bf16<5>(t);
-    default: return tile_rows_avx512bf16<6>(t);
+    case 1:
+      return tile_rows_avx512bf16<1>(t);
+    case 2:
+      return tile_rows_avx512bf16<2>(t);
+    case 3:
+      return tile_rows_avx512bf16<3>(t);
+    case 4:
+      return tile_rows_avx512bf16<4>(t);
+    case 5:
+      return tile_rows_avx512bf16<5>(t);
+    default:
+      return tile_rows_avx512bf16<6>(t);
   }
 }
 
 }  // namespace
 
 void set_gemm_avx512bf16(LinearKernels& kernels) {
-  kernels.gemm_bf16_bf16 = {kTileRows, kPanelCols, panel_bytes, pack_bf16_avx512bf16, nullptr, tile_bf16_avx512bf16};
+  kernels.gemm_bf16_bf16 = {kTileRows, kPanelCols,          panel_bytes, pack_bf16_avx512bf16,
+                            nullptr,   tile_bf16_avx512bf16};
 }
 
 const LinearKernels& linear_kernels_avx512bf16() {

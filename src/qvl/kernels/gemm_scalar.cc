@@ -1,6 +1,6 @@
 // Plain C++ linear kernels: the oracle that every other table is tested against, and what runs on processors
-// without a table of their own. Each output is summed over k in ascending order with separately rounded products.
-// Activations are evaluated in double and rounded once.
+// without a table of their own. Each output is summed over k in ascending order with separately rounded
+// products. Activations are evaluated in double and rounded once.
 #include <cmath>
 #include <cstring>
 
@@ -13,11 +13,19 @@ namespace {
 constexpr int kTileRows = 4;
 constexpr int kPanelCols = 8;
 
-float widen(float v) { return v; }
-float widen(BFloat16 v) { return to_float(v); }
-float widen(Float16 v) { return to_float(v); }
+float widen(float v) {
+  return v;
+}
+float widen(BFloat16 v) {
+  return to_float(v);
+}
+float widen(Float16 v) {
+  return to_float(v);
+}
 
-size_t panel_bytes(int64_t k) { return sizeof(float) * kPanelCols * static_cast<size_t>(k); }
+size_t panel_bytes(int64_t k) {
+  return sizeof(float) * kPanelCols * static_cast<size_t>(k);
+}
 
 template <typename W>
 void pack(const void* w, int64_t ldw, int64_t cols, int64_t k, void* packed) {
@@ -44,7 +52,8 @@ void gemm_tile(const TileArgs& t) {
 }
 
 template <typename X, typename W>
-void gemv(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n, int64_t k, float* c, int64_t ldc) {
+void gemv(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n, int64_t k, float* c,
+          int64_t ldc) {
   for (int64_t j = 0; j < n; ++j) {
     const W* wj = static_cast<const W*>(w) + j * k;
     for (int64_t r = 0; r < m; ++r) {
@@ -69,7 +78,9 @@ float activate(Activation activation, float v) {
   return v;
 }
 
-float silu(float v) { return static_cast<float>(v / (1.0 + std::exp(-static_cast<double>(v)))); }
+float silu(float v) {
+  return static_cast<float>(v / (1.0 + std::exp(-static_cast<double>(v))));
+}
 
 void finish_f32(const FinishArgs& f) {
   for (int64_t r = 0; r < f.rows; ++r) {
@@ -146,10 +157,10 @@ const LinearKernels& linear_kernels_scalar() {
     k.gemm_f32_bf16 = gemm<float, BFloat16>();
     k.gemm_f32_f16 = gemm<float, Float16>();
     k.gemm_bf16_bf16 = gemm<BFloat16, BFloat16>();
-    k.gemv_f32_f32 .run = gemv<float, float>;
-    k.gemv_f32_bf16 .run = gemv<float, BFloat16>;
-    k.gemv_f32_f16 .run = gemv<float, Float16>;
-    k.gemv_bf16_bf16 .run = gemv<BFloat16, BFloat16>;
+    k.gemv_f32_f32.run = gemv<float, float>;
+    k.gemv_f32_bf16.run = gemv<float, BFloat16>;
+    k.gemv_f32_f16.run = gemv<float, Float16>;
+    k.gemv_bf16_bf16.run = gemv<BFloat16, BFloat16>;
     k.finish_f32 = finish_f32;
     k.finish_bf16 = finish_bf16;
     k.finish_swiglu_f32 = finish_swiglu_f32;

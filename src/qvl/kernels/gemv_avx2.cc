@@ -1,6 +1,6 @@
-// Bandwidth-bound linear kernels for AVX2 with FMA and F16C: weights stream through once, widened in registers.
-// The scheme is that of gemv_avx512.cc with 8 lanes: bfloat16 weights are taken 16 at a time as 8 pairs, low halves
-// the even inputs, high halves the odd ones, and x is split the same way once.
+// Bandwidth-bound linear kernels for AVX2 with FMA and F16C: weights stream through once, widened in
+// registers. The scheme is that of gemv_avx512.cc with 8 lanes: bfloat16 weights are taken 16 at a time as 8
+// pairs, low halves the even inputs, high halves the odd ones, and x is split the same way once.
 #include "qvl/kernels/linear_avx2.h"
 
 #if defined(__x86_64__)
@@ -22,7 +22,9 @@ using namespace avx2;
 constexpr int64_t kStep = 16;  // inputs per iteration
 constexpr int64_t kPrefetchBytes = 1024;
 
-int64_t prepared_floats(int64_t k) { return (k + kStep - 1) / kStep * kStep; }
+int64_t prepared_floats(int64_t k) {
+  return (k + kStep - 1) / kStep * kStep;
+}
 
 // Each 16 inputs as [8 even][8 odd], the last ones padded with zeros.
 template <typename T>
@@ -31,8 +33,9 @@ void prepare_pairs_avx2(const void* x, int64_t k, float* dst) {
   for (int64_t i = 0; i < k; i += kStep) {
     const int64_t left = k - i;
     const __m256 a = left >= 8 ? T::load(src + i) : T::load_n(src + i, left);
-    const __m256 b = left >= 16 ? T::load(src + i + 8) : left > 8 ? T::load_n(src + i + 8, left - 8)
-                                                                  : _mm256_setzero_ps();
+    const __m256 b = left >= 16 ? T::load(src + i + 8)
+                     : left > 8 ? T::load_n(src + i + 8, left - 8)
+                                : _mm256_setzero_ps();
     // By 128-bit lane: a0 a2 b0 b2 | a4 a6 b4 b6, then lanes of 64 bits in order 0 2 1 3.
     const __m256 even = _mm256_shuffle_ps(a, b, 0x88), odd = _mm256_shuffle_ps(a, b, 0xdd);
     _mm256_storeu_ps(dst + i, _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), 0xd8)));
@@ -107,7 +110,8 @@ inline void block_avx2(const float* x, int64_t x_stride, const typename W::Eleme
   if (i < k) {
     Element rest[kN][kStep];
     std::memset(rest, 0, sizeof(rest));
-    for (int n = 0; n < kN; ++n) std::memcpy(rest[n], w + n * k + i, static_cast<size_t>(k - i) * sizeof(Element));
+    for (int n = 0; n < kN; ++n)
+      std::memcpy(rest[n], w + n * k + i, static_cast<size_t>(k - i) * sizeof(Element));
     step(i, rest[0], kStep);
   }
 #pragma GCC unroll 4
@@ -118,8 +122,8 @@ inline void block_avx2(const float* x, int64_t x_stride, const typename W::Eleme
 }
 
 template <typename W>
-void gemv_f32acc_avx2(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n, int64_t k, float* c,
-                      int64_t ldc) {
+void gemv_f32acc_avx2(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n, int64_t k,
+                      float* c, int64_t ldc) {
   const float* xf = static_cast<const float*>(x);
   const typename W::Element* rows = static_cast<const typename W::Element*>(w);
   int64_t j = 0;

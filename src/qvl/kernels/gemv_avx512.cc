@@ -1,8 +1,10 @@
-// Bandwidth-bound linear kernels for AVX-512 (F, BW, VL, DQ): weights stream through once, widened in registers.
+// Bandwidth-bound linear kernels for AVX-512 (F, BW, VL, DQ): weights stream through once, widened in
+// registers.
 //
-// Four weight rows advance together; each output has two accumulators so that one row of x keeps the FMA units busy
-// enough never to hold up the stream. 16-bit weights are taken 32 at a time as 16 pairs: the low halves are the even
-// inputs, the high halves the odd ones, so bfloat16 widens by one shift and one mask. x is split the same way once.
+// Four weight rows advance together; each output has two accumulators so that one row of x keeps the FMA
+// units busy enough never to hold up the stream. 16-bit weights are taken 32 at a time as 16 pairs: the low
+// halves are the even inputs, the high halves the odd ones, so bfloat16 widens by one shift and one mask. x
+// is split the same way once.
 #include "qvl/kernels/linear_avx512.h"
 
 #if defined(__x86_64__)
@@ -25,7 +27,9 @@ constexpr int kMaxGroup = 3;
 constexpr int kWeightRows = 4;
 constexpr int64_t kPrefetchBytes = 1024;
 
-int64_t prepared_floats(int64_t k) { return (k + kStep - 1) / kStep * kStep; }
+int64_t prepared_floats(int64_t k) {
+  return (k + kStep - 1) / kStep * kStep;
+}
 
 // Each 32 inputs as [16 even][16 odd], the last ones padded with zeros.
 void prepare_f32_avx512(const void* x, int64_t k, float* dst) {
@@ -35,13 +39,18 @@ void prepare_f32_avx512(const void* x, int64_t k, float* dst) {
   for (int64_t i = 0; i < k; i += kStep) {
     const int64_t left = k - i;
     const __m512 a = _mm512_maskz_loadu_ps(first_lanes(left < 16 ? left : 16), src + i);
-    const __m512 b = _mm512_maskz_loadu_ps(first_lanes(left < 16 ? 0 : left < 32 ? left - 16 : 16), src + i + 16);
+    const __m512 b = _mm512_maskz_loadu_ps(first_lanes(left < 16   ? 0
+                                                       : left < 32 ? left - 16
+                                                                   : 16),
+                                           src + i + 16);
     _mm512_storeu_ps(dst + i, _mm512_permutex2var_ps(a, even, b));
     _mm512_storeu_ps(dst + i + 16, _mm512_permutex2var_ps(a, odd, b));
   }
 }
 
-__mmask32 first_pairs(int64_t n) { return n >= 32 ? 0xffffffffu : (1u << n) - 1u; }
+__mmask32 first_pairs(int64_t n) {
+  return n >= 32 ? 0xffffffffu : (1u << n) - 1u;
+}
 
 void prepare_bf16_avx512(const void* x, int64_t k, float* dst) {
   const BFloat16* src = static_cast<const BFloat16*>(x);
@@ -92,7 +101,8 @@ void prepare_plain_avx512(const void* x, int64_t k, float* dst) {
   for (int64_t i = 0; i < k; i += 16) {
     _mm512_storeu_ps(dst + i, _mm512_maskz_loadu_ps(first_lanes(k - i < 16 ? k - i : 16), src + i));
   }
-  if (k % kStep != 0 && k % kStep <= 16) _mm512_storeu_ps(dst + (k / kStep) * kStep + 16, _mm512_setzero_ps());
+  if (k % kStep != 0 && k % kStep <= 16)
+    _mm512_storeu_ps(dst + (k / kStep) * kStep + 16, _mm512_setzero_ps());
 }
 
 // c[m, n] for kM rows of x and kN rows of w.
@@ -150,8 +160,8 @@ inline void rows_avx512(const float* x, int64_t x_stride, int64_t m, const typen
 }
 
 template <typename W>
-void gemv_f32acc_avx512(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n, int64_t k, float* c,
-                        int64_t ldc) {
+void gemv_f32acc_avx512(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n, int64_t k,
+                        float* c, int64_t ldc) {
   const float* xf = static_cast<const float*>(x);
   const typename W::Element* row = static_cast<const typename W::Element*>(w);
   int64_t j = 0;

@@ -1,5 +1,5 @@
-// Bandwidth-bound linear kernel for AVX-512 BF16: four rows of bfloat16 weights stream through VDPBF16PS as they are,
-// x is read as it is. See gemm_avx512bf16.cc for what the instruction does with denormals.
+// Bandwidth-bound linear kernel for AVX-512 BF16: four rows of bfloat16 weights stream through VDPBF16PS as
+// they are, x is read as it is. See gemm_avx512bf16.cc for what the instruction does with denormals.
 #include "qvl/kernels/linear_avx512.h"
 
 #if defined(__x86_64__)
@@ -61,8 +61,8 @@ inline void block_avx512bf16(const BFloat16* x, int64_t x_stride, const BFloat16
 }
 
 template <int kN>
-inline void rows_avx512bf16(const BFloat16* x, int64_t x_stride, int64_t m, const BFloat16* w, int64_t k, float* c,
-                            int64_t ldc) {
+inline void rows_avx512bf16(const BFloat16* x, int64_t x_stride, int64_t m, const BFloat16* w, int64_t k,
+                            float* c, int64_t ldc) {
   int64_t r = 0;
   for (; r + kMaxGroup <= m; r += kMaxGroup) {
     block_avx512bf16<kMaxGroup, kN>(x + r * x_stride, x_stride, w, k, c + r * ldc, ldc);
@@ -73,8 +73,8 @@ inline void rows_avx512bf16(const BFloat16* x, int64_t x_stride, int64_t m, cons
   if (m - r == 1) block_avx512bf16<1, kN>(rest, x_stride, w, k, c + r * ldc, ldc);
 }
 
-void gemv_bf16_w_bf16_avx512bf16(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n, int64_t k,
-                                 float* c, int64_t ldc) {
+void gemv_bf16_w_bf16_avx512bf16(const void* x, int64_t x_stride, int64_t m, const void* w, int64_t n,
+                                 int64_t k, float* c, int64_t ldc) {
   const BFloat16* xb = static_cast<const BFloat16*>(x);
   const BFloat16* row = static_cast<const BFloat16*>(w);
   int64_t j = 0;

@@ -1,11 +1,12 @@
-// Linear layers: checks, the choice of kernels by types, and the loops over panels, rows and threads that are the
-// same for every instruction set. Most of the time of every stage is spent below these loops (spec 5.4, 6.4).
+// Linear layers: checks, the choice of kernels by types, and the loops over panels, rows and threads that are
+// the same for every instruction set. Most of the time of every stage is spent below these loops
+// (spec 5.4, 6.4).
 //
-// kGemm. A task is a block of output columns times a block of rows. For each block of K its weights are packed into
-// a per-thread buffer that fits the second-level cache; then each tile of rows visits every panel of the block. Sums
-// go through memory between two blocks of K, which changes no bit of them.
-// kGemv. A task is a range of weight rows, read once in address order.
-// Both leave float sums in a per-thread buffer, from where `finish` takes them.
+// kGemm. A task is a block of output columns times a block of rows. For each block of K its weights are
+// packed into a per-thread buffer that fits the second-level cache; then each tile of rows visits every panel
+// of the block. Sums go through memory between two blocks of K, which changes no bit of them. kGemv. A task
+// is a range of weight rows, read once in address order. Both leave float sums in a per-thread buffer, from
+// where `finish` takes them.
 #include <algorithm>
 #include <string>
 
@@ -20,11 +21,12 @@ namespace {
 constexpr int64_t kMaxGemvRows = 16;
 // Packed panels of one task: half of a 2 MB second-level cache, the rest is for x and the results.
 constexpr size_t kPackedBudgetBytes = 1024 * 1024;
-// Longest block of K: four float panels of 64 columns then fit that budget, so that a tile of x serves four times,
-// and six rows of it, widened, stay in the first-level cache.
+// Longest block of K: four float panels of 64 columns then fit that budget, so that a tile of x serves four
+// times, and six rows of it, widened, stay in the first-level cache.
 constexpr int64_t kMaxDepth = 1024;
-// Row blocks repack the same weights, so they have to be long enough to pay for it. With more than one block of K
-// the sums of a row block wait in memory (4 MB at most); they pass by once per block, which costs little.
+// Row blocks repack the same weights, so they have to be long enough to pay for it. With more than one block
+// of K the sums of a row block wait in memory (4 MB at most); they pass by once per block, which costs
+// little.
 constexpr int64_t kMinRowBlock = 192;
 constexpr int64_t kMaxRowBlockSums = 4096;
 constexpr int64_t kTasksPerThread = 4;
@@ -32,15 +34,19 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kGemvTaskBytes = 256 * 1024;
 constexpr int64_t kMaxGemvTaskCols = 256;
 
-int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-size_t align_up(size_t bytes) { return (bytes + 63) & ~size_t{63}; }
+int64_t div_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+size_t align_up(size_t bytes) {
+  return (bytes + 63) & ~size_t{63};
+}
 
 std::string dims(int64_t rows, int64_t cols) {
   return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
 }
 
-void check_matrix(std::string_view where, const std::string& what, const ConstMatrix& m, int64_t rows, int64_t cols,
-                  DType dtype) {
+void check_matrix(std::string_view where, const std::string& what, const ConstMatrix& m, int64_t rows,
+                  int64_t cols, DType dtype) {
   if (m.rows != rows || m.cols != cols) {
     fail(ErrorCode::kMismatch, where, what + " shape", dims(rows, cols), dims(m.rows, m.cols));
   }
@@ -55,8 +61,8 @@ void check_matrix(std::string_view where, const std::string& what, const ConstMa
   if (m.data == nullptr && rows > 0) fail(ErrorCode::kInvalidArgument, where, what + ": no data");
 }
 
-void check_call(std::string_view where, const Context& ctx, LinearPath path, const ConstMatrix& x, const Weight& w,
-                const ConstMatrix& y) {
+void check_call(std::string_view where, const Context& ctx, LinearPath path, const ConstMatrix& x,
+                const Weight& w, const ConstMatrix& y) {
   if (ctx.pool == nullptr || ctx.table == nullptr) {
     fail(ErrorCode::kInvalidArgument, where, "context without thread pool or kernel table");
   }
@@ -86,12 +92,13 @@ Kernels kernels_for(std::string_view where, const LinearKernels& table, DType x,
   if (x == DType::kF32 && w == DType::kF32) return {&table.gemm_f32_f32, &table.gemv_f32_f32};
   if (x == DType::kF32 && w == DType::kBF16) return {&table.gemm_f32_bf16, &table.gemv_f32_bf16};
   if (x == DType::kF32 && w == DType::kF16) return {&table.gemm_f32_f16, &table.gemv_f32_f16};
-  fail(ErrorCode::kUnsupported, where, "types of x and weight", "F32 with F32, BF16 or F16, or BF16 with BF16",
+  fail(ErrorCode::kUnsupported, where, "types of x and weight",
+       "F32 with F32, BF16 or F16, or BF16 with BF16",
        std::string(dtype_name(x)) + " with " + std::string(dtype_name(w)));
 }
 
-// Scratch of the calling thread, kept for the next call: fresh pages would cost more than packing. Prepared x lives
-// through the loop that its caller runs, so it has a buffer of its own.
+// Scratch of the calling thread, kept for the next call: fresh pages would cost more than packing. Prepared x
+// lives through the loop that its caller runs, so it has a buffer of its own.
 enum class Scratch { kTask, kPreparedX };
 
 template <Scratch>
@@ -110,7 +117,8 @@ const std::byte* at(const ConstMatrix& m, int64_t row, int64_t col) {
 }
 
 std::byte* at(const Matrix& m, int64_t row, int64_t col) {
-  return static_cast<std::byte*>(m.data) + (row * m.stride + col) * static_cast<int64_t>(dtype_size_bytes(m.dtype));
+  return static_cast<std::byte*>(m.data) +
+         (row * m.stride + col) * static_cast<int64_t>(dtype_size_bytes(m.dtype));
 }
 
 const std::byte* weight_at(const Weight& w, int64_t row, int64_t col) {
@@ -156,7 +164,7 @@ void prefetch_for_write(const Matrix& y, int64_t row, int64_t rows, int64_t col,
   }
 }
 
-// Asks for the sums of the tile after the one about to run (past the last one it asks in vain).
+// Asks for the sums of the tile after the one about to run; there is room for one more than the last.
 void prefetch_sums(const float* sums, size_t count) {
   for (size_t i = 0; i < count; i += 16) __builtin_prefetch(sums + i, 1);
 }
@@ -170,7 +178,8 @@ struct GemmPlan {
   int64_t row_blocks;
 };
 
-GemmPlan plan_gemm(const GemmKernel& kernel, int weights, int64_t rows, int64_t cols, int64_t k, int threads) {
+GemmPlan plan_gemm(const GemmKernel& kernel, int weights, int64_t rows, int64_t cols, int64_t k,
+                   int threads) {
   GemmPlan plan{};
   const int64_t depth_blocks = div_up(k, kMaxDepth);
   plan.depth = depth_blocks == 1 ? k : div_up(div_up(k, depth_blocks), 32) * 32;
@@ -197,7 +206,8 @@ struct GemmBlock {
   int64_t row_begin, row_end, col_begin, col_end;
 };
 
-void run_gemm_block(const GemmKernel& kernel, const GemmPlan& plan, const Call& call, const GemmBlock& block) {
+void run_gemm_block(const GemmKernel& kernel, const GemmPlan& plan, const Call& call,
+                    const GemmBlock& block) {
   const int64_t k = call.first->in, nr = kernel.panel_cols, mr = kernel.tile_rows;
   const Weight* weights[2] = {call.first, call.second};
   const int weight_count = call.second == nullptr ? 1 : 2;
@@ -206,7 +216,7 @@ void run_gemm_block(const GemmKernel& kernel, const GemmPlan& plan, const Call& 
   const size_t panel_bytes = align_up(kernel.panel_bytes(plan.depth));
   const size_t packed_bytes = panel_bytes * weight_count * static_cast<size_t>(plan.block_panels);
   const size_t tile_floats = static_cast<size_t>(mr * nr);
-  const size_t tiles = split_depth ? static_cast<size_t>(plan.row_block / mr * plan.block_panels) : 1;
+  const size_t tiles = split_depth ? static_cast<size_t>(plan.row_block / mr * plan.block_panels + 1) : 1;
   const size_t sums_bytes = align_up(sizeof(float) * tile_floats * tiles * weight_count);
   const size_t wide_bytes = kernel.widen == nullptr ? 0 : align_up(sizeof(float) * mr * plan.depth);
   std::byte* packed = scratch<Scratch::kTask>(packed_bytes + sums_bytes + wide_bytes);
@@ -219,7 +229,8 @@ void run_gemm_block(const GemmKernel& kernel, const GemmPlan& plan, const Call& 
     std::byte* panel = packed;
     for (int64_t col = block.col_begin; col < block.col_end; col += nr) {
       for (int i = 0; i < weight_count; ++i, panel += panel_bytes) {
-        kernel.pack(weight_at(*weights[i], col, depth_begin), k, std::min(nr, block.col_end - col), depth, panel);
+        kernel.pack(weight_at(*weights[i], col, depth_begin), k, std::min(nr, block.col_end - col), depth,
+                    panel);
       }
     }
     float* c = sums;
@@ -335,10 +346,12 @@ void linear_swiglu(const Context& ctx, LinearPath path, ConstMatrix x, const Wei
   constexpr std::string_view kWhere = "linear_swiglu";
   check_call(kWhere, ctx, path, x, gate, y);
   if (up.out != gate.out || up.in != gate.in) {
-    fail(ErrorCode::kMismatch, kWhere, "shape of the up projection", dims(gate.out, gate.in), dims(up.out, up.in));
+    fail(ErrorCode::kMismatch, kWhere, "shape of the up projection", dims(gate.out, gate.in),
+         dims(up.out, up.in));
   }
   if (up.dtype != gate.dtype) {
-    fail(ErrorCode::kUnsupported, kWhere, "type of the up projection", dtype_name(gate.dtype), dtype_name(up.dtype));
+    fail(ErrorCode::kUnsupported, kWhere, "type of the up projection", dtype_name(gate.dtype),
+         dtype_name(up.dtype));
   }
   if (up.data == nullptr) fail(ErrorCode::kInvalidArgument, kWhere, "up projection: no data");
   if (gate.bias != nullptr || up.bias != nullptr) {

@@ -1,4 +1,5 @@
-// Parts of the AVX-512 linear table, each filled in by the file that holds the kernels (private to this room).
+// Parts of the AVX-512 linear table, each filled in by the file that holds the kernels (private to this
+// room).
 #pragma once
 
 #if defined(__x86_64__)

@@ -1,6 +1,7 @@
-// The building blocks of `linear` and `linear_swiglu` for one instruction set: weight packing, register tiles, row
-// streaming and the last step (bias, activation, residual, rounding). The loops over matrices and threads are the
-// same for every instruction set and live in linear.cc; see there for how the pieces are put together.
+// The building blocks of `linear` and `linear_swiglu` for one instruction set: weight packing, register
+// tiles, row streaming and the last step (bias, activation, residual, rounding). The loops over matrices and
+// threads are the same for every instruction set and live in linear.cc; see there for how the pieces are put
+// together.
 #pragma once
 
 #include <cstddef>
@@ -19,19 +20,19 @@ struct TileArgs {
   int64_t k;
   bool accumulate;
   float* c;
-  // Rows of x that are read soon, for the tile to ask for from memory meanwhile: next_rows (0: none) rows of k
-  // elements of next_element_bytes, next_stride bytes apart.
+  // Rows of x that are read soon, for the tile to ask for from memory meanwhile: next_rows (0: none) rows of
+  // k elements of next_element_bytes, next_stride bytes apart.
   const std::byte* next_x;
   int64_t next_stride;
   int64_t next_element_bytes;
   int next_rows;
 };
 
-// Compute-bound product of many rows. The weight is repacked one panel (`panel_cols` outputs, a block of K) at a time
-// so that a panel stays in the second-level cache while every row of x passes by.
+// Compute-bound product of many rows. The weight is repacked one panel (`panel_cols` outputs, a block of K)
+// at a time so that a panel stays in the second-level cache while every row of x passes by.
 //
-// Every output is one sum over K in one fixed order, whatever the number of rows in the tile and however K is cut
-// into blocks (at multiples of 32).
+// Every output is one sum over K in one fixed order, whatever the number of rows in the tile and however K is
+// cut into blocks (at multiples of 32).
 struct GemmKernel {
   int tile_rows = 0;   // most rows one tile() call takes
   int panel_cols = 0;  // outputs per packed panel
@@ -39,8 +40,8 @@ struct GemmKernel {
   // Bytes of one packed panel of k inputs.
   size_t (*panel_bytes)(int64_t k) = nullptr;
 
-  // Packs w[cols, k] (row stride ldw elements, 1 <= cols <= panel_cols) into one panel; missing columns become 0.
-  // `packed` is 64-byte aligned.
+  // Packs w[cols, k] (row stride ldw elements, 1 <= cols <= panel_cols) into one panel; missing columns
+  // become 0. `packed` is 64-byte aligned.
   void (*pack)(const void* w, int64_t ldw, int64_t cols, int64_t k, void* packed) = nullptr;
 
   // Widens `rows` rows of x into dst[rows, k] as float; null when tile() reads x as it is.
@@ -49,10 +50,11 @@ struct GemmKernel {
   void (*tile)(const TileArgs& args) = nullptr;
 };
 
-// Bandwidth-bound product of 1 <= m <= 16 rows: weights are read in address order, once. Each output's order of
-// summation depends on k alone.
+// Bandwidth-bound product of 1 <= m <= 16 rows: weights are read in address order, once. Each output's order
+// of summation depends on k alone.
 struct GemvKernel {
-  // Rewrites one row of x into dst, `prepared_floats(k)` floats, once per call; null when run() reads x as it is.
+  // Rewrites one row of x into dst, `prepared_floats(k)` floats, once per call; null when run() reads x as it
+  // is.
   int64_t (*prepared_floats)(int64_t k) = nullptr;
   void (*prepare)(const void* x, int64_t k, float* dst) = nullptr;
 
@@ -61,17 +63,17 @@ struct GemvKernel {
               int64_t ldc) = nullptr;
 };
 
-// What happens to a block of float sums. bf16 forms round where spec B stores a bfloat16: after bias, after the
-// activation, after the residual.
+// What happens to a block of float sums. bf16 forms round where spec B stores a bfloat16: after bias, after
+// the activation, after the residual.
 struct FinishArgs {
-  const float* c;         // [rows, cols]
-  int64_t ldc;            // elements
-  const float* c2;        // swiglu: sums of `up`, same layout; else null
+  const float* c;   // [rows, cols]
+  int64_t ldc;      // elements
+  const float* c2;  // swiglu: sums of `up`, same layout; else null
   int64_t rows;
   int64_t cols;
-  const float* bias;      // [cols] or null
+  const float* bias;  // [cols] or null
   Activation activation;
-  const void* residual;   // [rows, cols] of y's type or null; may be y
+  const void* residual;  // [rows, cols] of y's type or null; may be y
   int64_t residual_stride;
   void* y;
   int64_t y_stride;
@@ -99,8 +101,8 @@ struct LinearKernels {
   AddKernel add_bf16 = nullptr;
 };
 
-// Filled once; valid for the life of the process. The x86 ones may be called on any x86-64 processor, what they
-// point to only where cpu_features() says so.
+// Filled once; valid for the life of the process. The x86 ones may be called on any x86-64 processor, what
+// they point to only where cpu_features() says so.
 const LinearKernels& linear_kernels_scalar();
 #if defined(__x86_64__)
 const LinearKernels& linear_kernels_avx2();

@@ -1,5 +1,6 @@
-// linear, linear_swiglu, add_rows: the scalar oracle against a double loop, every other runnable table against the
-// same bounds and against the oracle, all tails, determinism, the rounding contract and the checks.
+// linear, linear_swiglu, add_rows: the scalar oracle against a double loop, every other runnable table
+// against the same bounds and against the oracle, all tails, determinism, the rounding contract and the
+// checks.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -39,8 +40,8 @@ void put(void* data, DType dtype, int64_t i, float v) {
   if (dtype == DType::kF16) static_cast<Float16*>(data)[i] = to_float16(v);
 }
 
-// A buffer that ends exactly where its last row ends, so that a sanitizer sees any read past it; `offset` elements in
-// front make it unaligned.
+// A buffer that ends exactly where its last row ends, so that a sanitizer sees any read past it; `offset`
+// elements in front make it unaligned.
 struct Buffer {
   Buffer(DType t, int64_t r, int64_t c, int64_t s, int64_t off = 0) : dtype(t), rows(r), cols(c), stride(s) {
     const int64_t count = off + (r == 0 ? 0 : (r - 1) * s + c);
@@ -96,8 +97,8 @@ struct Expected {
   double tolerance;
 };
 
-// One output in double, and how far float sums in any order (and for bf16 one flipped rounding per stored value) can
-// be from it.
+// One output in double, and how far float sums in any order (and for bf16 one flipped rounding per stored
+// value) can be from it.
 Expected expect_linear(const Buffer& x, const Buffer& w, int64_t r, int64_t n, const float* bias,
                        Activation activation, const Buffer* residual) {
   double sum = 0, magnitude = 0;
@@ -146,10 +147,11 @@ struct Case {
 };
 
 void check_case(const Context& ctx, const Case& c, std::mt19937& rng) {
-  SCOPED_TRACE("path " + std::to_string(static_cast<int>(c.path)) + " types " + std::string(dtype_name(c.types.x)) +
-               "x" + std::string(dtype_name(c.types.w)) + " m " + std::to_string(c.m) + " n " + std::to_string(c.n) +
-               " k " + std::to_string(c.k) + " pad " + std::to_string(c.pad) + " bias " + std::to_string(c.bias) +
-               " residual " + std::to_string(c.residual) + " in place " + std::to_string(c.in_place));
+  SCOPED_TRACE("path " + std::to_string(static_cast<int>(c.path)) + " types " +
+               std::string(dtype_name(c.types.x)) + "x" + std::string(dtype_name(c.types.w)) + " m " +
+               std::to_string(c.m) + " n " + std::to_string(c.n) + " k " + std::to_string(c.k) + " pad " +
+               std::to_string(c.pad) + " bias " + std::to_string(c.bias) + " residual " +
+               std::to_string(c.residual) + " in place " + std::to_string(c.in_place));
   Buffer x(c.types.x, c.m, c.k, c.k + c.pad, c.pad), w(c.types.w, c.n, c.k, c.k, c.pad);
   Buffer residual(c.types.x, c.m, c.n, c.n + c.pad, c.pad), y(c.types.x, c.m, c.n, c.n + 2 * c.pad, c.pad);
   x.fill(rng, 1.0f);
@@ -161,15 +163,18 @@ void check_case(const Context& ctx, const Case& c, std::mt19937& rng) {
 
   Buffer original_residual(c.types.x, c.m, c.n, c.n + c.pad, c.pad);
   original_residual.bytes = residual.bytes;
-  original_residual.data = original_residual.bytes.data() + static_cast<size_t>(c.pad) * dtype_size_bytes(c.types.x);
+  original_residual.data =
+      original_residual.bytes.data() + static_cast<size_t>(c.pad) * dtype_size_bytes(c.types.x);
   const std::vector<std::byte> y_before = y.bytes;
   Weight weight{w.data, c.types.w, c.n, c.k, c.bias ? bias.data() : nullptr};
   Matrix out = c.in_place ? residual.view() : y.view();
-  linear(ctx, c.path, x.view(), weight, c.activation, c.residual ? ConstMatrix(residual.view()) : ConstMatrix{}, out);
+  linear(ctx, c.path, x.view(), weight, c.activation,
+         c.residual ? ConstMatrix(residual.view()) : ConstMatrix{}, out);
   const Buffer& result = c.in_place ? residual : y;
   for (int64_t r = 0; r < c.m; ++r) {
     for (int64_t n = 0; n < c.n; ++n) {
-      const Expected e = expect_linear(x, w, r, n, weight.bias, c.activation, c.residual ? &original_residual : nullptr);
+      const Expected e =
+          expect_linear(x, w, r, n, weight.bias, c.activation, c.residual ? &original_residual : nullptr);
       ASSERT_NEAR(result.at(r, n), e.value, e.tolerance) << "row " << r << " column " << n;
     }
   }
@@ -178,8 +183,10 @@ void check_case(const Context& ctx, const Case& c, std::mt19937& rng) {
     const size_t size = dtype_size_bytes(y.dtype);
     const std::byte* base = static_cast<const std::byte*>(y.data);
     for (int64_t r = 0; r + 1 < c.m; ++r) {
-      const size_t begin = static_cast<size_t>(base - y.bytes.data()) + static_cast<size_t>(r * y.stride + c.n) * size;
-      ASSERT_EQ(std::memcmp(y.bytes.data() + begin, y_before.data() + begin, 2 * c.pad * size), 0) << "gap after " << r;
+      const size_t begin =
+          static_cast<size_t>(base - y.bytes.data()) + static_cast<size_t>(r * y.stride + c.n) * size;
+      ASSERT_EQ(std::memcmp(y.bytes.data() + begin, y_before.data() + begin, 2 * c.pad * size), 0)
+          << "gap after " << r;
     }
   }
 }
@@ -199,8 +206,9 @@ TEST_P(LinearTest, MatchesDoubleForAllTails) {
           const int i = counter++;
           const int64_t m = 1 + i % (path == LinearPath::kGemm ? 20 : 16);
           const bool residual = i % 3 != 0;
-          check_case(ctx, {path, types, m, n, k, i % 2 == 0, static_cast<Activation>(i / 2 % 3), residual,
-                           residual && i % 5 < 2, i % 4},
+          check_case(ctx,
+                     {path, types, m, n, k, i % 2 == 0, static_cast<Activation>(i / 2 % 3), residual,
+                      residual && i % 5 < 2, i % 4},
                      rng);
           if (HasFatalFailure()) return;
         }
@@ -231,9 +239,15 @@ TEST_P(LinearTest, MatchesDoubleBeyondOneBlock) {
     ThreadPool pool(threads);
     const Context ctx{&pool, &table()};
     for (const Types& types : kTypes) {
-      for (const auto& [m, n, k] : {std::array<int64_t, 3>{7, 70, 2049}, {3, 17, 4099}, {401, 330, 19}, {5, 65, 1024}, {8, 40, 1025}}) {
+      for (const auto& [m, n, k] : {std::array<int64_t, 3>{7, 70, 2049},
+                                    {3, 17, 4099},
+                                    {401, 330, 19},
+                                    {5, 65, 1024},
+                                    {8, 40, 1025}}) {
         check_case(ctx, {LinearPath::kGemm, types, m, n, k, true, Activation::kGeluTanh, true, true, 0}, rng);
-        if (m <= 16) check_case(ctx, {LinearPath::kGemv, types, m, n, k, true, Activation::kGeluErf, true, true, 1}, rng);
+        if (m <= 16)
+          check_case(ctx, {LinearPath::kGemv, types, m, n, k, true, Activation::kGeluErf, true, true, 1},
+                     rng);
         if (HasFatalFailure()) return;
       }
     }
@@ -244,7 +258,8 @@ TEST_P(LinearTest, RowsDoNotDependOnOtherRowsOrThreads) {
   std::mt19937 rng(4);
   constexpr int64_t kRows = 420, kCols = 150, kDepth = 2081;
   for (const Types& types : kTypes) {
-    Buffer x(types.x, kRows, kDepth, kDepth), w(types.w, kCols, kDepth, kDepth), up(types.w, kCols, kDepth, kDepth);
+    Buffer x(types.x, kRows, kDepth, kDepth), w(types.w, kCols, kDepth, kDepth),
+        up(types.w, kCols, kDepth, kDepth);
     x.fill(rng, 1.0f);
     w.fill(rng, 0.03f);
     up.fill(rng, 0.03f);
@@ -264,17 +279,22 @@ TEST_P(LinearTest, RowsDoNotDependOnOtherRowsOrThreads) {
       for (int threads : {1, 2, 3}) {
         ThreadPool pool(threads);
         const Context ctx{&pool, &table()};
-        for (const auto& [begin, rows] : {std::array<int64_t, 2>{0, all}, {0, 1}, {5, 1}, {3, 2}, {2, 4}, {9, 7}, {0, 13}}) {
+        for (const auto& [begin, rows] :
+             {std::array<int64_t, 2>{0, all}, {0, 1}, {5, 1}, {3, 2}, {2, 4}, {9, 7}, {0, 13}}) {
           Matrix part = x.view();
-          part.data = static_cast<std::byte*>(x.data) + static_cast<size_t>(begin * x.stride) * dtype_size_bytes(x.dtype);
+          part.data = static_cast<std::byte*>(x.data) +
+                      static_cast<size_t>(begin * x.stride) * dtype_size_bytes(x.dtype);
           part.rows = rows;
           Buffer y(types.x, rows, kCols, kCols), y_swiglu(types.x, rows, kCols, kCols);
           linear(ctx, path, part, gate_weight, Activation::kGeluErf, {}, y.view());
           linear_swiglu(ctx, path, part, gate_weight, up_weight, y_swiglu.view());
           const size_t offset = static_cast<size_t>(begin * kCols) * dtype_size_bytes(types.x);
           ASSERT_EQ(std::memcmp(whole.bytes.data() + offset, y.bytes.data(), y.bytes.size()), 0)
-              << "rows " << begin << "+" << rows << " threads " << threads << " path " << static_cast<int>(path);
-          ASSERT_EQ(std::memcmp(whole_swiglu.bytes.data() + offset, y_swiglu.bytes.data(), y_swiglu.bytes.size()), 0)
+              << "rows " << begin << "+" << rows << " threads " << threads << " path "
+              << static_cast<int>(path);
+          ASSERT_EQ(
+              std::memcmp(whole_swiglu.bytes.data() + offset, y_swiglu.bytes.data(), y_swiglu.bytes.size()),
+              0)
               << "swiglu, rows " << begin << "+" << rows << " threads " << threads;
         }
       }
@@ -283,15 +303,16 @@ TEST_P(LinearTest, RowsDoNotDependOnOtherRowsOrThreads) {
 }
 
 TEST_P(LinearTest, ExactSumsRoundLikeTheOracle) {
-  // Integer data: every order of summation gives the same float, so the stored bits are fixed. Sums reach thousands,
-  // where bfloat16 keeps steps of 8 to 32, and the residual rounds again.
+  // Integer data: every order of summation gives the same float, so the stored bits are fixed. Sums reach
+  // thousands, where bfloat16 keeps steps of 8 to 32, and the residual rounds again.
   ThreadPool pool(2);
   std::mt19937 rng(5);
   const Context oracle{&pool, &table_by_name("scalar")}, ctx{&pool, &table()};
   for (const Types& types : kTypes) {
     for (LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
       for (int64_t k : {33, 64, 301}) {
-        Buffer x(types.x, 11, k, k), w(types.w, 77, k, k), up(types.w, 77, k, k), residual(types.x, 11, 77, 77);
+        Buffer x(types.x, 11, k, k), w(types.w, 77, k, k), up(types.w, 77, k, k),
+            residual(types.x, 11, 77, 77);
         x.fill_integers(rng, 15);
         w.fill_integers(rng, 15);
         up.fill_integers(rng, 15);
@@ -324,7 +345,8 @@ TEST_P(LinearTest, ExactSumsRoundLikeTheOracle) {
 }
 
 TEST_P(LinearTest, Bf16ActivationSeesTheRoundedSum) {
-  // 257 + 1/2 is no bfloat16; without the rounding before the activation and before the residual the results differ.
+  // 257 + 1/2 is no bfloat16; without the rounding before the activation and before the residual the results
+  // differ.
   ThreadPool pool(1);
   const Context ctx{&pool, &table()};
   std::vector<BFloat16> x = {to_bfloat16(1.0f)}, w(40);
@@ -356,13 +378,19 @@ TEST_P(LinearTest, SwigluMatchesDouble) {
     const Context ctx{&pool, &table()};
     for (const Types& types : kTypes) {
       for (LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
-        for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 1, 1}, {2, 16, 7}, {5, 65, 33}, {13, 130, 64}, {16, 200, 129}, {3, 40, 2050}}) {
-          Buffer x(types.x, m, k, k + 3), gate(types.w, n, k, k), up(types.w, n, k, k), y(types.x, m, n, n + 1);
+        for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 1, 1},
+                                      {2, 16, 7},
+                                      {5, 65, 33},
+                                      {13, 130, 64},
+                                      {16, 200, 129},
+                                      {3, 40, 2050}}) {
+          Buffer x(types.x, m, k, k + 3), gate(types.w, n, k, k), up(types.w, n, k, k),
+              y(types.x, m, n, n + 1);
           x.fill(rng, 1.0f);
           gate.fill(rng, 2.0f / std::sqrt(static_cast<float>(k)));
           up.fill(rng, 2.0f / std::sqrt(static_cast<float>(k)));
-          linear_swiglu(ctx, path, x.view(), {gate.data, types.w, n, k, nullptr}, {up.data, types.w, n, k, nullptr},
-                        y.view());
+          linear_swiglu(ctx, path, x.view(), {gate.data, types.w, n, k, nullptr},
+                        {up.data, types.w, n, k, nullptr}, y.view());
           const bool bf16 = types.x == DType::kBF16;
           for (int64_t r = 0; r < m; ++r) {
             for (int64_t j = 0; j < n; ++j) {
@@ -374,7 +402,8 @@ TEST_P(LinearTest, SwigluMatchesDouble) {
               double tolerance = s_tolerance * (std::abs(u.value) + u.tolerance) + std::abs(s) * u.tolerance +
                                  2 * kEps * std::abs(s * u.value);
               if (bf16) tolerance += 0.51 * bf16_ulp(std::abs(s * u.value) + tolerance);
-              ASSERT_NEAR(y.at(r, j), s * u.value, tolerance) << m << "x" << n << "x" << k << " at " << r << "," << j;
+              ASSERT_NEAR(y.at(r, j), s * u.value, tolerance)
+                  << m << "x" << n << "x" << k << " at " << r << "," << j;
             }
           }
         }
@@ -384,7 +413,8 @@ TEST_P(LinearTest, SwigluMatchesDouble) {
 }
 
 TEST_P(LinearTest, SwigluRoundsEachStoredValue) {
-  // Exact sums: the chain of the contract fixes the bits, but for silu's own last-bit error before it is rounded.
+  // Exact sums: the chain of the contract fixes the bits, but for silu's own last-bit error before it is
+  // rounded.
   ThreadPool pool(1);
   const Context ctx{&pool, &table()};
   std::mt19937 rng(7);
@@ -394,8 +424,8 @@ TEST_P(LinearTest, SwigluRoundsEachStoredValue) {
   up.fill_integers(rng, 100);
   Buffer y(DType::kBF16, 6, 90, 90);
   for (LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
-    linear_swiglu(ctx, path, x.view(), {gate.data, DType::kBF16, 90, 40, nullptr}, {up.data, DType::kBF16, 90, 40, nullptr},
-                  y.view());
+    linear_swiglu(ctx, path, x.view(), {gate.data, DType::kBF16, 90, 40, nullptr},
+                  {up.data, DType::kBF16, 90, 40, nullptr}, y.view());
     int differing = 0;
     for (int64_t r = 0; r < 6; ++r) {
       for (int64_t j = 0; j < 90; ++j) {
@@ -432,7 +462,8 @@ TEST_P(LinearTest, AddRowsMatchesTheOracleExactly) {
         }
       }
       add_rows(ctx, x.view(), y.view());
-      for (int64_t i = 0; i < 5 * cols; ++i) ASSERT_EQ(x.at(i / cols, i % cols), want[static_cast<size_t>(i)]);
+      for (int64_t i = 0; i < 5 * cols; ++i)
+        ASSERT_EQ(x.at(i / cols, i % cols), want[static_cast<size_t>(i)]);
     }
   }
 }
@@ -446,7 +477,7 @@ TEST_P(LinearTest, SpecialValuesArePropagated) {
       Buffer x(types.x, 3, 35, 35), w(types.w, 20, 35, 35), y(types.x, 3, 20, 20);
       for (int64_t i = 0; i < 3 * 35; ++i) put(x.data, types.x, i, 1.0f);
       for (int64_t i = 0; i < 20 * 35; ++i) put(w.data, types.w, i, 1.0f);
-      put(x.data, types.x, 34, inf);       // row 0, the odd last input
+      put(x.data, types.x, 34, inf);      // row 0, the odd last input
       put(x.data, types.x, 35 + 7, nan);  // row 1
       linear(ctx, path, x.view(), {w.data, types.w, 20, 35, nullptr}, Activation::kNone, {}, y.view());
       for (int64_t n = 0; n < 20; ++n) {
@@ -458,12 +489,15 @@ TEST_P(LinearTest, SpecialValuesArePropagated) {
   }
 }
 
-std::vector<std::string_view> table_names() { return {runnable_tables().begin(), runnable_tables().end()}; }
+std::vector<std::string_view> table_names() {
+  return {runnable_tables().begin(), runnable_tables().end()};
+}
 
 INSTANTIATE_TEST_SUITE_P(Tables, LinearTest, testing::ValuesIn(table_names()),
                          [](const auto& test) { return std::string(test.param); });
 
-// --- checks ------------------------------------------------------------------------------------------------------
+// --- checks
+// ------------------------------------------------------------------------------------------------------
 
 template <typename Fn>
 void expect_error(ErrorCode code, std::string_view text, const Fn& fn) {
@@ -479,7 +513,8 @@ void expect_error(ErrorCode code, std::string_view text, const Fn& fn) {
 TEST(LinearChecksTest, RejectsWhatDoesNotFit) {
   ThreadPool pool(1);
   const Context ctx{&pool, &active_table()};
-  Buffer x(DType::kF32, 17, 8, 8), w(DType::kF32, 4, 8, 8), y(DType::kF32, 17, 4, 4), r(DType::kF32, 17, 4, 4);
+  Buffer x(DType::kF32, 17, 8, 8), w(DType::kF32, 4, 8, 8), y(DType::kF32, 17, 4, 4),
+      r(DType::kF32, 17, 4, 4);
   const Weight weight{w.data, DType::kF32, 4, 8, nullptr};
   const auto call = [&](LinearPath path, ConstMatrix xs, const Weight& ws, ConstMatrix rs, Matrix ys) {
     return [=, &ctx] { linear(ctx, path, xs, ws, Activation::kNone, rs, ys); };
@@ -499,7 +534,8 @@ TEST(LinearChecksTest, RejectsWhatDoesNotFit) {
   bad = r.view();
   bad.cols = 3;
   expect_error(ErrorCode::kMismatch, "residual shape", call(gemm, x.view(), weight, bad, y.view()));
-  expect_error(ErrorCode::kMismatch, "at most 16, got 17", call(LinearPath::kGemv, x.view(), weight, {}, y.view()));
+  expect_error(ErrorCode::kMismatch, "at most 16, got 17",
+               call(LinearPath::kGemv, x.view(), weight, {}, y.view()));
 
   bad = y.view();
   bad.dtype = DType::kBF16;
@@ -520,7 +556,9 @@ TEST(LinearChecksTest, RejectsWhatDoesNotFit) {
   Buffer xb(DType::kBF16, 2, 8, 8), yb(DType::kBF16, 2, 4, 4);
   expect_error(ErrorCode::kUnsupported, "BF16 with F32", call(gemm, xb.view(), weight, {}, yb.view()));
   expect_error(ErrorCode::kMismatch, "[add_rows] y shape", [&] { add_rows(ctx, y.view(), x.view()); });
-  expect_error(ErrorCode::kInvalidArgument, "context", [&] { add_rows({&pool, nullptr}, y.view(), y.view()); });
+  expect_error(ErrorCode::kInvalidArgument, "context", [&] {
+    add_rows({&pool, nullptr}, y.view(), y.view());
+  });
 }
 
 TEST(LinearChecksTest, RejectsSwigluThatDoesNotFit) {

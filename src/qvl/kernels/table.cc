@@ -84,6 +84,8 @@ std::span<const std::string_view> runnable_tables() {
   return names;
 }
 
-std::string_view table_name(const KernelTable& table) { return table.name; }
+std::string_view table_name(const KernelTable& table) {
+  return table.name;
+}
 
 }  // namespace qvl::kernels

@@ -1,4 +1,5 @@
-// The table of kernels that operators call through, one per instruction set, and how one is chosen at run time.
+// The table of kernels that operators call through, one per instruction set, and how one is chosen at run
+// time.
 #pragma once
 
 #include <string_view>
@@ -20,9 +21,9 @@ struct CpuFeatures {
   bool avx2 = false;        // AVX2, FMA, F16C
   bool avx512 = false;      // AVX-512 F, BW, VL, DQ (and avx2)
   bool avx512bf16 = false;  // AVX-512 BF16 (and avx512)
-  // VDPBF16PS does less work per second than float FMA on widened values. Measured on Sapphire and Emerald Rapids: one
-  // in two cycles against two FMA per cycle, 89 against 179 GFLOPS. AMD starts one per cycle, like its FMA, and wins
-  // twofold.
+  // VDPBF16PS does less work per second than float FMA on widened values. Measured on Sapphire and Emerald
+  // Rapids: one in two cycles against two FMA per cycle, 89 against 179 GFLOPS. AMD starts one per cycle,
+  // like its FMA, and wins twofold.
   bool slow_bf16_dot = false;
 };
 const CpuFeatures& cpu_features();

@@ -18,7 +18,8 @@
 namespace qvl::kernels {
 namespace {
 
-// Bits of a few results that depend on the order and the precision of summation, hence on the kernels that ran.
+// Bits of a few results that depend on the order and the precision of summation, hence on the kernels that
+// ran.
 std::string fingerprint(const KernelTable& table) {
   ThreadPool pool(1);
   const Context ctx{&pool, &table};
@@ -27,7 +28,8 @@ std::string fingerprint(const KernelTable& table) {
   uint32_t state = 12345;
   const auto next = [&] {
     state = state * 1664525u + 1013904223u;
-    return to_bfloat16((static_cast<float>(state >> 8) / 8388608.0f - 1.0f) * (state % 7 == 0 ? 1000.0f : 1.0f));
+    return to_bfloat16((static_cast<float>(state >> 8) / 8388608.0f - 1.0f) *
+                       (state % 7 == 0 ? 1000.0f : 1.0f));
   };
   for (BFloat16& v : x) v = next();
   for (BFloat16& v : w) v = next();
@@ -72,7 +74,8 @@ TEST(TableTest, TablesFollowTheProcessor) {
   // The compiler's own detection agrees.
   EXPECT_EQ(cpu_features().avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
   EXPECT_EQ(cpu_features().avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"));
+                                       __builtin_cpu_supports("avx512vl") &&
+                                       __builtin_cpu_supports("avx512dq"));
 #endif
 }
 
@@ -99,7 +102,8 @@ TEST(TableTest, UnknownNameIsInvalid) {
 TEST(TableTest, KnownButNotRunnableIsUnsupported) {
   int tried = 0;
   for (std::string_view name : {"avx2", "avx512", "avx512bf16"}) {
-    if (std::find(runnable_tables().begin(), runnable_tables().end(), name) != runnable_tables().end()) continue;
+    if (std::find(runnable_tables().begin(), runnable_tables().end(), name) != runnable_tables().end())
+      continue;
     ++tried;
     try {
       table_by_name(name);

@@ -1,6 +1,7 @@
-// Vector math for kernels compiled for AVX2 with FMA and F16C: exp, the activations, bfloat16 conversion, partial
-// loads and stores, and the 8x8 transpose. Include after the standard headers; the functions carry their own target.
-// The formulas are those of vec_math_avx512.h; finish_test.cc holds them to the same bounds.
+// Vector math for kernels compiled for AVX2 with FMA and F16C: exp, the activations, bfloat16 conversion,
+// partial loads and stores, and the 8x8 transpose. Include after the standard headers; the functions carry
+// their own target. The formulas are those of vec_math_avx512.h; finish_test.cc holds them to the same
+// bounds.
 #pragma once
 
 #if defined(__x86_64__)
@@ -109,7 +110,8 @@ QVL_VEC_INLINE __m256 round_to_bf16_ps(__m256 v) {
 
 // The first n of 8 elements, the others zero; 0 <= n <= 8. Nothing past them is touched.
 QVL_VEC_INLINE __m256i first_lanes(int64_t n) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
 QVL_VEC_INLINE __m128i load_n_u16(const void* p, int64_t n) {

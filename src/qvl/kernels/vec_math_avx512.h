@@ -1,5 +1,5 @@
-// Vector math for kernels compiled for AVX-512 (F, BW, VL, DQ): exp, the activations, bfloat16 conversion and the
-// 16x16 transpose. Include after the standard headers; the functions carry their own target.
+// Vector math for kernels compiled for AVX-512 (F, BW, VL, DQ): exp, the activations, bfloat16 conversion and
+// the 16x16 transpose. Include after the standard headers; the functions carry their own target.
 //
 // Errors against double (finish_test.cc): exp 2 ulp over the whole range, results below 2^-126 gradual;
 // sigmoid-based activations 4 ulp near the origin, growing with the rounding of the exponent's argument.
@@ -55,12 +55,12 @@ QVL_VEC_INLINE __m512 gelu_tanh_ps(__m512 x) {
   return _mm512_div_ps(x, _mm512_add_ps(one, e));
 }
 
-// x * Phi(x) with Phi from erfc(z) = t e^(-z^2 + P(t)), t = 2 / (2 + z): the Chebyshev fit of Numerical Recipes
-// (erfcc), relative error 1.2e-7 for all z >= 0.
+// x * Phi(x) with Phi from erfc(z) = t e^(-z^2 + P(t)), t = 2 / (2 + z): the Chebyshev fit of Numerical
+// Recipes (erfcc), relative error 1.2e-7 for all z >= 0.
 QVL_VEC_INLINE __m512 gelu_erf_ps(__m512 x) {
   const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678118654752f));
-  const __m512 t = _mm512_div_ps(_mm512_set1_ps(1.0f),
-                                 _mm512_fmadd_ps(z, _mm512_set1_ps(0.5f), _mm512_set1_ps(1.0f)));
+  const __m512 t =
+      _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_fmadd_ps(z, _mm512_set1_ps(0.5f), _mm512_set1_ps(1.0f)));
   __m512 p = _mm512_set1_ps(0.17087277f);
   p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.82215223f));
   p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.48851587f));
@@ -97,15 +97,22 @@ QVL_VEC_INLINE __m256i ps_to_bf16(__m512 v) {
 
 // v rounded to bfloat16 and back.
 QVL_VEC_INLINE __m512 round_to_bf16_ps(__m512 v) {
-  return _mm512_castsi512_ps(_mm512_and_si512(round_bf16_bits(v), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(round_bf16_bits(v), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
 // Mask of the first n of 16 lanes, 0 <= n <= 16.
-QVL_VEC_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+QVL_VEC_INLINE __mmask16 first_lanes(int64_t n) {
+  return static_cast<__mmask16>((1u << n) - 1u);
+}
 
 // Lanes 0..7 and 8..15. The zero-masking form: GCC 12 warns about its own plain one (GCC bug 105593).
-QVL_VEC_INLINE __m256 lower_half_ps(__m512 v) { return _mm512_maskz_extractf32x8_ps(0xff, v, 0); }
-QVL_VEC_INLINE __m256 upper_half_ps(__m512 v) { return _mm512_maskz_extractf32x8_ps(0xff, v, 1); }
+QVL_VEC_INLINE __m256 lower_half_ps(__m512 v) {
+  return _mm512_maskz_extractf32x8_ps(0xff, v, 0);
+}
+QVL_VEC_INLINE __m256 upper_half_ps(__m512 v) {
+  return _mm512_maskz_extractf32x8_ps(0xff, v, 1);
+}
 
 // The sum of all lanes, by halves.
 QVL_VEC_INLINE float sum_ps(__m512 v) {
