@@ -5,6 +5,7 @@
 #include "qvl/kernels/row_tasks.h"
 
 namespace qvl::kernels {
+
 void layer_norm(const Context& ctx, ConstMatrix x, const float* weight, const float* bias, float eps, Matrix y) {
   constexpr std::string_view kWhere = "layer_norm";
   check_matrix(kWhere, "x", x);
@@ -14,7 +15,7 @@ void layer_norm(const Context& ctx, ConstMatrix x, const float* weight, const fl
   const RowKernels& k = row_kernels(ctx, x.dtype);
   for_rows(ctx, x.rows, x.cols, [&](int64_t r) {
     k.layer_norm(element(x.data, x.dtype, r * x.stride), x.cols, weight, bias, eps,
-                   element(y.data, y.dtype, r * y.stride));
+                 element(y.data, y.dtype, r * y.stride));
   });
 }
 
@@ -26,7 +27,7 @@ void rms_norm(const Context& ctx, ConstMatrix x, const float* weight, float eps,
   const RowKernels& k = row_kernels(ctx, x.dtype);
   for_rows(ctx, x.rows, x.cols, [&](int64_t r) {
     k.rms_norm(element(x.data, x.dtype, r * x.stride), x.cols, weight, eps,
-                 element(y.data, y.dtype, r * y.stride));
+               element(y.data, y.dtype, r * y.stride));
   });
 }
 

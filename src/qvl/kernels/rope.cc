@@ -8,6 +8,7 @@
 #include "qvl/kernels/row_tasks.h"
 
 namespace qvl::kernels {
+
 void rope_vision(const Context& ctx, Matrix x, int64_t heads, int64_t head_dim, const float* cos, const float* sin) {
   constexpr std::string_view kWhere = "rope_vision";
   check_matrix(kWhere, "x", x);
