@@ -52,17 +52,22 @@ Timing summarize(std::vector<double> seconds) {
   return {seconds[seconds.size() / 2], seconds.front()};
 }
 
-// Sums `bytes` (a multiple of 256) by four streams, as wide as the baseline instruction set goes.
-uint64_t sum_bytes(const std::byte* p, int64_t bytes) {
+// Sums `bytes` (a multiple of 64 * kStreams) read as kStreams runs side by side, `ahead` bytes of prefetch
+// each. As wide as the baseline instruction set goes.
+template <int kStreams>
+uint64_t sum_bytes(const std::byte* p, int64_t bytes, int64_t ahead) {
   typedef uint64_t Vec __attribute__((vector_size(16)));
+  const int64_t run = bytes / kStreams;
   Vec a = {}, b = {}, c = {}, d = {};
-  const Vec* v = reinterpret_cast<const Vec*>(p);
-  for (int64_t i = 0; i < bytes / 16; i += 4) {
-    __builtin_prefetch(v + i + 64);
-    a += v[i];
-    b += v[i + 1];
-    c += v[i + 2];
-    d += v[i + 3];
+  for (int64_t i = 0; i < run; i += 64) {
+    for (int s = 0; s < kStreams; ++s) {
+      const Vec* v = reinterpret_cast<const Vec*>(p + s * run + i);
+      if (ahead > 0) __builtin_prefetch(p + s * run + i + ahead);
+      a += v[0];
+      b += v[1];
+      c += v[2];
+      d += v[3];
+    }
   }
   const Vec sum = a + b + c + d;
   return sum[0] + sum[1];
@@ -233,19 +238,25 @@ class Bench {
       std::memset(read_buffer_.data(), 1, kBytes);
     }
     constexpr int64_t kChunk = 1 << 20;
-    const auto read = [&] {
-      pool_.parallel_for(static_cast<int64_t>(kBytes) / kChunk, [&](int64_t task, int) {
-        const uint64_t sum = sum_bytes(read_buffer_.data() + task * kChunk, kChunk);
-        asm volatile("" ::"r"(sum));
-      });
-    };
-    std::vector<double> seconds;
-    for (int i = 0; i < 5; ++i) {
-      const double start = elapsed(options_.threads);
-      read();
-      seconds.push_back(elapsed(options_.threads) - start);
+    // No single pattern is the fastest everywhere: the limit is the best of several.
+    double best = 0;
+    for (const int streams : {1, 4}) {
+      for (const int64_t ahead : {0, 1024, 4096}) {
+        const auto read = [&](int64_t task, int) {
+          const std::byte* p = read_buffer_.data() + task * kChunk;
+          const uint64_t sum = streams == 1 ? sum_bytes<1>(p, kChunk, ahead) : sum_bytes<4>(p, kChunk, ahead);
+          asm volatile("" ::"r"(sum));
+        };
+        std::vector<double> seconds;
+        for (int i = 0; i < 3; ++i) {
+          const double start = elapsed(options_.threads);
+          pool_.parallel_for(static_cast<int64_t>(kBytes) / kChunk, read);
+          seconds.push_back(elapsed(options_.threads) - start);
+        }
+        best = std::max(best, static_cast<double>(kBytes) / summarize(std::move(seconds)).best * 1e-9);
+      }
     }
-    return static_cast<double>(kBytes) / summarize(std::move(seconds)).best * 1e-9;
+    return best;
   }
 
   Options options_;
