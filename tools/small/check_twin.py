@@ -59,7 +59,7 @@ def main(folder):
         b = data.make_text_batch(rng, enc, 2) if case == 8 else data.make_batch(rng, ctl, enc, 2)
         t = {k: torch.from_numpy(v) for k, v in b.items()}
         with torch.no_grad():
-            hidden, _ = twin(t["ids"], t["pos"], Twin.branch_mask(t["seg"]), t["pics"] if t["pics"].numel() else None)
+            hidden, *_ = twin(t["ids"], t["pos"], Twin.branch_mask(t["seg"]), t["pics"] if t["pics"].numel() else None)
             logits = twin.logits(hidden)
         for i in range(2):
             seg = t["seg"][i]

@@ -9,7 +9,7 @@ TEXT = dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_att
             rope_scaling=dict(rope_type="default", mrope_interleaved=True, mrope_section=[6, 5, 5]), attention_bias=False,
             attention_dropout=0.0, tie_word_embeddings=True, use_cache=True, initializer_range=0.02, dtype="bfloat16",
             model_type="qwen3_vl_text")
-MIN_PIXELS, MAX_PIXELS = 9216, 102400       # 96 x 96 .. 320 x 320: the range that training covers
+MIN_PIXELS, MAX_PIXELS = 9216, 40960        # 96 x 96 .. 160 x 256: the range that training covers; larger pictures are shrunk
 VOCAB_MULTIPLE = 64
 
 

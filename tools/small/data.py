@@ -14,8 +14,7 @@ PLURAL = {s: s + "s" for s in draw.SHAPES} | {"cross": "crosses"}
 TASKS = ["describe", "colour", "shape", "count", "box", "text", "exists", "none", "differ", "compare", "chat"]
 # Sizes (height, width) of the pictures, small ones first; training takes more of them as it goes on.
 SIZES = [(96, 96), (128, 128), (96, 128), (128, 96), (128, 160), (160, 128), (96, 160), (160, 96), (160, 160), (128, 192), (192, 128),
-         (160, 192), (192, 160), (64, 160), (64, 192), (192, 192),
-         (224, 160), (160, 224), (224, 224), (192, 256), (256, 192), (256, 256), (224, 320), (320, 224), (320, 320), (256, 320)]
+         (160, 192), (192, 160), (64, 160), (64, 192), (192, 192)]
 
 
 def article(phrase):
@@ -283,7 +282,8 @@ def make_batch(rng, ctl, enc, batch, budget=110, px_budget=None):
             if ls and not lt and rng.random() < 0.02:
                 ls = 0
         if resized:                                             # any size that the processor brings to h x w
-            dh, dw = int(rng.integers(h - 15, h + 16)), int(rng.integers(w - 15, w + 16))
+            f = 1.0 if rng.random() < 0.5 else rng.uniform(1.2, 2.0)
+            dh, dw = int(f * rng.integers(h - 15, h + 16)), int(f * rng.integers(w - 15, w + 16))
         else:
             dh, dw = h, w
         sc = draw.random_scene(rng, dh, dw, ls, lt)
@@ -297,7 +297,7 @@ def make_batch(rng, ctl, enc, batch, budget=110, px_budget=None):
         ims = [draw.render(s) for s in scenes]
         if resized:
             ims = [resize_u8(im, h, w) for im in ims]
-            lab, box = np.full((5, h // 16, w // 16), -100, np.int64), np.zeros((4, h // 16, w // 16), np.float32)
+            lab, box = np.full((10, h // 16, w // 16), -100, np.int64), np.zeros((4, h // 16, w // 16), np.float32)
             lb = [(lab, box)] * len(scenes)
         else:
             lb = [draw.patch_labels(s) for s in scenes]
@@ -316,7 +316,15 @@ def make_vision_batch(rng, ctl, batch):
     """Crowded pictures with patch labels only, for the encoder."""
     h, w = SIZES[rng.integers(min(len(SIZES), max(1, int(ctl.sizes))))]
     batch = max(6, int(batch * 128 * 128 / (h * w)))
-    scenes = [draw.crowded_scene(rng, h, w) for _ in range(batch)]
+    scenes = []
+    for _ in range(batch):
+        r = rng.random()
+        if r < 0.65:
+            scenes.append(draw.crowded_scene(rng, h, w, page=r < 0.5))
+        elif r < 0.85 and h > 64:
+            scenes.append(draw.random_scene(rng, h, w, int(rng.integers(1, draw.MAX_SHAPES + 1)), 0))
+        else:
+            scenes.append(draw.random_scene(rng, h, w, 0 if rng.random() < 0.7 else 2, draw.MAX_CHARS))
     lb = [draw.patch_labels(s) for s in scenes]
     return dict(ids=np.zeros((batch, 0), np.int64), pics=np.array([[draw.render(s)] for s in scenes]),
                 labels=np.array([[x[0]] for x in lb]), boxes=np.array([[x[1]] for x in lb]))

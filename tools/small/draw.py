@@ -18,6 +18,7 @@ COLOURS = {
     "blue": (40, 80, 220), "purple": (140, 50, 180), "pink": (250, 130, 190), "black": (24, 24, 24),
 }
 COLOUR_NAMES = list(COLOURS)
+MAX_SHAPES, MAX_CHARS = 4, 4                                # in one picture: what the model is asked to know
 TEXT_COLOURS = ["black", "red", "blue", "green", "purple"]
 CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 # Codes that mix letters and digits leave out O, I, 0 and 1, which some fonts do not tell apart.
@@ -203,12 +204,15 @@ AUX_NONE = 0
 def patch_labels(scene):
     """Dense labels that help the encoder in training, all int64/float32 over the patch grid [h/16, w/16]:
     shape and colour of the object that covers the patch (0 = none), the shape whose centre lies in the patch,
-    up to two characters whose centre lies in it (left to right), and the covering object's box in 0..1."""
+    up to two characters whose centre lies in it (left to right); then what helps to list and count: the object's
+    rank from the left, how many objects share its kind and its colour, and the places of the two characters in their
+    text (-100 = above what is asked for). The second result is the covering object's box in 0..1."""
     gh, gw = scene.h // 16, scene.w // 16
-    lab = np.zeros((5, gh, gw), np.int64)
+    lab = np.zeros((10, gh, gw), np.int64)
+    kinds, colours = [o.kind for o in scene.shapes], [o.colour for o in scene.shapes]
     box = np.zeros((4, gh, gw), np.float32)
     best = np.full((gh, gw), 40.0)
-    for o in scene.shapes:
+    for rank, o in enumerate(scene.shapes, 1):
         a = shape_mask(o.kind, o.s)[0]
         py0, px0 = o.y // 16, o.x // 16
         py1, px1 = (o.y + o.s - 1) // 16 + 1, (o.x + o.s - 1) // 16 + 1
@@ -220,15 +224,18 @@ def patch_labels(scene):
         best[py0:py1, px0:px1][win] = cov[win]
         lab[0, py0:py1, px0:px1][win] = SHAPES.index(o.kind) + 1
         lab[1, py0:py1, px0:px1][win] = COLOUR_NAMES.index(o.colour) + 1
+        for i, v in ((5, rank), (6, kinds.count(o.kind)), (7, colours.count(o.colour))):
+            lab[i, py0:py1, px0:px1][win] = v if v <= 6 else -100
         x0, y0, x1, y1 = o.box()
         for i, v in enumerate((x0 / scene.w, y0 / scene.h, x1 / scene.w, y1 / scene.h)):
             box[i, py0:py1, px0:px1][win] = v
         lab[2, (y0 + y1) // 2 // 16, (x0 + x1) // 2 // 16] = SHAPES.index(o.kind) + 1
     for t in scene.texts:
-        for a, gx, gy, ch in layout(t.string, t.font, t.size)[2]:
+        for place, (a, gx, gy, ch) in enumerate(layout(t.string, t.font, t.size)[2], 1):
             cy, cx = (t.y + gy + a.shape[0] // 2) // 16, (t.x + gx + a.shape[1] // 2) // 16
             k = 3 if lab[3, cy, cx] == 0 else 4
             lab[k, cy, cx] = CHARS.index(ch) + 1
+            lab[k + 5, cy, cx] = place
     return lab, box
 
 
@@ -300,7 +307,7 @@ def random_scene(rng, h, w, n_shapes, text_len, scale=1.0):
     m = min(h, w)
     if text_len:
         top = 0.42 * m if n_shapes == 0 else 0.3 * m
-        sizes = [z for z in (16, 18, 20, 22, 24, 28, 32, 36, 42, 48, 56, 64) if z <= max(18, top)]
+        sizes = [z for z in (16, 18, 20, 22, 24, 28, 32, 36, 42, 48, 56, 64) if z <= max(18, top) and z >= 16 * min(1.7, m / 192)] or [28]
         t = place_text(rng, h, w, taken, text_len, sizes)
         if t:
             sc.texts.append(t)
@@ -311,7 +318,7 @@ def random_scene(rng, h, w, n_shapes, text_len, scale=1.0):
         kinds = [SHAPES[i] for i in rng.choice(len(SHAPES), int(rng.integers(1, 3)), replace=False)]
     if n_shapes >= 2 and rng.random() < 0.4:
         colours = [COLOUR_NAMES[i] for i in rng.choice(len(COLOUR_NAMES), int(rng.integers(1, 4)), replace=False)]
-    lo = 18 if m <= 160 else 22
+    lo = 18 if m <= 160 else m // 8
     hi = int(min(0.5 * m, m / (0.9 + 0.55 * math.sqrt(max(1, n_shapes)))))
     lo = min(lo, hi)
     for _ in range(n_shapes):
@@ -324,19 +331,19 @@ def random_scene(rng, h, w, n_shapes, text_len, scale=1.0):
     return sc
 
 
-def crowded_scene(rng, h, w):
+def crowded_scene(rng, h, w, page=False):
     """A picture full of shapes, of text, or of both: many patch labels at once for the encoder."""
     sc = Scene(h, w, random_background(rng))
     if rng.random() < 0.2:
         sc.noise, sc.noise_at = int(rng.integers(1, 9)), (int(rng.integers(0, 512 - h + 1)), int(rng.integers(0, 512 - w + 1)))
-    r, taken = rng.random(), []
-    if r < 0.55:
-        for _ in range(max(2, int(h * w / 1600)) if r < 0.35 else 3):
+    r, taken = 1.0 if page else rng.random(), []                # page: text only
+    if r < 0.45:
+        for _ in range(max(2, int(h * w / 1600)) if r < 0.3 else 3):
             o = place_shape(rng, h, w, taken, (), 18, min(h, w) // 2 if rng.random() < 0.3 else 36)
             if o:
                 sc.shapes.append(o)
                 taken.append((o.x, o.y, o.x + o.s, o.y + o.s))
-    if r >= 0.35:
+    if r >= 0.3:
         y = int(rng.integers(2, 12))
         while y < h - 14:
             size = int(rng.choice((16, 18, 20, 22, 24, 28, 32, 36, 42, 48)))
@@ -355,6 +362,7 @@ def crowded_scene(rng, h, w):
                 bottom = max(bottom, y + th)
                 x += tw + int(rng.integers(5, 20))
             y = max(bottom, y + 8) + int(rng.integers(3, 14))
+    sc.shapes.sort(key=lambda o: o.x + o.s / 2)
     return sc
 
 

@@ -26,8 +26,8 @@ from train import box_of, iou
 
 EVAL_TASKS = ["describe", "colour", "shape", "count", "box", "text", "differ"]
 # (height, width): sizes of training, sizes that need a small resize, sizes above the limit that are shrunk
-SIZES = [(96, 96), (96, 128), (128, 128), (160, 128), (96, 160), (160, 160), (192, 128), (192, 192), (64, 192), (160, 224), (224, 224), (192, 256),
-         (256, 256), (320, 224), (320, 320), (100, 150), (140, 120), (200, 170), (250, 310)]
+SIZES = [(96, 96), (96, 128), (128, 128), (160, 128), (96, 160), (160, 160), (192, 128), (192, 192), (64, 192),
+         (100, 150), (140, 120), (200, 170), (224, 224), (250, 310), (320, 320)]
 
 
 def smart_resize(h, w, lo=config.MIN_PIXELS, hi=config.MAX_PIXELS):
@@ -47,9 +47,9 @@ def scene_for(rng, h, w, pair):
         return draw.random_scene(rng, h, w, int(rng.integers(1, 4)), 3 if rng.random() < 0.35 else 0)
     r = rng.random()
     if r < 0.35:
-        return draw.random_scene(rng, h, w, 0, 5)
-    n = int(rng.integers(1, 4 if small or r < 0.5 else 7))
-    return draw.random_scene(rng, h, w, n, 5 if r < 0.5 and not small else 0)
+        return draw.random_scene(rng, h, w, 0, draw.MAX_CHARS)
+    n = int(rng.integers(1, 4 if small or r < 0.5 else draw.MAX_SHAPES + 1))
+    return draw.random_scene(rng, h, w, n, draw.MAX_CHARS if r < 0.5 and not small else 0)
 
 
 def validation(seed, pictures, sizes=SIZES, quiet_noise=False):

@@ -13,6 +13,7 @@ import json
 import multiprocessing as mp
 import os
 import re
+import signal
 import time
 
 import numpy as np
@@ -23,12 +24,13 @@ from torch import nn
 import config
 import data
 import draw
-from twin import Twin, block_order
+from twin import Twin, block_order, grid_positions
 
 N_CTL = 6                                       # shapes, chars, sizes, pairs, large, vision; then the batch size, then task weights
 AUX = [len(draw.SHAPES) + 1, len(draw.COLOURS) + 1, len(draw.SHAPES) + 1, len(draw.CHARS) + 1, len(draw.CHARS) + 1, 4]
 NEW_RUN = dict(loss=0.0, aux=0.0, n=0, wait=0.0, seen=0, vision=0)
-BASE = dict(describe=1.0, colour=1.0, shape=1.0, count=1.4, box=1.0, text=1.2, exists=0.5, none=0.4, differ=2.0, compare=1.0, chat=1.0)
+RANKS = dict(rank=7, same_kind=7, same_colour=7, place=6, place2=6)
+BASE = dict(describe=1.0, colour=1.0, shape=1.0, count=1.4, box=1.5, text=1.2, exists=0.5, none=0.4, differ=2.0, compare=1.0, chat=1.0)
 
 
 # ------------------------------------------------------------------ drawing in a second process
@@ -69,7 +71,7 @@ def orthogonalise(g, steps=5):
 
 
 class Muon:
-    def __init__(self, params, lr, momentum=0.95, decay=0.01):
+    def __init__(self, params, lr, momentum=0.95, decay=0.05):
         self.p, self.lr, self.momentum, self.decay = params, lr, momentum, decay
         self.buf = [torch.zeros_like(p) for p in params]
 
@@ -131,11 +133,42 @@ def aux_loss(head, x, labels, boxes):
         on = lab[..., i] > 0                                    # few patches hold a character: weigh them up
         if on.any():
             loss = loss + 0.5 * F.cross_entropy(parts[i][on], lab[..., i][on])
-            right[name] = (parts[i][on].argmax(-1) == lab[..., i][on]).float().mean().item()
+            right[name] = (parts[i][on].detach().argmax(-1) == lab[..., i][on]).float().mean().item()
     on = lab[..., 0] > 0
     if on.any():
-        loss = loss + 2 * (parts[5][on] - box[on]).abs().mean()
+        err = (parts[5][on] - box[on]).abs().mean()
+        loss, right["box"] = loss + 6 * err, err.item()
     return loss, right
+
+
+def rank_loss(head, x, labels, right, prefix=""):
+    """Ranks, numbers of like objects and places of characters (labels 5..9 of draw.patch_labels)."""
+    lab = torch.stack([block_order(l[5:].permute(1, 2, 0)) for l in labels.flatten(0, 1)])
+    parts = head(x).view(x.shape[0], -1, sum(RANKS.values())).split(list(RANKS.values()), -1)
+    loss = 0.0
+    for i, name in enumerate(RANKS):
+        loss = loss + F.cross_entropy(parts[i].flatten(0, 1), lab[..., i].flatten(), ignore_index=-100)
+        on = lab[..., i] > 0
+        if on.any():
+            loss = loss + 0.5 * F.cross_entropy(parts[i][on], lab[..., i][on])
+            right[prefix + name] = (parts[i][on].detach().argmax(-1) == lab[..., i][on]).float().mean().item()
+    return loss
+
+
+def digit_loss(head, merged, labels, boxes):
+    """Hundreds and tens of the box coordinates (0..1000) of the shape under each merged token."""
+    n, m, _ = merged.shape
+    on = torch.stack([block_order(l[0]) for l in labels.flatten(0, 1)]).view(n, m, 4) > 0
+    box = torch.stack([block_order(b.permute(1, 2, 0)) for b in boxes.flatten(0, 1)]).view(n, m, 4, 4)
+    sel = on.any(-1)
+    if not sel.any():
+        return torch.zeros(()), 0.0
+    which = on.float().argmax(-1)[sel]
+    q = (box[sel][torch.arange(len(which)), which] * 100).round().long()
+    out = head(merged[sel]).view(-1, 4, 21)
+    hundreds = q // 10
+    loss = F.cross_entropy(out[..., :11].flatten(0, 1), hundreds.flatten()) + 0.4 * F.cross_entropy(out[..., 11:].flatten(0, 1), (q % 10).flatten())
+    return loss, (out[..., :11].detach().argmax(-1) == hundreds).float().mean().item()
 
 
 def iou(a, b):
@@ -165,6 +198,7 @@ def main():
     ap.add_argument("--lr", type=float, default=2e-3)
     ap.add_argument("--decay-from", type=float, default=0.5)
     ap.add_argument("--encoder-first", type=float, default=10, help="minutes that train the encoder alone, on crowded pictures")
+    ap.add_argument("--add-positions", type=float, default=0, help="when resuming: add so much of the smooth position table")
     ap.add_argument("--resume", action="store_true")
     args = ap.parse_args()
     os.makedirs(args.out, exist_ok=True)
@@ -175,10 +209,14 @@ def main():
     enc = data.Encoder(args.tokenizer)
     model = Twin(cfg).init(args.seed)
     head = nn.Sequential(nn.LayerNorm(cfg["vision_config"]["hidden_size"]), nn.Linear(cfg["vision_config"]["hidden_size"], sum(AUX)))
-    out = cfg["vision_config"]["out_hidden_size"]
+    out, side = cfg["vision_config"]["out_hidden_size"], model.model.visual.side
     merged_head = nn.Sequential(nn.LayerNorm(out), nn.Linear(out, 4 * sum(AUX)))
+    digit_head = nn.Sequential(nn.LayerNorm(out), nn.Linear(out, 84))
+    rank_head = nn.Sequential(nn.LayerNorm(cfg["vision_config"]["hidden_size"]), nn.Linear(cfg["vision_config"]["hidden_size"], sum(RANKS.values())))
+    merged_rank_head = nn.Sequential(nn.LayerNorm(out), nn.Linear(out, 4 * sum(RANKS.values())))
+    heads = nn.ModuleList([head, merged_head, digit_head, rank_head, merged_rank_head])
     muon_p, merger_p, other_p, flat_p = split_params(model)
-    groups = [dict(params=merger_p, lr=args.lr * 0.5), dict(params=other_p + list(head.parameters()) + list(merged_head.parameters()), lr=args.lr),
+    groups = [dict(params=merger_p, lr=args.lr * 0.5), dict(params=other_p + list(heads.parameters()), lr=args.lr),
               dict(params=flat_p, lr=args.lr, weight_decay=0.0)]
     if args.adamw:
         groups.append(dict(params=muon_p, lr=args.lr * 0.5))
@@ -197,12 +235,15 @@ def main():
     if args.resume and os.path.exists(ckpt):
         s = torch.load(ckpt, weights_only=False)
         model.load_state_dict(s["model"])
-        head.load_state_dict(s["head"])
-        merged_head.load_state_dict(s["merged_head"])
+        heads.load_state_dict(s["heads"])
         patch = s["patch"]
         adam.load_state_dict(s["adam"])
         muon.load_state_dict(s["muon"])
         step, seen, answers, ema, level, start = (s[k] for k in ("step", "seen", "answers", "ema", "level", "start"))
+        if args.add_positions:
+            table = model.model.visual.pos_embed.weight
+            with torch.no_grad():
+                table.add_(args.add_positions * grid_positions(side, table.shape[1]))
         for t in data.TASKS:
             ema.setdefault(t, 0.0)
     if args.until:
@@ -217,23 +258,24 @@ def main():
 
     def steer(p):
         """Curriculum: move on when the answers are good, at the latest by the clock."""
-        if step - level["at_shapes"] > 120 and level["shapes"] < 6 and \
-                (min(ema["colour"], ema["shape"]) > 0.93 and ema["count"] > 0.88 or p > (0.12, 0.2, 0.28, 0.36, 0.44)[level["shapes"] - 1]):
+        if step - level["at_shapes"] > 120 and level["shapes"] < draw.MAX_SHAPES and \
+                (min(ema["colour"], ema["shape"]) > 0.93 and ema["count"] > 0.88 or p > (0.22, 0.55, 0.62, 0.68, 0.74)[level["shapes"] - 1]):
             level["shapes"], level["at_shapes"] = level["shapes"] + 1, step
-        if step - level["at_chars"] > 120 and level["chars"] < 5 and \
-                (ema["text"] > 0.85 or p > (0.2, 0.3, 0.42, 0.55)[level["chars"] - 1]):
+        if step - level["at_chars"] > 120 and level["chars"] < draw.MAX_CHARS and \
+                (ema["text"] > 0.85 or p > (0.3, 0.56, 0.65, 0.73)[level["chars"] - 1]):
             level["chars"], level["at_chars"] = level["chars"] + 1, step
-        sizes = 4 if p < 0.05 else 11 if p < 0.2 else 16 if p < 0.4 else 19 if p < 0.55 else 23 if p < 0.7 else 26
-        pairs = 0.0 if level["shapes"] < 3 else 0.18
+        sizes = 4 if p < 0.05 else 11 if p < 0.2 else 16
+        pairs = 0.0 if level["shapes"] < 3 else 0.08
         resized = 0.0 if p < 0.3 else 0.1
-        vision = 1.0 if p < level["vision_until"] and patch.get("char", 0) < 0.95 else 0.25
+        seen_chars = patch.get("char", 0.0)
+        vision = 1.0 if p < level["vision_until"] and seen_chars < 0.95 else 0.5 if seen_chars < 0.8 else 0.4 if seen_chars < 0.94 else 0.2
         shared[:N_CTL] = [level["shapes"], level["chars"], sizes, pairs, resized, vision]
-        shared[N_CTL] = args.batch if p < 0.4 else args.batch * 3 // 2
+        shared[N_CTL] = args.batch
         shared[N_CTL + 1:] = [BASE[t] * (1.08 - ema[t]) for t in data.TASKS]
 
     def save():
         tmp = ckpt + ".tmp"
-        torch.save(dict(model=model.state_dict(), head=head.state_dict(), merged_head=merged_head.state_dict(), patch=patch, adam=adam.state_dict(), muon=muon.state_dict(), step=step,
+        torch.save(dict(model=model.state_dict(), heads=heads.state_dict(), patch=patch, adam=adam.state_dict(), muon=muon.state_dict(), step=step,
                         seen=seen, answers=answers, ema=ema, level=level, start=start, args=vars(args)), tmp)
         os.replace(tmp, ckpt)
 
@@ -246,6 +288,8 @@ def main():
     run = dict(NEW_RUN)
     history = []
     model.train()
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))       # save, then leave: start again with --resume
 
     def update(scale):
         for g in adam.param_groups:
@@ -253,7 +297,7 @@ def main():
         adam.step()
         if muon_p:
             muon.step(scale)
-        for m in (model, head, merged_head):
+        for m in (model, heads):
             m.zero_grad(set_to_none=True)
 
     def housekeeping(p, scale):
@@ -282,7 +326,7 @@ def main():
     while True:
         now = time.time()
         p = min(1.0, (now - start) / (end - start))
-        if now >= end:
+        if now >= end or stop:
             break
         scale = min(1.0, (step + 1) / 150) * min(1.0, max(0.0, (1 - p) / (1 - args.decay_from)))
         b = queue.get()
@@ -294,7 +338,10 @@ def main():
             aux, right = aux_loss(head, last, t["labels"], t["boxes"])
             m = merged_head(merged)
             more, right2 = aux_loss(nn.Identity(), m.view(m.shape[0], -1, sum(AUX)), t["labels"], t["boxes"])
-            (0.5 * (aux + more)).backward()
+            digits, acc = digit_loss(digit_head, merged, t["labels"], t["boxes"])
+            right["digit"] = acc
+            ranks = rank_loss(rank_head, last, t["labels"], right) + rank_loss(merged_rank_head, merged, t["labels"], right, "m_")
+            (0.5 * (aux + more + digits + ranks)).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             update(scale)
             for k, v in list(right.items()) + [("m_" + k, v) for k, v in right2.items()]:
@@ -303,7 +350,7 @@ def main():
             run["vision"] += last.shape[0]
             housekeeping(p, scale)
             continue
-        hidden, last = model(t["ids"], t["pos"], Twin.branch_mask(t["seg"]), pics)
+        hidden, last, merged = model(t["ids"], t["pos"], Twin.branch_mask(t["seg"]), pics)
         rows, cols = (t["tgt"] >= 0).nonzero(as_tuple=True)
         target, task = t["tgt"][rows, cols], t["task"][rows, cols]
         key = rows * 4096 + task
@@ -315,11 +362,14 @@ def main():
         total, aux = loss, 0.0
         if last is not None and pics is not None:
             aux, right = aux_loss(head, last, t["labels"], t["boxes"])
-            for k, v in right.items():
-                patch[k] = patch.get(k, 0.0) * 0.97 + v * 0.03
             if torch.isfinite(aux):                             # a resized batch carries no patch labels
-                total = total + (0.3 if p < 0.3 else 0.15) * aux
+                digits, acc = digit_loss(digit_head, merged, t["labels"], t["boxes"])
+                right["digit"] = acc or patch.get("digit", 0.0)
+                total = total + (0.3 if p < 0.3 else 0.15) * aux + 0.15 * digits
+                total = total + 0.15 * rank_loss(rank_head, last, t["labels"], right) + 0.1 * rank_loss(merged_rank_head, merged, t["labels"], right, "m_")
                 aux = aux.item()
+                for k, v in right.items():
+                    patch[k] = patch.get(k, v) * 0.97 + v * 0.03
             else:
                 aux = 0.0
         total.backward()

@@ -29,6 +29,18 @@ def rotate_half(x):
     return torch.cat([-x[..., k:], x[..., :k]], -1)
 
 
+def grid_positions(side, dim):
+    """A smooth start for the position table [side * side, dim]: coordinates, and sines of 1/4 to 6 turns of each axis.
+    (From random rows the encoder hardly learns where things are.)"""
+    u = torch.linspace(0, 1, side)
+    n = dim // 4 - 1
+    turns = 0.25 * 24 ** (torch.arange(n) / (n - 1))
+    a = 2 * torch.pi * u[:, None] * turns
+    axis = torch.cat([(2 * u - 1)[:, None].expand(-1, 2) * 2, a.sin(), a.cos()], 1)                # [side, dim / 2]
+    y, x = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
+    return torch.cat([y, x], -1).reshape(side * side, dim)
+
+
 class RMSNorm(nn.Module):
     def __init__(self, n, eps):
         super().__init__()
@@ -233,17 +245,17 @@ class Twin(nn.Module):
 
     def forward(self, ids, pos, mask, pics=None):
         """ids [B, S], pos [B, S, 3], mask bool [B, S, S], pics u8 [B, n, H, W, 3] or None.
-        -> (hidden [B, S, D], last vision block [B * n, P, Dv] or None)."""
+        -> (hidden [B, S, D], last vision block [B * n, P, Dv], merged tokens [B * n, M, D]; the last two may be None)."""
         t = self.model.language_model
         x = t.embed_tokens(ids)
-        deep, vis, last = [], None, None
+        deep, vis, last, merged = [], None, None, None
         if pics is not None and pics.numel():
             merged, deep, last = self.model.visual(pics.flatten(0, 1))
             b, s = (ids == self.config["image_token_id"]).nonzero(as_tuple=True)
             vis = b, s
             x = x.index_put(vis, merged.reshape(-1, merged.shape[-1]))
             deep = [d.reshape(-1, d.shape[-1]) for d in deep]
-        return t(x, pos, mask, vis, deep), last
+        return t(x, pos, mask, vis, deep), last, merged
 
     def logits(self, hidden):
         return F.linear(hidden, self.model.language_model.embed_tokens.weight)
@@ -261,6 +273,8 @@ class Twin(nn.Module):
                 std = 0.05 if "embed_tokens" in name or "pos_embed" in name else p.shape[1] ** -0.5 * (0.3 if "merger.linear_fc2" in name else 1)
                 with torch.no_grad():
                     p.normal_(0, std, generator=g)
+                    if "pos_embed" in name:
+                        p.add_(0.5 * grid_positions(int(p.shape[0] ** 0.5), p.shape[1]))
         return self
 
     def hf_state(self):
