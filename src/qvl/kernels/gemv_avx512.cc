@@ -26,6 +26,8 @@ constexpr int64_t kStep = 32;  // inputs per iteration
 constexpr int kMaxGroup = 3;
 constexpr int kWeightRows = 4;
 constexpr int64_t kPrefetchBytes = 1024;
+template <typename W>
+constexpr int64_t kPrefetchElements = kPrefetchBytes / static_cast<int64_t>(sizeof(typename W::Element));
 
 int64_t prepared_floats(int64_t k) {
   return (k + kStep - 1) / kStep * kStep;
@@ -134,7 +136,10 @@ inline void block_avx512(const float* x, int64_t x_stride, const typename W::Ele
   for (; i + kStep <= k; i += kStep) {
 #pragma GCC unroll 4
     for (int n = 0; n < kN; ++n) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + n * k + i) + kPrefetchBytes, _MM_HINT_T0);
+      // Past the end of a row the next one to be read is that of the next group, not its neighbour's, which is
+      // being read already.
+      const int64_t ahead = i + kPrefetchElements<W> < k ? 0 : (kN - 1) * k;
+      _mm_prefetch(reinterpret_cast<const char*>(w + n * k + i + kPrefetchElements<W> + ahead), _MM_HINT_T0);
     }
     step(i, kStep);
   }
