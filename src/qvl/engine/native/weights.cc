@@ -1,5 +1,6 @@
 #include "qvl/engine/native/weights.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace qvl::engine::native {
@@ -47,25 +48,20 @@ kernels::Weight WeightBinder::matrix(TensorRole role, TensorRole bias, int layer
   return w;
 }
 
+Tensor WeightBinder::rounded(const checkpoint::TensorView& view) const {
+  Tensor copy(DType::kF32, view.shape);
+  const std::vector<float> values = view.to_f32();
+  std::ranges::transform(values, copy.as<float>().begin(),
+                         [bf16 = activation_ == DType::kBF16](float v) { return bf16 ? round_to_bf16(v) : v; });
+  return copy;
+}
+
 std::span<const float> WeightBinder::vector(TensorRole role, int layer) {
-  const checkpoint::TensorView& view = find(role, layer);
-  std::vector<float> values = view.to_f32();
-  Tensor copy(DType::kF32, {view.size()});
-  auto out = copy.as<float>();
-  for (size_t i = 0; i < values.size(); ++i) {
-    out[i] = activation_ == DType::kBF16 ? round_to_bf16(values[i]) : values[i];
-  }
-  return own(std::move(copy)).as<float>();
+  return own(rounded(find(role, layer))).as<float>();
 }
 
 Tensor WeightBinder::table(TensorRole role) {
-  const checkpoint::TensorView& view = find(role, -1);
-  Tensor copy(DType::kF32, view.shape);
-  const std::vector<float> values = view.to_f32();
-  auto out = copy.as<float>();
-  for (size_t i = 0; i < values.size(); ++i) {
-    out[i] = activation_ == DType::kBF16 ? round_to_bf16(values[i]) : values[i];
-  }
+  Tensor copy = rounded(find(role, -1));
   owned_bytes_ += static_cast<int64_t>(copy.size_bytes());
   return copy;
 }

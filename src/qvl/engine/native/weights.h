@@ -82,6 +82,8 @@ class WeightBinder {
  private:
   const checkpoint::TensorView& find(model::TensorRole role, int layer);
   Tensor& own(Tensor tensor);
+  // The tensor in float32, its values rounded to the activation type.
+  Tensor rounded(const checkpoint::TensorView& view) const;
 
   const checkpoint::Checkpoint& checkpoint_;
   const model::ModelConfig& config_;
