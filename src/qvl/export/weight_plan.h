@@ -1,0 +1,86 @@
+// Decides, before a byte is written, how every tensor of the model is stored and where: graphs refer to the places,
+// the exporter then streams the checkpoint through them once.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "qvl/model/config.h"
+#include "qvl/model/tensor_table.h"
+#include "qvl/onnx/graph_builder.h"
+#include "qvl/quant/format.h"
+
+namespace qvl::exporting {
+
+// One initializer of a stored tensor.
+struct StoredPart {
+  std::string name;  // ONNX initializer: the canonical tensor name, with ".scales" or ".zero_points"
+  DType type = DType::kF32;
+  Shape shape;
+  onnx::ExternalData place;
+};
+
+// A tensor of the checkpoint as the package holds it. Matrices of any rank count as [rows, columns] = [shape[0], rest]:
+// never transposed, so that native code uses the same bytes as the graphs.
+struct StoredTensor {
+  std::string source;  // canonical name in the checkpoint
+  model::TensorRole role = model::TensorRole::kPatchEmbedWeight;
+  int layer = -1;
+  quant::Format format;
+  int64_t rows = 0, columns = 0;  // vectors: 1 row
+  StoredPart data;
+  StoredPart scales;       // place.length 0 where the format has none
+  StoredPart zero_points;
+};
+
+// The format of a tensor; chosen by recipe, precision options and sensitivity.
+using FormatChooser = std::function<quant::Format(const model::TensorSpec&)>;
+
+class WeightPlan {
+ public:
+  WeightPlan(const model::ModelConfig& config, FormatChooser chooser);
+
+  const model::ModelConfig& config() const { return config_; }
+  // Declares the tensor on first use (64-byte aligned place at the end of its stage's file) and returns it. The
+  // reference stays valid. A tied head is the token embedding: use head().
+  const StoredTensor& store(model::TensorRole role, int layer = -1);
+  // lm_head.weight or, when tied, the token embedding.
+  const StoredTensor& head();
+
+  // In the order of their declaration.
+  std::span<const StoredTensor* const> tensors() const { return order_; }
+  // Bytes that a data file will have.
+  const std::map<std::string, uint64_t>& file_bytes() const { return file_bytes_; }
+
+ private:
+  const model::ModelConfig& config_;
+  FormatChooser chooser_;
+  std::map<std::pair<model::TensorRole, int>, StoredTensor> stored_;
+  std::vector<const StoredTensor*> order_;
+  std::map<std::string, uint64_t> file_bytes_;
+};
+
+// Declares the parts in the graph.
+onnx::Value declare(onnx::GraphBuilder& graph, const StoredPart& part);
+
+struct LinearOptions {
+  // accuracy_level of MatMulNBits: 0 exact float32, 4 activations in int8 per block.
+  int accuracy_level = 4;
+  // Standard operators only: DequantizeLinear in front of Gemm instead of contrib operators.
+  bool plain = false;
+};
+
+// y [rows of x, N] = x [.., K] * W^T + bias, by the operator that fits the format: Gemm (transB) on 2-D x for floats (a
+// Cast in front for bf16 and f16), MatMulNBits for blocks, DynamicQuantizeLinear + MatMulInteger for int8 rows. x must
+// be 2-D [n, K]; the result is 2-D [n, N]. `bias` may be empty.
+onnx::Value linear(onnx::GraphBuilder& graph, onnx::Value x, const StoredTensor& weight, const StoredTensor* bias,
+                   const LinearOptions& options);
+
+// A vector or small table in float32 (Cast where it is stored narrower).
+onnx::Value dense(onnx::GraphBuilder& graph, const StoredTensor& tensor);
+
+}  // namespace qvl::exporting
