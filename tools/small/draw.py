@@ -18,7 +18,7 @@ COLOURS = {
     "blue": (40, 80, 220), "purple": (140, 50, 180), "pink": (250, 130, 190), "black": (24, 24, 24),
 }
 COLOUR_NAMES = list(COLOURS)
-MAX_SHAPES, MAX_CHARS = 4, 4                                # in one picture: what the model is asked to know
+MAX_SHAPES, MAX_CHARS = 4, 5                                # in one picture: what the model is asked to know
 TEXT_COLOURS = ["black", "red", "blue", "green", "purple"]
 CHARS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 # Codes that mix letters and digits leave out O, I, 0 and 1, which some fonts do not tell apart.

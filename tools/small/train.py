@@ -207,6 +207,8 @@ def main():
     torch.manual_seed(args.seed)
     cfg = config.make(args.tokenizer)
     enc = data.Encoder(args.tokenizer)
+    digit_ids = torch.zeros(cfg["text_config"]["vocab_size"], dtype=torch.bool)
+    digit_ids[[enc(str(d))[0] for d in range(10)]] = True
     model = Twin(cfg).init(args.seed)
     head = nn.Sequential(nn.LayerNorm(cfg["vision_config"]["hidden_size"]), nn.Linear(cfg["vision_config"]["hidden_size"], sum(AUX)))
     out, side = cfg["vision_config"]["out_hidden_size"], model.model.visual.side
@@ -252,8 +254,8 @@ def main():
     else:
         end = start + 60 * args.minutes
 
-    if args.encoder_first:
-        level["vision_until"] = (time.time() + 60 * args.encoder_first - start) / (end - start)
+    # also when resuming: a stored mark would mean another time now
+    level["vision_until"] = (time.time() + 60 * args.encoder_first - start) / (end - start) if args.encoder_first else 0.0
     shared = mp.Array("d", N_CTL + 1 + len(data.TASKS), lock=False)
 
     def steer(p):
@@ -356,6 +358,8 @@ def main():
         key = rows * 4096 + task
         uniq, inv, cnt = key.unique(return_inverse=True, return_counts=True)
         weight = cnt[inv].float() ** -0.5
+        # a box has many tokens that are always the same: the digits that carry it must not drown in them
+        weight = weight * torch.where((task % 16 == data.TASKS.index("box")) & digit_ids[target], 3.0, 1.0)
         logits = model.logits(hidden[rows, cols])
         ce = F.cross_entropy(logits, target, reduction="none")
         loss = (ce * weight).sum() / weight.sum()
