@@ -51,6 +51,7 @@ const std::map<std::string, std::set<std::string>>& third_party() {
       {"png.h", {"image"}},      {"webp/", {"image"}},        {"libexif/", {"image"}},   {"gif_lib", {"image"}},
       {"onnx", {"onnx"}},        {"google/protobuf", {"onnx"}}, {"onnxruntime", {"engine/ort"}},
       {"immintrin", {"kernels", "image"}},
+      {"openssl/", {"package"}},
       {"histedit", {"apps"}},    {"editline", {"apps"}},
   };
   return t;
