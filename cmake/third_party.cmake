@@ -10,3 +10,12 @@ pkg_check_modules(qvl_png REQUIRED IMPORTED_TARGET libpng)
 pkg_check_modules(qvl_webp REQUIRED IMPORTED_TARGET libwebp libwebpdemux)
 find_package(GIF REQUIRED)
 find_package(OpenSSL 3 REQUIRED COMPONENTS Crypto)
+
+# The classes of the ONNX schema (Debian libonnx-dev; its own CMake files name libraries that the package lacks).
+find_library(QVL_ONNX_PROTO onnx_proto REQUIRED)
+find_path(QVL_ONNX_INCLUDE onnx/onnx_pb.h REQUIRED)
+pkg_check_modules(qvl_protobuf REQUIRED IMPORTED_TARGET protobuf)
+add_library(qvl_onnx_schema INTERFACE)
+target_include_directories(qvl_onnx_schema SYSTEM INTERFACE ${QVL_ONNX_INCLUDE})
+target_compile_definitions(qvl_onnx_schema INTERFACE ONNX_NAMESPACE=onnx ONNX_ML=1)
+target_link_libraries(qvl_onnx_schema INTERFACE ${QVL_ONNX_PROTO} PkgConfig::qvl_protobuf)

@@ -35,6 +35,12 @@ using Attributes = std::vector<Attribute>;
 inline constexpr std::string_view kStandardDomain = "";
 inline constexpr std::string_view kContribDomain = "com.microsoft";
 
+// What one of several results of a node is called.
+struct Output {
+  std::string name;      // empty: generated
+  bool omitted = false;  // an optional result that is left out: its Value is empty
+};
+
 // Where the bytes of an initializer are, relative to the folder of the .onnx file.
 struct ExternalData {
   std::string file;  // plain file name
@@ -55,6 +61,10 @@ class GraphBuilder {
   ~GraphBuilder();
   GraphBuilder(GraphBuilder&&) noexcept;
   GraphBuilder& operator=(GraphBuilder&&) noexcept;
+
+  // The builder of a subgraph (Loop, If) of this graph. Its generated names start with `name`, made unique, so that they
+  // cannot hide those of the graphs around it. Values of this graph may be used in it; pass it to control().
+  GraphBuilder body(std::string_view name);
 
   // Graph inputs and outputs, in the order of the calls. Throws kInvalidArgument for a repeated or empty name.
   Value input(std::string name, DType type, Dims dims);
@@ -86,14 +96,20 @@ class GraphBuilder {
   // An initializer whose bytes are in an external file. The same name again returns the first (same place required,
   // kInvalidArgument otherwise).
   Value weight(std::string name, DType type, Shape shape, const ExternalData& where);
+  // The same for UINT4 (opset 21), two elements a byte, the first in the low nibble.
+  Value weight_uint4(std::string name, Shape shape, const ExternalData& where);
+  Value constant_uint4(Shape shape, std::span<const std::byte> bytes);
 
   // One node. `out` fixes the name of the (first) output; empty: generated from scope and operator.
   Value node(std::string_view op, std::vector<Value> inputs, Attributes attributes = {},
              std::string_view domain = kStandardDomain, std::string out = {});
-  // The same with `outputs` results; an empty name in `wanted` order is not possible: unused ones get names too.
+  // The same with several results, all of them with generated names, or as told one by one.
   std::vector<Value> nodes(std::string_view op, std::vector<Value> inputs, size_t outputs, Attributes attributes = {},
                            std::string_view domain = kStandardDomain);
-  // A node with subgraphs (If, Loop): attribute name -> body. A body sees the values of the outer graph by name.
+  std::vector<Value> nodes(std::string_view op, std::vector<Value> inputs, const std::vector<Output>& outputs,
+                           Attributes attributes = {}, std::string_view domain = kStandardDomain);
+  // A node with subgraphs (If, Loop): attribute name -> body, made by body() and complete. A body sees the values of
+  // the outer graph by name. Throws kInvalidArgument when a body defines a name that this graph has too.
   std::vector<Value> control(std::string_view op, std::vector<Value> inputs, size_t outputs,
                              std::vector<std::pair<std::string, const GraphBuilder*>> bodies);
 
@@ -116,8 +132,9 @@ class GraphBuilder {
   // Nodes by "domain.operator" (subgraphs included), for the table of what was fused.
   std::map<std::string, int64_t> operator_counts() const;
 
-  // The serialised ModelProto. Throws kInvalidArgument for an input of a node that nothing defines, kLimit above the
-  // 2 GiB that the format allows.
+  // The serialised ModelProto; the same calls give the same bytes. Throws kInvalidArgument for an input of a node, or an
+  // output of a graph, that nothing before it defines; kLimit above the 2 GiB that
+  // the format allows.
   std::string serialize(const ModelInfo& info) const;
 
  private:

@@ -1,0 +1,17 @@
+// The ONNX schema under one include, for this room only: protobuf classes of package onnx, namespace ::onnx. qvl::onnx
+// hides that name, so uses say ::onnx.
+#pragma once
+
+#include <onnx/onnx_pb.h>  // IWYU pragma: export
+
+#include "qvl/base/dtype.h"
+
+namespace qvl::onnx {
+
+// TensorProto::DataType of an element type.
+int32_t proto_type(DType type);
+
+// UINT4 came to the format (opset 21) after the schema of Debian 12; the number is what files hold.
+inline constexpr int32_t kProtoUint4 = 21;
+
+}  // namespace qvl::onnx
