@@ -307,7 +307,7 @@ Value GraphBuilder::constant(DType type, Shape shape, std::span<const std::byte>
                          static_cast<uint64_t>(element_count(shape)) * dtype_size_bytes(type));
 }
 Value GraphBuilder::constant_uint4(Shape shape, std::span<const std::byte> bytes) {
-  return impl_->constant(kProtoUint4, shape, bytes, static_cast<uint64_t>(element_count(shape) + 1) / 2);
+  return impl_->constant(kUint4, shape, bytes, static_cast<uint64_t>(element_count(shape) + 1) / 2);
 }
 
 Value GraphBuilder::weight(std::string name, DType type, Shape shape, const ExternalData& where) {
@@ -315,7 +315,7 @@ Value GraphBuilder::weight(std::string name, DType type, Shape shape, const Exte
                        static_cast<uint64_t>(element_count(shape)) * dtype_size_bytes(type), where);
 }
 Value GraphBuilder::weight_uint4(std::string name, Shape shape, const ExternalData& where) {
-  return impl_->weight(std::move(name), kProtoUint4, shape, static_cast<uint64_t>(element_count(shape) + 1) / 2, where);
+  return impl_->weight(std::move(name), kUint4, shape, static_cast<uint64_t>(element_count(shape) + 1) / 2, where);
 }
 
 Value GraphBuilder::node(std::string_view op, std::vector<Value> inputs, Attributes attributes, std::string_view domain,

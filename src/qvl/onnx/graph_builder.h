@@ -41,6 +41,9 @@ struct Output {
   bool omitted = false;  // an optional result that is left out: its Value is empty
 };
 
+// The number of type UINT4 in files (opset 21; newer than the schema of Debian 12), as Cast takes it.
+inline constexpr int64_t kUint4 = 21;
+
 // Where the bytes of an initializer are, relative to the folder of the .onnx file.
 struct ExternalData {
   std::string file;  // plain file name

@@ -11,7 +11,4 @@ namespace qvl::onnx {
 // TensorProto::DataType of an element type.
 int32_t proto_type(DType type);
 
-// UINT4 came to the format (opset 21) after the schema of Debian 12; the number is what files hold.
-inline constexpr int32_t kProtoUint4 = 21;
-
 }  // namespace qvl::onnx

@@ -1,0 +1,176 @@
+// Places of tensors in the data files, and the operators that read them (spec 10). See the header.
+
+#include "qvl/export/weight_plan.h"
+
+#include "qvl/base/error.h"
+#include "qvl/base/format.h"
+#include "qvl/package/graph_io.h"
+
+namespace qvl::exporting {
+namespace {
+
+using model::PrecisionClass;
+using model::TensorRole;
+using onnx::GraphBuilder;
+using onnx::Value;
+
+constexpr uint64_t kPartAlignmentBytes = 64;  // what the native engine maps; vectors of AVX-512
+
+bool is_matrix(PrecisionClass precision) {
+  return precision == PrecisionClass::kMatrix || precision == PrecisionClass::kEmbedding;
+}
+
+// Value of every zero point that is not stored (quant/format.h), for DequantizeLinear, whose own default is 0.
+Value default_zero_points(GraphBuilder& graph, int bits, const Shape& shape) {
+  const uint64_t count = static_cast<uint64_t>(element_count(shape));
+  if (bits == 4) return graph.constant_uint4(shape, std::vector<std::byte>((count + 1) / 2, std::byte{0x88}));
+  return graph.constant(DType::kU8, shape, std::vector<std::byte>(count, std::byte{0x80}));
+}
+
+Value as_f32(GraphBuilder& graph, Value value, DType stored) {
+  return stored == DType::kF32 ? value : graph.cast(std::move(value), DType::kF32);
+}
+
+// Blocks through DequantizeLinear (opset 21): [N, K] in float32.
+Value dequantized_blocks(GraphBuilder& graph, const StoredTensor& w) {
+  const quant::Format& format = w.format;
+  const int64_t blocks = format.block_count(w.columns);
+  const int64_t padded = blocks * format.block;
+  Value zero_points;
+  if (!format.zero_points) {
+    zero_points = default_zero_points(graph, format.bits, {w.rows, blocks});
+  } else if (format.bits == 8) {
+    zero_points = declare(graph, w.zero_points);
+  } else if (blocks % 2 == 0) {
+    zero_points = graph.weight_uint4(w.zero_points.name, {w.rows, blocks}, w.zero_points.place);
+  } else {
+    // A row of nibbles ends with an unused one.
+    const Value all = graph.weight_uint4(w.zero_points.name, {w.rows, blocks + 1}, w.zero_points.place);
+    const Value cut = graph.slice(graph.cast(all, DType::kI32), 1, 0, blocks);  // Slice knows no UINT4
+    zero_points = graph.node("Cast", {cut}, {{"to", onnx::kUint4}});
+  }
+  const Value data = format.bits == 4
+                         ? graph.weight_uint4(w.data.name, {w.rows, padded}, w.data.place)
+                         : graph.weight(w.data.name, DType::kU8, {w.rows, padded}, w.data.place);
+  const Value scales = as_f32(graph, declare(graph, w.scales), w.scales.type);
+  Value floats = graph.node("DequantizeLinear", {data, scales, zero_points}, {{"axis", int64_t{1}}, {"block_size", format.block}});
+  if (padded != w.columns) floats = graph.slice(floats, 1, 0, w.columns);
+  return floats;
+}
+
+Value gemm(GraphBuilder& graph, Value x, Value w, Value bias) {
+  return graph.node("Gemm", {std::move(x), std::move(w), std::move(bias)}, {{"transB", int64_t{1}}});
+}
+
+// The activations are quantised per call, unsigned with a zero point; ONNX Runtime fuses the whole chain.
+Value integer_linear(GraphBuilder& graph, Value x, const StoredTensor& w, Value bias) {
+  const std::vector<Value> quantized = graph.nodes("DynamicQuantizeLinear", {std::move(x)}, 3);
+  const Value transposed = graph.transpose(declare(graph, w.data), {1, 0});
+  const Value sums = graph.node("MatMulInteger", {quantized[0], transposed, quantized[2]});
+  const Value scale = graph.mul(quantized[1], declare(graph, w.scales));
+  const Value y = graph.mul(graph.cast(sums, DType::kF32), scale);
+  return bias ? graph.add(y, bias) : y;
+}
+
+}  // namespace
+
+WeightPlan::WeightPlan(const model::ModelConfig& config, FormatChooser chooser)
+    : config_(config), chooser_(std::move(chooser)) {}
+
+const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
+  const std::pair key(role, layer);
+  if (const auto found = stored_.find(key); found != stored_.end()) return found->second;
+
+  const model::TensorSpec spec{model::tensor_name(role, layer), role, layer, model::tensor_shape(config_, role),
+                               model::precision_class(role)};
+  StoredTensor tensor;
+  tensor.source = spec.name;
+  tensor.role = role;
+  tensor.layer = layer;
+  tensor.format = chooser_(spec);
+  tensor.format.validate();
+  if (tensor.format.kind != quant::Kind::kFloat && !is_matrix(spec.precision)) {
+    fail(ErrorCode::kInvalidArgument, spec.name, "format of a tensor that is no weight matrix", "f32, bf16 or f16",
+         tensor.format.name());
+  }
+  const bool vector = spec.shape.size() == 1;
+  tensor.rows = vector ? 1 : spec.shape[0];
+  tensor.columns = element_count(spec.shape) / tensor.rows;
+
+  uint64_t& end = file_bytes_[model::is_vision_role(role) ? package::kVisionData : package::kTextData];
+  const auto place = [&](uint64_t length) {
+    const uint64_t offset = (end + kPartAlignmentBytes - 1) / kPartAlignmentBytes * kPartAlignmentBytes;
+    end = offset + length;
+    return onnx::ExternalData{model::is_vision_role(role) ? package::kVisionData : package::kTextData, offset, length};
+  };
+  const quant::Format& f = tensor.format;
+  const int64_t rows = tensor.rows, columns = tensor.columns, blocks = f.block_count(columns);
+  StoredPart& data = tensor.data;
+  data.name = spec.name;
+  data.place = place(f.data_bytes(rows, columns));
+  switch (f.kind) {
+    case quant::Kind::kFloat:
+      data.type = f.float_type;
+      data.shape = vector ? Shape{columns} : Shape{rows, columns};
+      break;
+    case quant::Kind::kBlock:
+      data.type = DType::kU8;
+      data.shape = {rows, blocks, f.block * f.bits / 8};
+      tensor.scales = {spec.name + ".scales", f.scale_type, {rows, blocks}, place(f.scale_bytes(rows, columns))};
+      if (f.zero_points) {
+        tensor.zero_points = {spec.name + ".zero_points", DType::kU8, {rows, (blocks * f.bits + 7) / 8},
+                              place(f.zero_point_bytes(rows, columns))};
+      }
+      break;
+    case quant::Kind::kRow8:
+      data.type = DType::kI8;
+      data.shape = {rows, columns};
+      tensor.scales = {spec.name + ".scales", DType::kF32, {rows}, place(f.scale_bytes(rows, columns))};
+      break;
+  }
+  const StoredTensor& kept = stored_.emplace(key, std::move(tensor)).first->second;
+  order_.push_back(&kept);
+  return kept;
+}
+
+const StoredTensor& WeightPlan::head() {
+  return store(config_.tie_word_embeddings ? TensorRole::kTokenEmbedding : TensorRole::kLmHead);
+}
+
+Value declare(GraphBuilder& graph, const StoredPart& part) {
+  return graph.weight(part.name, part.type, part.shape, part.place);
+}
+
+Value linear(GraphBuilder& graph, Value x, const StoredTensor& weight, const StoredTensor* bias,
+             const LinearOptions& options) {
+  const Value b = bias != nullptr ? dense(graph, *bias) : Value{};
+  switch (weight.format.kind) {
+    case quant::Kind::kFloat:
+      return gemm(graph, std::move(x), dense(graph, weight), b);
+    case quant::Kind::kRow8:
+      return integer_linear(graph, std::move(x), weight, b);
+    case quant::Kind::kBlock:
+      break;
+  }
+  if (options.plain) return gemm(graph, std::move(x), dequantized_blocks(graph, weight), b);
+  const Value data = declare(graph, weight.data);
+  const Value scales = as_f32(graph, declare(graph, weight.scales), weight.scales.type);
+  const Value zero_points = weight.format.zero_points ? declare(graph, weight.zero_points) : Value{};
+  return graph.node("MatMulNBits", {std::move(x), data, scales, zero_points, {}, b},
+                    {{"K", weight.columns},
+                     {"N", weight.rows},
+                     {"bits", int64_t{weight.format.bits}},
+                     {"block_size", weight.format.block},
+                     {"accuracy_level", int64_t{options.accuracy_level}}},
+                    onnx::kContribDomain);
+}
+
+Value dense(GraphBuilder& graph, const StoredTensor& tensor) {
+  if (tensor.format.kind != quant::Kind::kFloat) {
+    fail(ErrorCode::kInvalidArgument, tensor.source, "format of a tensor that the graph reads as floats",
+         "f32, bf16 or f16", tensor.format.name());
+  }
+  return as_f32(graph, declare(graph, tensor.data), tensor.data.type);
+}
+
+}  // namespace qvl::exporting
