@@ -49,6 +49,9 @@ MappedFile MappedFile::open(const std::filesystem::path& path) {
     fail_errno(path.string(), "cannot map");
   }
   file.data_ = static_cast<const std::byte*>(p);
+  // Large pages: faults then read 2 MiB at a time and a pass over the weights misses the TLB less. Only a hint; file
+  // systems without large folios refuse it.
+  ::madvise(p, file.size_bytes_, MADV_HUGEPAGE);
   return file;
 }
 
