@@ -1,14 +1,8 @@
 #include "qvl/synth/synth.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
 #include <future>
 #include <string_view>
 #include <vector>
@@ -16,6 +10,7 @@
 #include "qvl/base/atomic_file.h"
 #include "qvl/base/error.h"
 #include "qvl/base/json.h"
+#include "qvl/base/partial_folder.h"
 #include "qvl/base/tensor.h"
 #include "qvl/base/thread_pool.h"
 #include "qvl/checkpoint/safetensors_writer.h"
@@ -33,58 +28,6 @@ constexpr size_t kTaskBytes = size_t{1} << 20;
 constexpr std::array<std::string_view, 8> kTokenizerFiles = {
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",    "chat_template.json", "vocab.json",
     "merges.txt",     "added_tokens.json",     "special_tokens_map.json"};
-
-bool is_there(const fs::path& path) {
-  std::error_code ignored;
-  return fs::symlink_status(path, ignored).type() != fs::file_type::not_found;
-}
-
-// A folder under a temporary name beside its target; gone unless published.
-class PartialFolder {
- public:
-  explicit PartialFolder(const fs::path& target) : target_(target) {
-    std::string pattern = target.string() + ".partial-XXXXXX";
-    if (!::mkdtemp(pattern.data())) fail_errno(target.string(), "cannot create a folder");
-    path_ = pattern;
-    const mode_t mask = ::umask(0);
-    ::umask(mask);
-    ::chmod(path_.c_str(), 0777 & ~mask);
-  }
-  ~PartialFolder() {
-    std::error_code ignored;
-    if (!path_.empty()) fs::remove_all(path_, ignored);
-  }
-  PartialFolder(const PartialFolder&) = delete;
-  PartialFolder& operator=(const PartialFolder&) = delete;
-
-  const fs::path& path() const { return path_; }
-
-  // Flushes the folder's entries and renames it; never over something that appeared meanwhile.
-  void publish() {
-    flush(path_);
-    int rc = ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(), RENAME_NOREPLACE);
-    if (rc != 0 && (errno == EINVAL || errno == ENOSYS) && !is_there(target_)) {  // not every file system can
-      rc = ::rename(path_.c_str(), target_.c_str());
-    }
-    if (rc != 0) fail_errno(target_.string(), "cannot rename the finished folder into place");
-    path_.clear();
-    flush(target_.has_parent_path() ? target_.parent_path() : fs::path("."));
-  }
-
- private:
-  static void flush(const fs::path& folder) {
-    const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) fail_errno(folder.string(), "cannot open the folder to flush it");
-    const int rc = ::fsync(fd);
-    const int saved = errno;
-    ::close(fd);
-    errno = saved;
-    if (rc != 0 && saved != EINVAL) fail_errno(folder.string(), "cannot flush the folder");
-  }
-
-  fs::path target_;
-  fs::path path_;
-};
 
 void write_file(const fs::path& path, std::string_view content) {
   AtomicFile file(path);
@@ -186,18 +129,7 @@ class ChunkPipe {
 SynthResult write_synthetic_checkpoint(const SynthOptions& options) {
   const std::string shape_config = model::public_config_json(options.shape);
   const model::ModelConfig config = model::public_config(options.shape);
-  fs::path target = options.out_folder;
-  if (!target.has_filename()) target = target.parent_path();  // "out/" means "out"
-  if (target.empty())
-    fail(ErrorCode::kInvalidArgument, "synth", "output", "the name of a new folder", "nothing");
-  if (is_there(target)) {
-    fail(ErrorCode::kInvalidArgument, target.string(), "output", "a folder that does not exist yet",
-         "an existing one", "remove it or choose another name");
-  }
-  const fs::path parent = target.has_parent_path() ? target.parent_path() : fs::path(".");
   std::error_code ignored;
-  if (!fs::is_directory(parent, ignored))
-    fail(ErrorCode::kNotFound, parent.string(), "no such folder for the output");
   if (options.tokenizer_folder) {
     if (!fs::is_regular_file(*options.tokenizer_folder / "tokenizer.json", ignored)) {
       fail(ErrorCode::kNotFound, (*options.tokenizer_folder / "tokenizer.json").string(),
@@ -211,7 +143,7 @@ SynthResult write_synthetic_checkpoint(const SynthOptions& options) {
   decls.reserve(table.size());
   for (const model::TensorSpec& spec : table) decls.push_back({spec.name, DType::kBF16, spec.shape});
 
-  PartialFolder folder(target);
+  PartialFolder folder(options.out_folder);
   checkpoint::ShardedWriter writer(
       folder.path(), decls, options.max_shard_bytes,
       {{"format", "pt"}, {"qvl.synth", "shape " + options.shape + ", seed " + std::to_string(options.seed)}});
@@ -232,7 +164,7 @@ SynthResult write_synthetic_checkpoint(const SynthOptions& options) {
         pipe.put(source, begin / sizeof(BFloat16), bytes);
         done += bytes;
         if (options.progress && !options.progress(done, result.weight_bytes)) {
-          fail(ErrorCode::kCancelled, target.string(), "stopped; nothing was written");
+          fail(ErrorCode::kCancelled, folder.target().string(), "stopped; nothing was written");
         }
       }
     }
