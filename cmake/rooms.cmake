@@ -2,11 +2,14 @@
 # *_test.cc, which become one test program, <room>_test. Which room may include which is checked by
 # tests/arch_test.cc; the libraries named here must agree with that table.
 #
-#   qvl_room(text DEPS base THIRD_PARTY PkgConfig::qvl_simdjson [TEST_DEPS ...] [LABEL unit])
+#   qvl_room(text DEPS base THIRD_PARTY PkgConfig::qvl_simdjson [TEST_DEPS ...] [LABEL unit] [EXCLUDE regex])
 function(qvl_room path)
-  cmake_parse_arguments(ROOM "" "LABEL" "DEPS;THIRD_PARTY;TEST_DEPS" ${ARGN})
+  cmake_parse_arguments(ROOM "" "LABEL;EXCLUDE" "DEPS;THIRD_PARTY;TEST_DEPS" ${ARGN})
   string(REPLACE "/" "_" name ${path})
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/qvl/${path}/*.cc)
+  if(ROOM_EXCLUDE)
+    list(FILTER sources EXCLUDE REGEX ${ROOM_EXCLUDE})
+  endif()
   set(tests ${sources})
   list(FILTER sources EXCLUDE REGEX "_test\\.cc$")
   list(FILTER tests INCLUDE REGEX "_test\\.cc$")

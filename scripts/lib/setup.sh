@@ -43,10 +43,17 @@ install_packages() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
+# with_onnxruntime: fetches ONNX Runtime; without a network the product is built without its ONNX engine.
+with_onnxruntime() {
+  scripts/lib/onnxruntime.sh || say "going on without ONNX Runtime: --vision onnx and --text onnx will not be there"
+}
+
 # build PRESET [CMAKE OPTION...]: configures when needed and builds into build/PRESET.
 build() {
   local preset=$1
   shift
+  [ -d build/third_party/onnxruntime/include/onnxruntime ] &&
+    set -- "$@" "-DQVL_ONNXRUNTIME_INCLUDE=$QVL_ROOT/build/third_party/onnxruntime/include/onnxruntime"
   local stamp="build/$preset/.configured-with" wanted="$*"
   if [ ! -f "build/$preset/build.ninja" ] || [ "$(cat "$stamp" 2>/dev/null || echo none)" != "$wanted" ]; then
     say "configuring build/$preset"
