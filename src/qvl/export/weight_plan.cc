@@ -27,12 +27,14 @@ Value default_zero_points(GraphBuilder& graph, int bits, const Shape& shape) {
   return graph.constant(DType::kU8, shape, std::vector<std::byte>(count, std::byte{0x80}));
 }
 
-Value as_f32(GraphBuilder& graph, Value value, DType stored) {
-  return stored == DType::kF32 ? value : graph.cast(std::move(value), DType::kF32);
+// Of a weight.
+Value as_f32(const GraphBuilder& graph, Value value, DType stored) {
+  return stored == DType::kF32 ? value : graph.outermost().cast(std::move(value), DType::kF32);
 }
 
 // Blocks through DequantizeLinear (opset 21): [N, K] in float32.
-Value dequantized_blocks(GraphBuilder& graph, const StoredTensor& w) {
+Value dequantized_blocks(const GraphBuilder& user, const StoredTensor& w) {
+  GraphBuilder graph = user.outermost();
   const quant::Format& format = w.format;
   const int64_t blocks = format.block_count(w.columns);
   const int64_t padded = blocks * format.block;
@@ -65,7 +67,7 @@ Value gemm(GraphBuilder& graph, Value x, Value w, Value bias) {
 // The activations are quantised per call, unsigned with a zero point; ONNX Runtime fuses the whole chain.
 Value integer_linear(GraphBuilder& graph, Value x, const StoredTensor& w, Value bias) {
   const std::vector<Value> quantized = graph.nodes("DynamicQuantizeLinear", {std::move(x)}, 3);
-  const Value transposed = graph.transpose(declare(graph, w.data), {1, 0});
+  const Value transposed = graph.outermost().transpose(declare(graph, w.data), {1, 0});
   const Value sums = graph.node("MatMulInteger", {quantized[0], transposed, quantized[2]});
   const Value scale = graph.mul(quantized[1], declare(graph, w.scales));
   const Value y = graph.mul(graph.cast(sums, DType::kF32), scale);

@@ -159,6 +159,7 @@ struct GraphBuilder::Impl {
   std::unordered_map<std::string, std::string> constants;  // type, shape and bytes -> name
   std::string scope;                                 // "layer3/mlp/"
   std::string constant_prefix;                       // of a body: its name
+  std::shared_ptr<Impl> outer;                       // of a body: the outermost graph
 
   // Takes `name` as it is.
   void claim(const std::string& name, std::string_view what) {
@@ -253,7 +254,8 @@ struct GraphBuilder::Impl {
   }
 };
 
-GraphBuilder::GraphBuilder(std::string graph_name) : impl_(std::make_unique<Impl>()) {
+GraphBuilder::GraphBuilder(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+GraphBuilder::GraphBuilder(std::string graph_name) : impl_(std::make_shared<Impl>()) {
   if (graph_name.empty()) fail(ErrorCode::kInvalidArgument, "onnx", "graph without a name");
   impl_->graph.set_name(std::move(graph_name));
 }
@@ -267,8 +269,11 @@ GraphBuilder GraphBuilder::body(std::string_view name) {
   GraphBuilder made(unique);
   made.impl_->scope = unique + "/";
   made.impl_->constant_prefix = unique + "/";
+  made.impl_->outer = outermost().impl_;
   return made;
 }
+
+GraphBuilder GraphBuilder::outermost() const { return GraphBuilder(impl_->outer ? impl_->outer : impl_); }
 
 GraphBuilder::Scope::Scope(GraphBuilder& builder, std::string_view name)
     : builder_(builder), previous_length_(builder.impl_->scope.size()) {
@@ -311,11 +316,11 @@ Value GraphBuilder::constant_uint4(Shape shape, std::span<const std::byte> bytes
 }
 
 Value GraphBuilder::weight(std::string name, DType type, Shape shape, const ExternalData& where) {
-  return impl_->weight(std::move(name), proto_type(type), shape,
+  return outermost().impl_->weight(std::move(name), proto_type(type), shape,
                        static_cast<uint64_t>(element_count(shape)) * dtype_size_bytes(type), where);
 }
 Value GraphBuilder::weight_uint4(std::string name, Shape shape, const ExternalData& where) {
-  return impl_->weight(std::move(name), kUint4, shape, static_cast<uint64_t>(element_count(shape) + 1) / 2, where);
+  return outermost().impl_->weight(std::move(name), kUint4, shape, static_cast<uint64_t>(element_count(shape) + 1) / 2, where);
 }
 
 Value GraphBuilder::node(std::string_view op, std::vector<Value> inputs, Attributes attributes, std::string_view domain,
