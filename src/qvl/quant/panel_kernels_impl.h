@@ -1,0 +1,453 @@
+// The quantiser of sixteen rows, written once over a vector type V (private to this room; each panel_*.cc includes it
+// below its own target options and gives it a V). Pipeline: a block of 16 rows is transposed to [k][16] floats, scaled
+// by a power of two so that its largest value lies in [1, 2), searched, rounded, packed, and its error summed.
+//
+// Search. With codes c = clamp(round(x * r), low, high), the scale of least squared error is sum(w x c) / sum(w c c) and
+// the error left is sum(w x x) - sum(w x c)^2 / sum(w c c). A grid of r is tried, then codes and scale are improved in
+// turn (each step can only lower the error). With 8 bits the error is five digits below the weights, so that the
+// difference above would drown in float32: there the error is summed itself, together with what the best scale would
+// take off it.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "qvl/quant/panel_kernels.h"
+
+namespace qvl::quant {
+namespace {
+
+// Codes that the largest value of a block may be mapped to. Four bits, the side with 8 codes: below 8 it gives up
+// precision, above 8 it clips; then the side with 7 codes.
+// Multiples of 4: four candidates share a pass over the block.
+constexpr std::array<float, 12> kLongSide4 = {8.0f,  7.75f, 7.5f, 8.25f, 7.25f, 7.0f,
+                                              6.75f, 8.5f,  6.5f, 8.75f, 6.25f, 9.0f};
+constexpr std::array<float, 8> kShortSide4 = {7.0f, 7.25f, 6.75f, 7.5f, 6.5f, 7.75f, 6.25f, 8.0f};
+
+// With zero points: steps between the smallest and the largest value, and which share of the clipped steps lies below.
+struct RangeStep {
+  float steps;
+  float below;
+};
+constexpr std::array<RangeStep, 20> kRange4 = {{{15.0f, 0.5f},  {14.5f, 0.0f},  {14.5f, 1.0f},  {14.0f, 0.0f},
+                                                {14.0f, 0.5f},  {14.0f, 1.0f},  {15.5f, 0.0f},  {15.5f, 1.0f},
+                                                {16.0f, 0.0f},  {16.0f, 0.5f},  {16.0f, 1.0f},  {16.5f, 0.0f},
+                                                {16.5f, 0.5f},  {16.5f, 1.0f},  {17.0f, 0.25f}, {17.0f, 0.75f},
+                                                {13.5f, 0.25f}, {13.5f, 0.75f}, {17.75f, 0.5f}, {18.5f, 0.5f}}};
+constexpr std::array<float, 6> kLongSide8 = {128.0f, 127.75f, 127.5f, 128.25f, 127.0f, 128.5f};
+constexpr std::array<float, 6> kRow8 = {127.0f, 126.5f, 127.25f, 127.5f, 126.0f, 125.0f};
+constexpr std::array<RangeStep, 4> kRange8 = {{{255.0f, 0.5f}, {254.5f, 0.5f}, {255.5f, 0.0f}, {255.5f, 1.0f}}};
+constexpr int kRefinements4 = 3;
+constexpr int kRefinements8 = 2;
+
+constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds |v| < 2^22 to nearest even
+constexpr int64_t kStatsColumns = 256;      // float32 sums no longer than this, then float64
+constexpr int64_t kPrefetchBytes = 512;
+
+inline float load_weight(const std::byte* p, DType type) {
+  if (type == DType::kF32) {
+    float v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return type == DType::kBF16 ? to_float(BFloat16{bits}) : to_float(Float16{bits});
+}
+
+inline float round_scale(float scale, DType type) {
+  switch (type) {
+    case DType::kBF16: return to_float(to_bfloat16(scale));
+    case DType::kF16: return to_float(to_float16(scale));
+    default: return scale;
+  }
+}
+
+// panel[k][lane] of columns [first, first + n); lanes without a row are zero.
+template <class V>
+void load_panel(const PanelTask& task, int64_t first, int64_t n, float* panel) {
+  const int64_t size = task.type == DType::kF32 ? 4 : 2;
+  const std::byte* from = task.source + first * size;
+  int64_t k = 0;
+  if (task.rows == kPanelRows) {
+    for (int r = 0; r < kPanelRows; ++r) {
+      __builtin_prefetch(from + r * task.source_stride_bytes + n * size + kPrefetchBytes, 0, 2);
+    }
+    for (; k + V::kTile <= n; k += V::kTile) {
+      V::load_tile(from + k * size, task.source_stride_bytes, task.type, panel + k * kPanelRows);
+    }
+  }
+  for (; k < n; ++k) {
+    for (int r = 0; r < kPanelRows; ++r) {
+      panel[k * kPanelRows + r] =
+          r < task.rows ? load_weight(from + r * task.source_stride_bytes + k * size, task.type) : 0.0f;
+    }
+  }
+}
+
+// V::kWidth lanes of one block.
+struct LaneBlock {
+  const float* x;  // x[k * kPanelRows], already at the first lane
+  const float* w;  // w[k]
+  int64_t n;
+};
+
+template <class V>
+struct Candidate {
+  typename V::F inverse, low, high;
+};
+
+template <class V>
+struct Best {
+  Candidate<V> candidate;
+  typename V::F score, scale;
+};
+
+template <class V>
+typename V::F round_code(typename V::F x, const Candidate<V>& c) {
+  const auto magic = V::set1(kRoundMagic);
+  const auto v = V::min(V::max(V::mul(x, c.inverse), c.low), c.high);
+  return V::sub(V::add(v, magic), magic);
+}
+
+template <class V>
+void keep_better(const Candidate<V>& c, typename V::F score, typename V::F scale, Best<V>& best) {
+  const auto better = V::gt(score, best.score);
+  best.score = V::select(better, score, best.score);
+  best.scale = V::select(better, scale, best.scale);
+  best.candidate.inverse = V::select(better, c.inverse, best.candidate.inverse);
+  best.candidate.low = V::select(better, c.low, best.candidate.low);
+  best.candidate.high = V::select(better, c.high, best.candidate.high);
+}
+
+// Score: how much of sum(w x x) the codes explain with their best scale.
+template <class V, bool kWeighted, int kTogether>
+void try_coarse(const LaneBlock& b, const std::array<Candidate<V>, kTogether>& c, Best<V>& best) {
+  typename V::F product[kTogether], square[kTogether];
+  for (int i = 0; i < kTogether; ++i) product[i] = square[i] = V::set1(0);
+  for (int64_t k = 0; k < b.n; ++k) {
+    const auto x = V::load(b.x + k * kPanelRows);
+    for (int i = 0; i < kTogether; ++i) {
+      const auto q = round_code<V>(x, c[i]);
+      const auto wq = kWeighted ? V::mul(q, V::set1(b.w[k])) : q;
+      product[i] = V::add(product[i], V::mul(wq, x));
+      square[i] = V::add(square[i], V::mul(wq, q));
+    }
+  }
+  for (int i = 0; i < kTogether; ++i) {
+    // All codes zero explains nothing; the maximum keeps 0/0 out of it.
+    const auto scale = V::div(product[i], V::max(square[i], V::set1(1e-30f)));
+    keep_better<V>(c[i], V::mul(product[i], scale), scale, best);
+  }
+}
+
+// Score: minus the error that is left with the best scale for the codes.
+template <class V, bool kWeighted>
+void try_fine(const LaneBlock& b, const Candidate<V>& c, Best<V>& best) {
+  const auto scale = V::div(V::set1(1), c.inverse);
+  auto error = V::set1(0), product = V::set1(0), square = V::set1(0);
+  for (int64_t k = 0; k < b.n; ++k) {
+    const auto x = V::load(b.x + k * kPanelRows);
+    const auto q = round_code<V>(x, c);
+    const auto d = V::sub(x, V::mul(q, scale));
+    const auto wd = kWeighted ? V::mul(d, V::set1(b.w[k])) : d;
+    const auto wq = kWeighted ? V::mul(q, V::set1(b.w[k])) : q;
+    error = V::add(error, V::mul(wd, d));
+    product = V::add(product, V::mul(wd, q));
+    square = V::add(square, V::mul(wq, q));
+  }
+  const auto change = V::div(product, V::max(square, V::set1(1e-30f)));
+  keep_better<V>(c, V::sub(V::mul(product, change), error), V::add(scale, change), best);
+}
+
+// What is known of V::kWidth lanes after the first pass, in units of the block's power of two; `largest` is the value
+// of largest magnitude. Lanes of zeros have largest = 1 so that nothing divides by zero.
+template <class V>
+struct Range {
+  typename V::F smallest, greatest, largest, magnitude;
+};
+
+// The stored form: w = (q - zero) * scale, q = trunc(clamp(x * inverse + zero, low, high) + 0.5), ONNX Runtime's rounding.
+template <class V>
+struct Grid {
+  typename V::F scale, zero;
+};
+
+template <class V>
+typename V::F truncate(typename V::F v) {  // 0 <= v < 2^31
+  return V::to_float(V::truncate(v));
+}
+
+// round half up, as roundf does for values from 0
+template <class V>
+typename V::F clamp_round(typename V::F v, float high) {
+  return truncate<V>(V::add(V::min(V::max(v, V::set1(0)), V::set1(high)), V::set1(0.5f)));
+}
+
+template <class V>
+Grid<V> plain_grid(const PanelTask& task, const Range<V>& range) {
+  const float codes = static_cast<float>((1 << task.bits) - 1);
+  if (task.row8) return {V::div(range.magnitude, V::set1(127)), V::set1(128)};
+  if (!task.zero_points) {
+    const float half = task.bits == 4 ? 8.0f : 128.0f;
+    return {V::div(range.largest, V::set1(-half)), V::set1(half)};
+  }
+  const auto low = V::min(range.smallest, V::set1(0)), high = V::max(range.greatest, V::set1(0));
+  const auto scale = V::div(V::sub(high, low), V::set1(codes));
+  return {scale, clamp_round<V>(V::sub(V::set1(0), V::div(low, scale)), codes)};
+}
+
+template <class V, bool kWeighted>
+void refine(const LaneBlock& b, int rounds, bool fine, Best<V>& best) {
+  for (int i = 0; i < rounds; ++i) {
+    Candidate<V> next = best.candidate;
+    next.inverse = V::div(V::set1(1), best.scale);
+    if (fine) {
+      try_fine<V, kWeighted>(b, next, best);
+    } else {
+      try_coarse<V, kWeighted, 1>(b, {next}, best);
+    }
+  }
+}
+
+template <class V, bool kWeighted>
+Grid<V> search_grid(const PanelTask& task, const LaneBlock& b, const Range<V>& range) {
+  const bool fine = task.bits == 8;
+  const auto zero = V::set1(0);
+  // Beats nothing: the first candidate with any explanation replaces it.
+  Best<V> best{{V::div(V::set1(1), range.magnitude), V::set1(-1), V::set1(1)}, V::set1(-3e38f), range.magnitude};
+  if (task.zero_points) {
+    const auto low_end = V::min(range.smallest, zero), high_end = V::max(range.greatest, zero);
+    const auto width = V::sub(high_end, low_end);
+    const float codes = static_cast<float>((1 << task.bits) - 1);
+    const auto candidate = [&](const RangeStep& step) {
+      const auto inverse = V::div(V::set1(step.steps), width);
+      const auto below = V::sub(zero, V::mul(low_end, inverse));
+      const auto z = clamp_round<V>(V::sub(below, V::set1(step.below * (step.steps - codes))), codes);
+      return Candidate<V>{inverse, V::sub(zero, z), V::sub(V::set1(codes), z)};
+    };
+    if (fine) {
+      for (const RangeStep& step : kRange8) try_fine<V, kWeighted>(b, candidate(step), best);
+    } else {
+      for (size_t i = 0; i < kRange4.size(); i += V::kTogether) {
+        std::array<Candidate<V>, V::kTogether> c;
+        for (size_t j = 0; j < c.size(); ++j) c[j] = candidate(kRange4[i + j]);
+        try_coarse<V, kWeighted, V::kTogether>(b, c, best);
+      }
+    }
+    refine<V, kWeighted>(b, fine ? kRefinements8 : kRefinements4, fine, best);
+    return {best.scale, V::sub(zero, best.candidate.low)};
+  }
+  // Symmetric: codes -half to half - 1, or mirrored with a negative scale. The search keeps the scale positive.
+  const float half = task.bits == 4 ? 8.0f : 128.0f;
+  const auto negative = V::gt(zero, range.largest);
+  const auto candidate = [&](float code, bool long_side) {
+    const auto a = V::set1(long_side ? half : half - 1), z = V::set1(long_side ? half - 1 : half);
+    return Candidate<V>{V::div(V::set1(code), range.magnitude),
+                        V::sub(zero, V::select(negative, a, z)), V::select(negative, z, a)};
+  };
+  if (task.row8) {
+    for (float code : kRow8) {
+      Candidate<V> c = candidate(code, true);
+      c.low = V::set1(-127);
+      c.high = V::set1(127);
+      try_fine<V, kWeighted>(b, c, best);
+    }
+    refine<V, kWeighted>(b, kRefinements8, true, best);
+    return {best.scale, V::set1(128)};
+  }
+  if (fine) {
+    for (float code : kLongSide8) try_fine<V, kWeighted>(b, candidate(code, true), best);
+  } else {
+    const auto side = [&](const auto& codes, bool long_side) {
+      for (size_t i = 0; i < codes.size(); i += V::kTogether) {
+        std::array<Candidate<V>, V::kTogether> c;
+        for (size_t j = 0; j < c.size(); ++j) c[j] = candidate(codes[i + j], long_side);
+        try_coarse<V, kWeighted, V::kTogether>(b, c, best);
+      }
+    };
+    side(kLongSide4, true);
+    side(kShortSide4, false);
+  }
+  refine<V, kWeighted>(b, fine ? kRefinements8 : kRefinements4, fine, best);
+  // high == half: the mirrored codes.
+  const auto mirrored = V::gt(best.candidate.high, V::set1(half - 0.5f));
+  return {V::select(mirrored, V::sub(zero, best.scale), best.scale), V::set1(half)};
+}
+
+// Rounds, packs to words[word][lane], sums errors of V::kWidth lanes. `unit` of a lane turns its scaled values back.
+template <class V, bool kWeighted>
+void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, typename V::F inverse, uint32_t* words,
+            int lane, const float* unit) {
+  const auto zero = V::set1(0), half = V::set1(0.5f);
+  const auto low = V::set1(task.row8 ? 1.0f : 0.0f), high = V::set1(static_cast<float>((1 << task.bits) - 1));
+  const int per_word = 32 / task.bits;
+  const int64_t word_count = (task.block + per_word - 1) / per_word;
+  const auto padding = V::truncate(grid.zero);
+  for (int64_t k0 = 0, word = 0; word < word_count;) {
+    auto max_error = zero, sum_error = zero, squared_error = zero, squared = zero, squared_stored = zero, product = zero,
+         weighted_error = zero, weighted = zero;
+    const int64_t end = std::min(word_count, (k0 + kStatsColumns) / per_word);
+    for (; word < end; ++word) {
+      auto packed = V::zero_int();
+      for (int j = 0; j < per_word; ++j, ++k0) {
+        auto code = padding;
+        if (k0 < b.n) {
+          const auto x = V::load(b.x + k0 * kPanelRows);
+          const auto t = V::min(V::max(V::add(V::mul(x, inverse), grid.zero), low), high);
+          code = V::truncate(V::add(t, half));
+          const auto y = V::mul(V::sub(V::to_float(code), grid.zero), grid.scale);
+          const auto d = V::sub(x, y);
+          const auto magnitude = V::abs(d);
+          max_error = V::max(max_error, magnitude);
+          sum_error = V::add(sum_error, magnitude);
+          const auto dd = V::mul(d, d), xx = V::mul(x, x);
+          squared_error = V::add(squared_error, dd);
+          squared = V::add(squared, xx);
+          squared_stored = V::add(squared_stored, V::mul(y, y));
+          product = V::add(product, V::mul(x, y));
+          if (kWeighted) {
+            const auto w = V::set1(b.w[k0]);
+            weighted_error = V::add(weighted_error, V::mul(dd, w));
+            weighted = V::add(weighted, V::mul(xx, w));
+          }
+        }
+        packed = V::bit_or(packed, V::shift_left(code, task.bits * j));
+      }
+      if (task.row8) packed = V::bit_xor(packed, V::set1_int(static_cast<int32_t>(0x80808080u)));
+      V::store_int(words + word * kPanelRows, packed);
+    }
+    if (!kWeighted) {
+      weighted_error = squared_error;
+      weighted = squared;
+    }
+    const auto add = [&](PanelStats::Lanes& sums, typename V::F values, bool square) {
+      alignas(64) float lanes[V::kWidth];
+      V::store(lanes, values);
+      for (int i = 0; i < V::kWidth; ++i) {
+        const double u = unit[i];
+        sums[static_cast<size_t>(lane + i)] += static_cast<double>(lanes[i]) * (square ? u * u : u);
+      }
+    };
+    PanelStats& stats = *task.stats;
+    add(stats.sum_error, sum_error, false);
+    add(stats.squared_error, squared_error, true);
+    add(stats.squared, squared, true);
+    add(stats.squared_stored, squared_stored, true);
+    add(stats.product, product, true);
+    add(stats.weighted_squared_error, weighted_error, true);
+    add(stats.weighted_squared, weighted, true);
+    alignas(64) float lanes[V::kWidth];
+    V::store(lanes, max_error);
+    for (int i = 0; i < V::kWidth; ++i) {
+      double& largest = stats.max_error[static_cast<size_t>(lane + i)];
+      largest = std::max(largest, static_cast<double>(lanes[i]) * static_cast<double>(unit[i]));
+    }
+  }
+}
+
+// Writes codes, scales and zero points of block number `index`, columns [index * block, + n).
+inline void write_block(const PanelTask& task, int64_t index, int64_t n, const uint32_t* words, const float* scales,
+                        const float* zeros) {
+  const int64_t first_byte = index * task.block * task.bits / 8;
+  const int64_t size_bytes = task.row8 ? n : task.block * task.bits / 8;
+  for (int r = 0; r < task.rows; ++r) {
+    std::byte* to = task.data + r * task.data_stride_bytes + first_byte;
+    int64_t at = 0;
+    for (; at + 4 <= size_bytes; at += 4) std::memcpy(to + at, words + at / 4 * kPanelRows + r, 4);
+    if (at < size_bytes) {
+      std::memcpy(to + at, words + at / 4 * kPanelRows + r, static_cast<size_t>(size_bytes - at));
+    }
+  }
+  for (int r = 0; r < task.rows; ++r) {
+    std::byte* row = task.scales + r * task.scale_stride_bytes;
+    if (task.scale_type == DType::kF32) {
+      std::memcpy(row + index * 4, scales + r, 4);
+    } else {
+      const uint16_t bits = task.scale_type == DType::kBF16 ? to_bfloat16(scales[r]).bits : to_float16(scales[r]).bits;
+      std::memcpy(row + index * 2, &bits, 2);
+    }
+  }
+  if (task.zeros == nullptr) return;
+  for (int r = 0; r < task.rows; ++r) {
+    std::byte* row = task.zeros + r * task.zero_stride_bytes;
+    const int zero = static_cast<int>(zeros[r]);
+    if (task.bits == 8) {
+      row[index] = static_cast<std::byte>(zero);
+    } else if (index % 2 == 0) {
+      row[index / 2] = static_cast<std::byte>(zero);
+    } else {
+      row[index / 2] |= static_cast<std::byte>(zero << 4);
+    }
+  }
+}
+
+template <class V, bool kWeighted>
+PanelResult quantize_panel(const PanelTask& task) {
+  using F = typename V::F;
+  float* panel = task.scratch;
+  uint32_t* words = reinterpret_cast<uint32_t*>(task.scratch + task.block * kPanelRows);
+  const int64_t blocks = task.row8 ? 1 : (task.columns + task.block - 1) / task.block;
+  for (int64_t index = 0; index < blocks; ++index) {
+    const int64_t first = index * task.block;
+    const int64_t n = std::min(task.block, task.columns - first);
+    load_panel<V>(task, first, n, panel);
+    alignas(64) float scales[kPanelRows], zeros[kPanelRows], unit[kPanelRows], lane_inverse[kPanelRows];
+    for (int lane = 0; lane < kPanelRows; lane += V::kWidth) {
+      float* x = panel + lane;
+      auto magnitude_bits = V::zero_int();
+      F smallest = V::load(x), greatest = smallest;
+      for (int64_t k = 0; k < n; ++k) {
+        const F v = V::load(x + k * kPanelRows);
+        magnitude_bits = V::max_int(magnitude_bits, V::bits(V::abs(v)));
+        smallest = V::min(smallest, v);
+        greatest = V::max(greatest, v);
+      }
+      alignas(64) int32_t magnitude[V::kWidth];
+      alignas(64) float down[V::kWidth], live[V::kWidth];
+      V::store_int(reinterpret_cast<uint32_t*>(magnitude), magnitude_bits);
+      for (int i = 0; i < V::kWidth; ++i) {
+        if (magnitude[i] >= 0x7f800000) return PanelResult::kNotFinite;
+        // Powers of two that bring the largest value into [1, 2) and back. Subnormal blocks count as zero.
+        const int32_t exponent = magnitude[i] >> 23;
+        const int32_t biased = std::max(1, 254 - exponent);
+        live[i] = exponent == 0 ? 0.0f : 1.0f;
+        down[i] = exponent == 0 ? 0.0f : std::bit_cast<float>(biased << 23);
+        unit[lane + i] = exponent == 0 ? 1.0f : std::bit_cast<float>((254 - biased) << 23);
+      }
+      const F factor = V::load(down), alive = V::load(live), one = V::set1(1);
+      for (int64_t k = 0; k < n; ++k) V::store(x + k * kPanelRows, V::mul(V::load(x + k * kPanelRows), factor));
+      Range<V> range{V::mul(smallest, factor), V::mul(greatest, factor), one, one};
+      const auto dead = V::gt(one, alive);
+      const auto up = V::gt(V::abs(range.greatest), V::abs(range.smallest));
+      range.largest = V::select(dead, one, V::select(up, range.greatest, range.smallest));
+      range.magnitude = V::abs(range.largest);
+      range.greatest = V::select(dead, one, range.greatest);
+
+      const LaneBlock b{x, kWeighted ? task.importance + first : nullptr, n};
+      Grid<V> grid = task.rule == Rule::kPlain ? plain_grid<V>(task, range) : search_grid<V, kWeighted>(task, b, range);
+      // The scale as it is stored, then back into the block's units. A block of zeros has scale 0.
+      V::store(scales + lane, V::select(dead, V::set1(0), V::mul(grid.scale, V::load(unit + lane))));
+      for (int i = lane; i < lane + V::kWidth; ++i) {
+        scales[i] = round_scale(scales[i], task.scale_type);
+        if (!std::isfinite(scales[i])) return PanelResult::kScaleOverflow;
+        const float in_units = scales[i] * down[i - lane];
+        lane_inverse[i] = in_units == 0 ? 0.0f : 1.0f / in_units;
+      }
+      grid.scale = V::mul(V::load(scales + lane), factor);
+      grid.zero = V::select(dead, V::set1(task.bits == 4 ? 8.0f : 128.0f), grid.zero);
+      V::store(zeros + lane, grid.zero);
+      finish<V, kWeighted>(task, b, grid, V::load(lane_inverse + lane), words + lane, lane, unit + lane);
+    }
+    if (task.data != nullptr) write_block(task, index, n, words, scales, zeros);
+  }
+  return PanelResult::kOk;
+}
+
+template <class V>
+PanelResult quantize_panel(const PanelTask& task) {
+  return task.importance != nullptr ? quantize_panel<V, true>(task) : quantize_panel<V, false>(task);
+}
+
+}  // namespace
+}  // namespace qvl::quant
