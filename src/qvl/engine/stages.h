@@ -13,6 +13,7 @@
 
 #include "qvl/base/tensor.h"
 #include "qvl/image/grid.h"
+#include "qvl/model/tensor_table.h"
 
 namespace qvl::engine {
 
@@ -24,9 +25,14 @@ using TraceSink = std::function<void(std::string_view name, Tensor value)>;
 // cancel: the stage throws kCancelled and leaves the cache as it was before the call.
 using ProgressFn = std::function<bool(int64_t done, int64_t total)>;
 
+// Receives what flows into a linear layer: the role and layer of its weight and x [S, K] in the activation type. What
+// calibration gathers; only the native stages call it.
+using LinearInputFn = std::function<void(model::TensorRole role, int layer, const Tensor& x)>;
+
 struct StageHooks {
   TraceSink trace;
   ProgressFn progress;
+  LinearInputFn linear_input;
 };
 
 // Merged visual tokens of one or more images or videos, rows in prompt order. M = sum of t*h*w/4.

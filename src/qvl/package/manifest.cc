@@ -224,7 +224,7 @@ void check_tensor(std::string_view where, const std::map<std::string, uint64_t, 
     }
     if (part) check_part(where, files, t, *part, rule, places);
   };
-  optional(t.scales, {"scales", DType::kF32, t.format.scale_bytes(t.rows, t.columns)});
+  optional(t.scales, {"scales", t.format.scale_type, t.format.scale_bytes(t.rows, t.columns)});
   optional(t.zero_points, {"zero_points", DType::kU8, t.format.zero_point_bytes(t.rows, t.columns)});
 }
 

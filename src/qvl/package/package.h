@@ -25,7 +25,7 @@ bool is_package_folder(const std::filesystem::path& path);
 struct PackageTensor {
   const TensorEntry* entry = nullptr;
   std::span<const std::byte> data;
-  std::span<const std::byte> scales;       // float32; empty where the format has none
+  std::span<const std::byte> scales;       // of the format's scale_type; empty where the format has none
   std::span<const std::byte> zero_points;  // uint8; empty where the format has none
 
   // "FILE: tensor 'NAME'", the [where] of errors about this tensor.

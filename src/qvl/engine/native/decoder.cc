@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "qvl/base/error.h"
+#include "qvl/engine/stage_input.h"
 #include "qvl/model/positions.h"
 
 namespace qvl::engine::native {
@@ -14,10 +15,10 @@ namespace {
 
 using kernels::Activation;
 using kernels::LinearPath;
+using model::TensorRole;
 
 // Rows whose logits are computed together: [rows, V] in the activation type stays small beside the result.
 constexpr int64_t kLogitRows = 64;
-constexpr int64_t kMaxDecodeRows = 16;
 
 kernels::Matrix view(Tensor& t) { return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)}; }
 
@@ -69,48 +70,6 @@ std::unique_ptr<KvCache> NativeDecoder::new_cache() const {
   return std::make_unique<NativeKvCache>(this, activation_, config_.num_layers, config_.num_kv_heads, config_.head_dim);
 }
 
-void NativeDecoder::check(const DecoderInput& input) const {
-  if (!input.embeds) fail(ErrorCode::kInvalidArgument, "decoder", "no embeddings given");
-  const Tensor& e = *input.embeds;
-  if (e.shape().size() != 2 || e.dim(0) < 1 || e.dim(1) != config_.hidden_size || e.dtype() != activation_) {
-    fail(ErrorCode::kMismatch, "decoder", "embeddings",
-         "[S, " + std::to_string(config_.hidden_size) + "] " + std::string(dtype_name(activation_)),
-         shape_string(e.shape()) + " " + std::string(dtype_name(e.dtype())));
-  }
-  const int64_t rows = e.dim(0);
-  for (const auto& axis : input.positions) {
-    if (static_cast<int64_t>(axis.size()) != rows) {
-      fail(ErrorCode::kMismatch, "decoder", "position ids", "3 x " + std::to_string(rows), std::to_string(axis.size()));
-    }
-  }
-  if (input.decode && rows > kMaxDecodeRows) {
-    fail(ErrorCode::kInvalidArgument, "decoder", "rows of a decode step", "at most " + std::to_string(kMaxDecodeRows),
-         std::to_string(rows));
-  }
-  if (static_cast<int64_t>(input.deepstack.size()) > config_.num_layers) {
-    fail(ErrorCode::kMismatch, "decoder", "DeepStack levels", "at most " + std::to_string(config_.num_layers),
-         std::to_string(input.deepstack.size()));
-  }
-  for (size_t i = 0; i < input.visual_rows.size(); ++i) {
-    const int64_t r = input.visual_rows[i];
-    if (r < 0 || r >= rows || (i > 0 && r <= input.visual_rows[i - 1])) {
-      fail(ErrorCode::kInvalidArgument, "decoder", "visual rows", "ascending, in 0.." + std::to_string(rows - 1),
-           std::to_string(r));
-    }
-  }
-  if (input.visual_rows.empty()) return;
-  for (const Tensor& d : input.deepstack) {
-    if (d.shape().size() != 2 || d.dim(1) != config_.hidden_size || d.dtype() != activation_ ||
-        input.deepstack_offset < 0 ||
-        input.deepstack_offset + static_cast<int64_t>(input.visual_rows.size()) > d.dim(0)) {
-      fail(ErrorCode::kMismatch, "decoder", "DeepStack features",
-           "at least " + std::to_string(input.deepstack_offset + static_cast<int64_t>(input.visual_rows.size())) +
-               " rows of " + std::to_string(config_.hidden_size) + " " + std::string(dtype_name(activation_)),
-           shape_string(d.shape()) + " " + std::string(dtype_name(d.dtype())));
-    }
-  }
-}
-
 Tensor NativeDecoder::logits(const Tensor& x, LogitsMode mode, LinearPath path) const {
   const int64_t vocab = weights_.head.out;
   const int64_t first = mode == LogitsMode::kAll ? 0 : mode == LogitsMode::kLast ? x.dim(0) - 1 : x.dim(0);
@@ -140,7 +99,7 @@ Tensor NativeDecoder::logits(const Tensor& x, LogitsMode mode, LinearPath path) 
 
 Tensor NativeDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsMode mode,
                               const StageHooks& hooks) const {
-  check(input);
+  check_decoder_input(input, config_, activation_);
   auto* kv_cache = dynamic_cast<NativeKvCache*>(&cache);
   if (!kv_cache || kv_cache->owner() != this) {
     fail(ErrorCode::kInvalidArgument, "decoder", "the KV cache was made by another model");
@@ -166,6 +125,11 @@ Tensor NativeDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsM
   Tensor attended(activation_, {rows, config_.q_width()});
   Tensor hidden(activation_, {rows, config_.intermediate_size});
 
+  const auto observe = [&](std::initializer_list<TensorRole> roles, int64_t layer, const Tensor& input_rows) {
+    if (!hooks.linear_input) return;
+    for (const TensorRole role : roles) hooks.linear_input(role, static_cast<int>(layer), input_rows);
+  };
+
   // set_length comes last: an error on the way leaves the cache's positions as they were.
   kv_cache->reserve(past + rows);
   for (int64_t i = 0; i < config_.num_layers; ++i) {
@@ -174,16 +138,20 @@ Tensor NativeDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsM
     const kernels::KvView kv = kv_cache->layer(i);
 
     kernels::rms_norm(context_, view(x), w.input_norm.data(), eps, view(y));
+    observe({TensorRole::kTextQWeight, TensorRole::kTextKWeight, TensorRole::kTextVWeight}, i, y);
     kernels::linear(context_, path, view(y), w.q, Activation::kNone, {}, view(q));
     kernels::linear(context_, path, view(y), w.k, Activation::kNone, {}, view(k));
     kernels::linear(context_, path, view(y), w.v, Activation::kNone, {}, view(v));
     kernels::qk_norm_rope_append(context_, view(q), view(k), view(v), config_.num_heads, w.q_norm.data(),
                                  w.k_norm.data(), eps, cos.data(), sin.data(), past, kv);
     kernels::attention_causal(context_, path, view(q), kv, config_.num_heads, past, scale, view(attended));
+    observe({TensorRole::kTextOWeight}, i, attended);
     kernels::linear(context_, path, view(attended), w.o, Activation::kNone, view(x), view(x));
 
     kernels::rms_norm(context_, view(x), w.post_attention_norm.data(), eps, view(y));
+    observe({TensorRole::kTextGateWeight, TensorRole::kTextUpWeight}, i, y);
     kernels::linear_swiglu(context_, path, view(y), w.gate, w.up, view(hidden));
+    observe({TensorRole::kTextDownWeight}, i, hidden);
     kernels::linear(context_, path, view(hidden), w.down, Activation::kNone, view(x), view(x));
 
     if (i < static_cast<int64_t>(input.deepstack.size())) {

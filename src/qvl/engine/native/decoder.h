@@ -33,7 +33,6 @@ class NativeDecoder : public DecoderStage {
   Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits, const StageHooks& hooks) const override;
 
  private:
-  void check(const DecoderInput& input) const;
   Tensor logits(const Tensor& x, LogitsMode mode, kernels::LinearPath path) const;
 
   const model::TextConfig& config_;

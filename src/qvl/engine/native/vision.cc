@@ -6,6 +6,7 @@
 #include <string>
 
 #include "qvl/base/error.h"
+#include "qvl/engine/stage_input.h"
 #include "qvl/model/positions.h"
 
 namespace qvl::engine::native {
@@ -34,23 +35,6 @@ kernels::Matrix columns_of(Tensor& t, int64_t first, int64_t cols) {
 
 void trace(const StageHooks& hooks, const std::string& name, const Tensor& value) {
   if (hooks.trace) hooks.trace(name, value.to(DType::kF32));
-}
-
-void check_input(std::span<const float> pixels, std::span<const image::Grid> grids, const model::VisionConfig& config) {
-  const int64_t merge = config.spatial_merge_size;
-  int64_t patches = 0;
-  for (const image::Grid& g : grids) {
-    if (g.t < 1 || g.h < merge || g.w < merge || g.h % merge != 0 || g.w % merge != 0) {
-      fail(ErrorCode::kMismatch, "vision", "grid (t, h, w)", "positive, h and w multiples of " + std::to_string(merge),
-           "(" + std::to_string(g.t) + ", " + std::to_string(g.h) + ", " + std::to_string(g.w) + ")");
-    }
-    patches += g.patches();
-  }
-  if (patches == 0) fail(ErrorCode::kMismatch, "vision", "number of images", "at least 1", "0");
-  if (static_cast<int64_t>(pixels.size()) != patches * config.patch_width()) {
-    fail(ErrorCode::kMismatch, "vision", "pixel values",
-         shape_string({patches, config.patch_width()}) + " for these grids", std::to_string(pixels.size()) + " values");
-  }
 }
 
 }  // namespace
@@ -156,11 +140,9 @@ Tensor NativeVision::merge(const MergerWeights& w, bool norm_after_regrouping, c
 
 VisionFeatures NativeVision::encode(std::span<const float> pixels, std::span<const image::Grid> grids,
                                     const StageHooks& hooks) const {
-  check_input(pixels, grids, config_);
-  int64_t patches = 0;
+  const int64_t patches = check_vision_input(pixels, grids, config_);
   std::vector<int64_t> segments;  // one per frame: neither images nor frames attend to each other
   for (const image::Grid& g : grids) {
-    patches += g.patches();
     segments.insert(segments.end(), static_cast<size_t>(g.t), g.h * g.w);
   }
   const int64_t dim = config_.hidden_size;
