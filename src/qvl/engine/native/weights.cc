@@ -3,19 +3,26 @@
 #include <algorithm>
 #include <utility>
 
+#include "qvl/quant/block_codec.h"
+
 namespace qvl::engine::native {
+namespace {
+
+// Rows that one task converts: its float32 copy stays in the cache.
+constexpr int64_t kRowsOfATask = 32;
+
+}  // namespace
 
 using model::TensorRole;
 
-WeightBinder::WeightBinder(const checkpoint::Checkpoint& checkpoint, const model::ModelConfig& config, DType activation,
+WeightBinder::WeightBinder(const TensorSource& source, DType activation, ThreadPool& pool,
                            std::function<void(int64_t)> on_bytes)
-    : checkpoint_(checkpoint), config_(config), activation_(activation), on_bytes_(std::move(on_bytes)) {}
+    : source_(source), activation_(activation), pool_(pool), on_bytes_(std::move(on_bytes)) {}
 
-const checkpoint::TensorView& WeightBinder::find(TensorRole role, int layer) {
-  const checkpoint::TensorView& view =
-      checkpoint_.get(model::tensor_name(role, layer), model::tensor_shape(config_, role));
-  if (on_bytes_) on_bytes_(static_cast<int64_t>(view.bytes.size()));
-  return view;
+SourceTensor WeightBinder::find(TensorRole role, int layer) {
+  const SourceTensor tensor = source_.find(role, layer);
+  if (on_bytes_) on_bytes_(static_cast<int64_t>(tensor.bytes()));
+  return tensor;
 }
 
 Tensor& WeightBinder::own(Tensor tensor) {
@@ -23,21 +30,46 @@ Tensor& WeightBinder::own(Tensor tensor) {
   return owned_.emplace_back(std::move(tensor));
 }
 
+Tensor WeightBinder::converted(const SourceTensor& source, DType type) const {
+  const auto& [format, rows, columns, data, scales, zero_points] = source;
+  Tensor out(type, {rows, columns});
+  const size_t item = dtype_size_bytes(type);
+  const int64_t tasks = (rows + kRowsOfATask - 1) / kRowsOfATask;
+  const auto row_bytes = [&](std::span<const std::byte> all, int64_t first, int64_t count) {
+    const size_t one = all.size() / static_cast<size_t>(rows);
+    return all.subspan(static_cast<size_t>(first) * one, static_cast<size_t>(count) * one);
+  };
+  pool_.parallel_for(tasks, [&](int64_t task, int) {
+    const int64_t first = task * kRowsOfATask;
+    const int64_t count = std::min(kRowsOfATask, rows - first);
+    const int64_t elements = count * columns;
+    auto* target = static_cast<std::byte*>(out.data()) + static_cast<size_t>(first * columns) * item;
+    if (format.kind == quant::Kind::kFloat) {
+      convert_elements(row_bytes(data, first, count).data(), format.float_type, target, type, elements);
+      return;
+    }
+    std::vector<float> values(static_cast<size_t>(elements));
+    quant::dequantize(format, count, columns,
+                      {row_bytes(data, first, count), row_bytes(scales, first, count), row_bytes(zero_points, first, count)},
+                      values);
+    convert_elements(values.data(), DType::kF32, target, type, elements);
+  });
+  return out;
+}
+
 kernels::Weight WeightBinder::matrix(TensorRole role, int layer) {
-  const checkpoint::TensorView& view = find(role, layer);
+  const SourceTensor tensor = find(role, layer);
   kernels::Weight w;
-  w.out = view.shape[0];
-  w.in = view.size() / w.out;
-  // Float32 activations take any stored type (widening is exact); bfloat16 ones need bfloat16 weights.
-  const bool as_stored = activation_ == DType::kF32 || view.dtype == DType::kBF16;
-  if (as_stored) {
-    w.data = view.bytes.data();
-    w.dtype = view.dtype;
+  w.out = tensor.rows;
+  w.in = tensor.columns;
+  // Float32 activations take any stored float type (widening is exact); bfloat16 ones need bfloat16 weights.
+  const DType stored = tensor.format.float_type;
+  if (tensor.format.kind == quant::Kind::kFloat && (activation_ == DType::kF32 || stored == DType::kBF16)) {
+    w.data = tensor.data.data();
+    w.dtype = stored;
   } else {
-    Tensor copy(DType::kBF16, {w.out, w.in});
-    convert_elements(view.bytes.data(), view.dtype, copy.data(), DType::kBF16, view.size());
-    w.data = own(std::move(copy)).data();
-    w.dtype = DType::kBF16;
+    w.data = own(converted(tensor, activation_)).data();
+    w.dtype = activation_;
   }
   return w;
 }
@@ -48,11 +80,9 @@ kernels::Weight WeightBinder::matrix(TensorRole role, TensorRole bias, int layer
   return w;
 }
 
-Tensor WeightBinder::rounded(const checkpoint::TensorView& view) const {
-  Tensor copy(DType::kF32, view.shape);
-  const std::vector<float> values = view.to_f32();
-  std::ranges::transform(values, copy.as<float>().begin(),
-                         [bf16 = activation_ == DType::kBF16](float v) { return bf16 ? round_to_bf16(v) : v; });
+Tensor WeightBinder::rounded(const SourceTensor& source) const {
+  Tensor copy = converted(source, DType::kF32);
+  if (activation_ == DType::kBF16) std::ranges::transform(copy.as<float>(), copy.as<float>().begin(), round_to_bf16);
   return copy;
 }
 

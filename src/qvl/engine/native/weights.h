@@ -1,6 +1,6 @@
-// Weights of the native stages, bound by name to the mapped checkpoint (spec 2). A matrix stays in the file and is
-// used from there; only what the kernels need in another type (vectors in float32, a precision other than the
-// stored one) is copied.
+// Weights of the native stages, bound by role to the mapped checkpoint or package (spec 2). A matrix stays in the file
+// and is used from there; only what the kernels need in another type (vectors in float32, a precision other than the
+// stored one, integer formats) is copied.
 #pragma once
 
 #include <functional>
@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "qvl/base/tensor.h"
-#include "qvl/checkpoint/checkpoint.h"
-#include "qvl/engine/engine.h"
+#include "qvl/base/thread_pool.h"
+#include "qvl/engine/native/tensor_source.h"
 #include "qvl/kernels/ops.h"
 #include "qvl/model/config.h"
 #include "qvl/model/tensor_table.h"
@@ -60,12 +60,12 @@ struct DecoderWeights {
   std::vector<DecoderLayerWeights> layers;
 };
 
-// Owns what had to be copied; the views above point into it or into the checkpoint.
+// Owns what had to be copied; the views above point into it or into the source.
 class WeightBinder {
  public:
-  // `activation` is the type of the activations, F32 or BF16. `on_bytes(n)` is called as tensors are bound.
-  WeightBinder(const checkpoint::Checkpoint& checkpoint, const model::ModelConfig& config, DType activation,
-               std::function<void(int64_t)> on_bytes);
+  // `activation` is the type of the activations, F32 or BF16. `on_bytes(n)` is called as tensors are bound. The pool
+  // dequantises.
+  WeightBinder(const TensorSource& source, DType activation, ThreadPool& pool, std::function<void(int64_t)> on_bytes);
 
   // Matrix [out, ...] as [out, product of the rest], with the bias of `bias` unless that is the same role.
   kernels::Weight matrix(model::TensorRole role, int layer = -1);
@@ -80,14 +80,16 @@ class WeightBinder {
   int64_t owned_bytes() const { return owned_bytes_; }
 
  private:
-  const checkpoint::TensorView& find(model::TensorRole role, int layer);
+  SourceTensor find(model::TensorRole role, int layer);
   Tensor& own(Tensor tensor);
+  // The elements in `type`, F32 or BF16, [rows, columns].
+  Tensor converted(const SourceTensor& source, DType type) const;
   // The tensor in float32, its values rounded to the activation type.
-  Tensor rounded(const checkpoint::TensorView& view) const;
+  Tensor rounded(const SourceTensor& source) const;
 
-  const checkpoint::Checkpoint& checkpoint_;
-  const model::ModelConfig& config_;
+  const TensorSource& source_;
   DType activation_;
+  ThreadPool& pool_;
   std::function<void(int64_t)> on_bytes_;
   std::vector<Tensor> owned_;
   int64_t owned_bytes_ = 0;

@@ -1,0 +1,136 @@
+#include "qvl/engine/native/tensor_source.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "qvl/base/error.h"
+
+namespace qvl::engine::native {
+namespace {
+
+using model::TensorRole;
+
+// The float type that most of the counted bytes have.
+class ByteVote {
+ public:
+  void add(DType type, size_t bytes) {
+    if (type == DType::kBF16) bf16_ += bytes;
+    if (type == DType::kF16) f16_ += bytes;
+    if (type == DType::kF32) f32_ += bytes;
+  }
+  DType winner() const {
+    if (bf16_ >= f16_ && bf16_ >= f32_) return DType::kBF16;
+    return f16_ >= f32_ ? DType::kF16 : DType::kF32;
+  }
+
+ private:
+  size_t bf16_ = 0, f16_ = 0, f32_ = 0;
+};
+
+class CheckpointSource : public TensorSource {
+ public:
+  explicit CheckpointSource(checkpoint::Checkpoint checkpoint) : checkpoint_(std::move(checkpoint)) {
+    const std::string where = checkpoint_.folder().string();
+    config_ = model::ModelConfig::from_json(checkpoint_.config_json(), checkpoint_.file_path("config.json").string());
+    std::vector<model::FoundTensor> found;
+    ByteVote vote;
+    for (const checkpoint::CheckpointTensor& t : checkpoint_.tensors()) {
+      found.push_back({t.name, t.view->dtype, t.view->shape, t.view->file, t.view->name});
+      vote.add(t.view->dtype, t.view->bytes.size());
+    }
+    type_ = vote.winner();
+    const model::CheckpointMatch match = model::check_checkpoint(config_, found, where);
+    tied_head_ = match.tied_head;
+    if (match.redundant_head) {
+      const auto* head = checkpoint_.find(model::tensor_name(TensorRole::kLmHead));
+      const auto* embedding = checkpoint_.find(model::tensor_name(TensorRole::kTokenEmbedding));
+      if (head->dtype != embedding->dtype || !std::ranges::equal(head->bytes, embedding->bytes)) {
+        model::fail_different_head(where, head->file);
+      }
+    }
+  }
+
+  const model::ModelConfig& config() const override { return config_; }
+  bool tied_head() const override { return tied_head_; }
+  DType stage_type(bool) const override { return type_; }
+
+  SourceTensor find(TensorRole role, int layer) const override {
+    const checkpoint::TensorView& view = checkpoint_.get(model::tensor_name(role, layer), model::tensor_shape(config_, role));
+    const int64_t rows = view.shape.size() < 2 ? 1 : view.shape[0];
+    return {.format = quant::Format::floating(view.dtype), .rows = rows, .columns = view.size() / rows, .data = view.bytes};
+  }
+
+ private:
+  checkpoint::Checkpoint checkpoint_;
+  model::ModelConfig config_;
+  bool tied_head_ = false;
+  DType type_ = DType::kBF16;
+};
+
+class PackageSource : public TensorSource {
+ public:
+  explicit PackageSource(std::shared_ptr<const package::Package> package) : package_(std::move(package)) {}
+
+  const model::ModelConfig& config() const override { return package_->config(); }
+  bool tied_head() const override { return package_->tied_head(); }
+
+  DType stage_type(bool vision) const override {
+    ByteVote vote;
+    bool integers = false;
+    for (const model::TensorSpec& spec : model::tensor_table(config())) {
+      const package::PackageTensor* t = package_->find(spec.name);
+      if (!t || model::is_vision_role(spec.role) != vision || spec.precision != model::PrecisionClass::kMatrix) continue;
+      integers |= t->entry->format.kind != quant::Kind::kFloat;
+      vote.add(t->entry->format.float_type, t->data.size());
+    }
+    if (!integers) return vote.winner();
+    // Integer weights say nothing about activations: those of the checkpoint they were made from.
+    return package_->manifest().source.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  }
+
+  SourceTensor find(TensorRole role, int layer) const override {
+    // open() compared rows and columns with the tensor table.
+    const package::PackageTensor& t = package_->get(model::tensor_name(role, layer));
+    return {.format = t.entry->format,
+            .rows = t.entry->rows,
+            .columns = t.entry->columns,
+            .data = t.data,
+            .scales = t.scales,
+            .zero_points = t.zero_points};
+  }
+
+ private:
+  std::shared_ptr<const package::Package> package_;
+};
+
+}  // namespace
+
+int64_t TensorSource::stage_bytes(bool vision) const {
+  size_t total = 0;
+  for (const model::TensorSpec& spec : model::tensor_table(config())) {
+    if (model::is_vision_role(spec.role) != vision) continue;
+    if (spec.role == TensorRole::kLmHead && tied_head()) continue;
+    total += find(spec.role, spec.layer).bytes();
+  }
+  return static_cast<int64_t>(total);
+}
+
+int64_t TensorSource::parameters() const {
+  int64_t total = 0;
+  for (const model::TensorSpec& spec : model::tensor_table(config())) {
+    if (spec.role != TensorRole::kLmHead || !tied_head()) total += element_count(spec.shape);
+  }
+  return total;
+}
+
+std::shared_ptr<const TensorSource> checkpoint_source(checkpoint::Checkpoint checkpoint) {
+  return std::make_shared<CheckpointSource>(std::move(checkpoint));
+}
+
+std::shared_ptr<const TensorSource> package_source(std::shared_ptr<const package::Package> package) {
+  return std::make_shared<PackageSource>(std::move(package));
+}
+
+}  // namespace qvl::engine::native

@@ -1,0 +1,52 @@
+// Where the native stages find their weights: a Hugging Face checkpoint or an exported package, both mapped. Tensors are
+// asked for by role and come as they are stored (spec 2, 10).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "qvl/base/dtype.h"
+#include "qvl/checkpoint/checkpoint.h"
+#include "qvl/model/config.h"
+#include "qvl/model/tensor_table.h"
+#include "qvl/package/package.h"
+#include "qvl/quant/format.h"
+
+namespace qvl::engine::native {
+
+// A stored tensor: matrices of any rank as [rows, columns] = [shape[0], rest], vectors as one row. The bytes live as long
+// as the source and need not be aligned to their elements.
+struct SourceTensor {
+  quant::Format format;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  std::span<const std::byte> data;
+  std::span<const std::byte> scales;       // as the format says
+  std::span<const std::byte> zero_points;  // as the format says
+
+  size_t bytes() const { return data.size() + scales.size() + zero_points.size(); }
+};
+
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+  virtual const model::ModelConfig& config() const = 0;
+  virtual bool tied_head() const = 0;
+  // Throws kNotFound, kMismatch, kUnsupported naming file and tensor.
+  virtual SourceTensor find(model::TensorRole role, int layer) const = 0;
+  // BF16, F16 or F32: the precision that a stage's publisher chose, for Precision::kAuto.
+  virtual DType stage_type(bool vision) const = 0;
+
+  // Stored bytes of one stage; embedding, decoder and head are the other.
+  int64_t stage_bytes(bool vision) const;
+  // Of both stages; a tied head counts once.
+  int64_t parameters() const;
+};
+
+// Both validate the tensor table before they return (open of the package has done so).
+std::shared_ptr<const TensorSource> checkpoint_source(checkpoint::Checkpoint checkpoint);
+std::shared_ptr<const TensorSource> package_source(std::shared_ptr<const package::Package> package);
+
+}  // namespace qvl::engine::native
