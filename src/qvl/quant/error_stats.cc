@@ -33,8 +33,7 @@ void ErrorStats::add(std::span<const float> x, std::span<const float> y, int64_t
     sum_error += std::fabs(error);
     sum_squared_error += error * error;
     sum_squared += a * a;
-    sum_squared_stored += b * b;
-    sum_product += a * b;
+    sum_cross += a * error;
     sum_weighted_squared_error += weight * error * error;
     sum_weighted_squared += weight * a * a;
   }
@@ -48,8 +47,7 @@ void ErrorStats::merge(const ErrorStats& other) {
   sum_error += other.sum_error;
   sum_squared_error += other.sum_squared_error;
   sum_squared += other.sum_squared;
-  sum_squared_stored += other.sum_squared_stored;
-  sum_product += other.sum_product;
+  sum_cross += other.sum_cross;
   sum_weighted_squared_error += other.sum_weighted_squared_error;
   sum_weighted_squared += other.sum_weighted_squared;
 }
@@ -69,9 +67,13 @@ double ErrorStats::relative_rms() const { return ratio(sum_squared_error, sum_sq
 double ErrorStats::weighted_relative_rms() const { return ratio(sum_weighted_squared_error, sum_weighted_squared); }
 
 double ErrorStats::cosine() const {
-  if (sum_squared == 0 && sum_squared_stored == 0) return count == 0 ? 0 : 1;
-  if (sum_squared == 0 || sum_squared_stored == 0) return 0;
-  return std::clamp(sum_product / (std::sqrt(sum_squared) * std::sqrt(sum_squared_stored)), -1.0, 1.0);
+  if (count == 0) return 0;
+  if (sum_squared_error == 0) return 1;
+  if (sum_squared == 0) return 0;
+  // x y = x x - x d and y y = x x - 2 x d + d d, with d = x - y, all divided by x x
+  const double cross = sum_cross / sum_squared, error = sum_squared_error / sum_squared;
+  const double stored = 1 - 2 * cross + error;
+  return stored <= 0 ? 0 : std::clamp((1 - cross) / std::sqrt(stored), -1.0, 1.0);
 }
 
 Json ErrorStats::to_json() const {

@@ -15,9 +15,8 @@ struct ErrorStats {
   double max_error = 0;      // largest |x - y|
   double sum_error = 0;      // of |x - y|
   double sum_squared_error = 0;
-  double sum_squared = 0;         // of x
-  double sum_squared_stored = 0;  // of y
-  double sum_product = 0;         // of x * y
+  double sum_squared = 0;  // of x
+  double sum_cross = 0;    // of x * (x - y): the cosine comes out of it without cancellation
   // Each column weighted by its importance; equal to the plain sums where all are 1.
   double sum_weighted_squared_error = 0;
   double sum_weighted_squared = 0;

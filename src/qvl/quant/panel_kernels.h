@@ -26,8 +26,7 @@ enum class Rule : uint8_t {
 struct PanelStats {
   // One value a lane, in the order of the lanes, so that the sums do not depend on the width of the registers.
   using Lanes = std::array<double, kPanelRows>;
-  Lanes max_error{}, sum_error{}, squared_error{}, squared{}, squared_stored{}, product{}, weighted_squared_error{},
-      weighted_squared{};
+  Lanes max_error{}, sum_error{}, squared_error{}, squared{}, cross{}, weighted_squared_error{}, weighted_squared{};
 };
 
 struct PanelTask {

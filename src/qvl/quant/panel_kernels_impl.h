@@ -2,9 +2,9 @@
 // below its own target options and gives it a V). Pipeline: a block of 16 rows is transposed to [k][16] floats, scaled
 // by a power of two so that its largest value lies in [1, 2), searched, rounded, packed, and its error summed.
 //
-// Search. With codes c = clamp(round(x * r), low, high), the scale of least squared error is sum(w x c) / sum(w c c) and
-// the error left is sum(w x x) - sum(w x c)^2 / sum(w c c). A grid of r is tried, then codes and scale are improved in
-// turn (each step can only lower the error). With 8 bits the error is five digits below the weights, so that the
+// Search. With codes c = clamp(round(x * r), low, high), the scale of least squared error is sum(w x c) / sum(w c c)
+// and the error left is sum(w x x) - sum(w x c)^2 / sum(w c c). A grid of r is tried, then codes and scale are improved
+// in turn (each step can only lower the error). With 8 bits the error is five digits below the weights, so that the
 // difference above would drown in float32: there the error is summed itself, together with what the best scale would
 // take off it.
 #include <algorithm>
@@ -17,28 +17,31 @@
 namespace qvl::quant {
 namespace {
 
-// Codes that the largest value of a block may be mapped to. Four bits, the side with 8 codes: below 8 it gives up
-// precision, above 8 it clips; then the side with 7 codes.
-// Multiples of 4: four candidates share a pass over the block.
-constexpr std::array<float, 12> kLongSide4 = {8.0f,  7.75f, 7.5f, 8.25f, 7.25f, 7.0f,
-                                              6.75f, 8.5f,  6.5f, 8.75f, 6.25f, 9.0f};
-constexpr std::array<float, 8> kShortSide4 = {7.0f, 7.25f, 6.75f, 7.5f, 6.5f, 7.75f, 6.25f, 8.0f};
+// Codes that the largest value of a block may be mapped to. Below 8 (or 7, on the short side) precision is given up,
+// above it values are clipped: far, where importance says that the largest values hardly count. Found by comparing with
+// 1400 candidates a side on Gaussian, heavy-tailed and outlier-ridden blocks with even and uneven importance: with 28
+// and one refinement the squared error is 0.1 % above theirs on average and 0.3 % at worst. Multiples of 4: as many
+// candidates share a pass over the block.
+constexpr std::array<float, 16> kLongSide4 = {6.400f,  6.857f,  7.346f,  7.870f,  8.432f,  9.034f,  9.679f,  10.369f,
+                                              11.110f, 11.902f, 12.752f, 13.662f, 14.637f, 15.682f, 16.801f, 18.000f};
+constexpr std::array<float, 8> kShortSide4 = {6.200f, 7.099f, 8.129f, 9.308f, 10.658f, 12.203f, 13.973f, 16.000f};
+constexpr std::array<float, 4> kNear4 = {0.97f, 0.985f, 1.015f, 1.03f};
 
-// With zero points: steps between the smallest and the largest value, and which share of the clipped steps lies below.
-struct RangeStep {
-  float steps;
-  float below;
+// With zero points: steps between the smallest and the largest value, each with none, half and all of the clipped steps
+// below; then neighbours in scale and zero point. 1 % above the best of 1900 pairs on average.
+constexpr std::array<float, 8> kRange4 = {13.500f, 15.271f, 17.275f, 19.542f, 22.106f, 25.007f, 28.288f, 32.000f};
+constexpr std::array<float, 3> kShareBelow = {0.0f, 0.5f, 1.0f};
+struct Neighbour {
+  float factor;
+  float zero;
 };
-constexpr std::array<RangeStep, 20> kRange4 = {{{15.0f, 0.5f},  {14.5f, 0.0f},  {14.5f, 1.0f},  {14.0f, 0.0f},
-                                                {14.0f, 0.5f},  {14.0f, 1.0f},  {15.5f, 0.0f},  {15.5f, 1.0f},
-                                                {16.0f, 0.0f},  {16.0f, 0.5f},  {16.0f, 1.0f},  {16.5f, 0.0f},
-                                                {16.5f, 0.5f},  {16.5f, 1.0f},  {17.0f, 0.25f}, {17.0f, 0.75f},
-                                                {13.5f, 0.25f}, {13.5f, 0.75f}, {17.75f, 0.5f}, {18.5f, 0.5f}}};
-constexpr std::array<float, 6> kLongSide8 = {128.0f, 127.75f, 127.5f, 128.25f, 127.0f, 128.5f};
-constexpr std::array<float, 6> kRow8 = {127.0f, 126.5f, 127.25f, 127.5f, 126.0f, 125.0f};
-constexpr std::array<RangeStep, 4> kRange8 = {{{255.0f, 0.5f}, {254.5f, 0.5f}, {255.5f, 0.0f}, {255.5f, 1.0f}}};
-constexpr int kRefinements4 = 3;
-constexpr int kRefinements8 = 2;
+constexpr std::array<Neighbour, 8> kNearRange4 = {
+    {{0.975f, 0}, {1.025f, 0}, {1, 1}, {1, -1}, {0.99f, 0}, {1.01f, 0}, {1.05f, 0}, {0.95f, 0}}};
+
+constexpr std::array<float, 8> kLongSide8 = {127.5f, 128.0f, 128.5f, 130.0f, 134.0f, 142.0f, 155.0f, 175.0f};
+constexpr std::array<float, 8> kRow8 = {126.5f, 127.0f, 127.5f, 129.0f, 133.0f, 141.0f, 154.0f, 174.0f};
+constexpr std::array<float, 8> kRange8 = {254.5f, 255.0f, 255.5f, 258.0f, 266.0f, 282.0f, 310.0f, 350.0f};
+constexpr std::array<float, 4> kNear8 = {0.995f, 0.998f, 1.002f, 1.005f};
 
 constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds |v| < 2^22 to nearest even
 constexpr int64_t kStatsColumns = 256;      // float32 sums no longer than this, then float64
@@ -167,7 +170,8 @@ struct Range {
   typename V::F smallest, greatest, largest, magnitude;
 };
 
-// The stored form: w = (q - zero) * scale, q = trunc(clamp(x * inverse + zero, low, high) + 0.5), ONNX Runtime's rounding.
+// The stored form: w = (q - zero) * scale, q = trunc(clamp(x * inverse + zero, low, high) + 0.5), ONNX Runtime's
+// rounding.
 template <class V>
 struct Grid {
   typename V::F scale, zero;
@@ -197,17 +201,69 @@ Grid<V> plain_grid(const PanelTask& task, const Range<V>& range) {
   return {scale, clamp_round<V>(V::sub(V::set1(0), V::div(low, scale)), codes)};
 }
 
-template <class V, bool kWeighted>
-void refine(const LaneBlock& b, int rounds, bool fine, Best<V>& best) {
-  for (int i = 0; i < rounds; ++i) {
-    Candidate<V> next = best.candidate;
-    next.inverse = V::div(V::set1(1), best.scale);
-    if (fine) {
-      try_fine<V, kWeighted>(b, next, best);
-    } else {
-      try_coarse<V, kWeighted, 1>(b, {next}, best);
-    }
+// Tries candidates make(i), 0 <= i < count; count is a multiple of kTogether.
+template <class V, bool kWeighted, typename Make>
+void try_all(const LaneBlock& b, bool fine, size_t count, const Make& make, Best<V>& best) {
+  if (fine) {
+    for (size_t i = 0; i < count; ++i) try_fine<V, kWeighted>(b, make(i), best);
+    return;
   }
+  for (size_t i = 0; i < count; i += V::kTogether) {
+    std::array<Candidate<V>, V::kTogether> c;
+    for (size_t j = 0; j < c.size(); ++j) c[j] = make(i + j);
+    try_coarse<V, kWeighted, V::kTogether>(b, c, best);
+  }
+}
+
+// The best candidate so far with other scales, then with the scale that is best for its codes.
+template <class V, bool kWeighted>
+void refine(const LaneBlock& b, bool fine, Best<V>& best) {
+  const Candidate<V> base = best.candidate;
+  const auto near = [&](size_t i) {
+    return Candidate<V>{V::mul(base.inverse, V::set1(fine ? kNear8[i] : kNear4[i])), base.low, base.high};
+  };
+  try_all<V, kWeighted>(b, fine, kNear4.size(), near, best);
+  const Candidate<V> again{V::div(V::set1(1), best.scale), best.candidate.low, best.candidate.high};
+  if (fine) {
+    try_fine<V, kWeighted>(b, again, best);
+  } else {
+    try_coarse<V, kWeighted, 1>(b, {again}, best);
+  }
+}
+
+template <class V, bool kWeighted>
+Grid<V> search_zero_point(const PanelTask& task, const LaneBlock& b, const Range<V>& range, Best<V>& best) {
+  const auto zero = V::set1(0);
+  const auto low_end = V::min(range.smallest, zero), high_end = V::max(range.greatest, zero);
+  const auto width = V::sub(high_end, low_end);
+  const float codes = static_cast<float>((1 << task.bits) - 1);
+  const auto with_zero = [&](typename V::F inverse, typename V::F z) {
+    return Candidate<V>{inverse, V::sub(zero, z), V::sub(V::set1(codes), z)};
+  };
+  const auto candidate = [&](float steps, float below) {
+    const auto inverse = V::div(V::set1(steps), width);
+    const auto left = V::sub(zero, V::mul(low_end, inverse));
+    return with_zero(inverse, clamp_round<V>(V::sub(left, V::set1(below * (steps - codes))), codes));
+  };
+  if (task.bits == 8) {
+    try_all<V, kWeighted>(
+        b, true, kRange8.size(), [&](size_t i) { return candidate(kRange8[i], 0.5f); }, best);
+    refine<V, kWeighted>(b, true, best);
+  } else {
+    try_all<V, kWeighted>(
+        b, false, kRange4.size() * kShareBelow.size(),
+        [&](size_t i) { return candidate(kRange4[i % kRange4.size()], kShareBelow[i / kRange4.size()]); }, best);
+    const Candidate<V> base = best.candidate;
+    const auto z = V::sub(zero, base.low);
+    const auto near = [&](size_t i) {
+      const Neighbour& n = kNearRange4[i];
+      return with_zero(V::mul(base.inverse, V::set1(n.factor)), clamp_round<V>(V::add(z, V::set1(n.zero)), codes));
+    };
+    try_all<V, kWeighted>(b, false, kNearRange4.size(), near, best);
+    const Candidate<V> again{V::div(V::set1(1), best.scale), best.candidate.low, best.candidate.high};
+    try_coarse<V, kWeighted, 1>(b, {again}, best);
+  }
+  return {best.scale, V::sub(zero, best.candidate.low)};
 }
 
 template <class V, bool kWeighted>
@@ -216,60 +272,33 @@ Grid<V> search_grid(const PanelTask& task, const LaneBlock& b, const Range<V>& r
   const auto zero = V::set1(0);
   // Beats nothing: the first candidate with any explanation replaces it.
   Best<V> best{{V::div(V::set1(1), range.magnitude), V::set1(-1), V::set1(1)}, V::set1(-3e38f), range.magnitude};
-  if (task.zero_points) {
-    const auto low_end = V::min(range.smallest, zero), high_end = V::max(range.greatest, zero);
-    const auto width = V::sub(high_end, low_end);
-    const float codes = static_cast<float>((1 << task.bits) - 1);
-    const auto candidate = [&](const RangeStep& step) {
-      const auto inverse = V::div(V::set1(step.steps), width);
-      const auto below = V::sub(zero, V::mul(low_end, inverse));
-      const auto z = clamp_round<V>(V::sub(below, V::set1(step.below * (step.steps - codes))), codes);
-      return Candidate<V>{inverse, V::sub(zero, z), V::sub(V::set1(codes), z)};
+  if (task.zero_points) return search_zero_point<V, kWeighted>(task, b, range, best);
+  if (task.row8) {
+    const auto row = [&](size_t i) {
+      return Candidate<V>{V::div(V::set1(kRow8[i]), range.magnitude), V::set1(-127), V::set1(127)};
     };
-    if (fine) {
-      for (const RangeStep& step : kRange8) try_fine<V, kWeighted>(b, candidate(step), best);
-    } else {
-      for (size_t i = 0; i < kRange4.size(); i += V::kTogether) {
-        std::array<Candidate<V>, V::kTogether> c;
-        for (size_t j = 0; j < c.size(); ++j) c[j] = candidate(kRange4[i + j]);
-        try_coarse<V, kWeighted, V::kTogether>(b, c, best);
-      }
-    }
-    refine<V, kWeighted>(b, fine ? kRefinements8 : kRefinements4, fine, best);
-    return {best.scale, V::sub(zero, best.candidate.low)};
+    try_all<V, kWeighted>(b, true, kRow8.size(), row, best);
+    refine<V, kWeighted>(b, true, best);
+    return {best.scale, V::set1(128)};
   }
-  // Symmetric: codes -half to half - 1, or mirrored with a negative scale. The search keeps the scale positive.
+  // Codes -half to half - 1, or mirrored with a negative scale. The search keeps the scale positive.
   const float half = task.bits == 4 ? 8.0f : 128.0f;
   const auto negative = V::gt(zero, range.largest);
   const auto candidate = [&](float code, bool long_side) {
     const auto a = V::set1(long_side ? half : half - 1), z = V::set1(long_side ? half - 1 : half);
-    return Candidate<V>{V::div(V::set1(code), range.magnitude),
-                        V::sub(zero, V::select(negative, a, z)), V::select(negative, z, a)};
+    return Candidate<V>{V::div(V::set1(code), range.magnitude), V::sub(zero, V::select(negative, a, z)),
+                        V::select(negative, z, a)};
   };
-  if (task.row8) {
-    for (float code : kRow8) {
-      Candidate<V> c = candidate(code, true);
-      c.low = V::set1(-127);
-      c.high = V::set1(127);
-      try_fine<V, kWeighted>(b, c, best);
-    }
-    refine<V, kWeighted>(b, kRefinements8, true, best);
-    return {best.scale, V::set1(128)};
-  }
   if (fine) {
-    for (float code : kLongSide8) try_fine<V, kWeighted>(b, candidate(code, true), best);
+    try_all<V, kWeighted>(
+        b, true, kLongSide8.size(), [&](size_t i) { return candidate(kLongSide8[i], true); }, best);
   } else {
-    const auto side = [&](const auto& codes, bool long_side) {
-      for (size_t i = 0; i < codes.size(); i += V::kTogether) {
-        std::array<Candidate<V>, V::kTogether> c;
-        for (size_t j = 0; j < c.size(); ++j) c[j] = candidate(codes[i + j], long_side);
-        try_coarse<V, kWeighted, V::kTogether>(b, c, best);
-      }
-    };
-    side(kLongSide4, true);
-    side(kShortSide4, false);
+    try_all<V, kWeighted>(
+        b, false, kLongSide4.size(), [&](size_t i) { return candidate(kLongSide4[i], true); }, best);
+    try_all<V, kWeighted>(
+        b, false, kShortSide4.size(), [&](size_t i) { return candidate(kShortSide4[i], false); }, best);
   }
-  refine<V, kWeighted>(b, fine ? kRefinements8 : kRefinements4, fine, best);
+  refine<V, kWeighted>(b, fine, best);
   // high == half: the mirrored codes.
   const auto mirrored = V::gt(best.candidate.high, V::set1(half - 0.5f));
   return {V::select(mirrored, V::sub(zero, best.scale), best.scale), V::set1(half)};
@@ -285,8 +314,8 @@ void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, type
   const int64_t word_count = (task.block + per_word - 1) / per_word;
   const auto padding = V::truncate(grid.zero);
   for (int64_t k0 = 0, word = 0; word < word_count;) {
-    auto max_error = zero, sum_error = zero, squared_error = zero, squared = zero, squared_stored = zero, product = zero,
-         weighted_error = zero, weighted = zero;
+    auto max_error = zero, sum_error = zero, squared_error = zero, squared = zero, cross = zero, weighted_error = zero,
+         weighted = zero;
     const int64_t end = std::min(word_count, (k0 + kStatsColumns) / per_word);
     for (; word < end; ++word) {
       auto packed = V::zero_int();
@@ -304,8 +333,7 @@ void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, type
           const auto dd = V::mul(d, d), xx = V::mul(x, x);
           squared_error = V::add(squared_error, dd);
           squared = V::add(squared, xx);
-          squared_stored = V::add(squared_stored, V::mul(y, y));
-          product = V::add(product, V::mul(x, y));
+          cross = V::add(cross, V::mul(x, d));
           if (kWeighted) {
             const auto w = V::set1(b.w[k0]);
             weighted_error = V::add(weighted_error, V::mul(dd, w));
@@ -333,8 +361,7 @@ void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, type
     add(stats.sum_error, sum_error, false);
     add(stats.squared_error, squared_error, true);
     add(stats.squared, squared, true);
-    add(stats.squared_stored, squared_stored, true);
-    add(stats.product, product, true);
+    add(stats.cross, cross, true);
     add(stats.weighted_squared_error, weighted_error, true);
     add(stats.weighted_squared, weighted, true);
     alignas(64) float lanes[V::kWidth];
@@ -435,7 +462,9 @@ PanelResult quantize_panel(const PanelTask& task) {
         lane_inverse[i] = in_units == 0 ? 0.0f : 1.0f / in_units;
       }
       grid.scale = V::mul(V::load(scales + lane), factor);
-      grid.zero = V::select(dead, V::set1(task.bits == 4 ? 8.0f : 128.0f), grid.zero);
+      // As ONNX Runtime's quantiser: zero point 0 where one is stored.
+      const float dead_zero = task.zero_points ? 0.0f : task.bits == 4 ? 8.0f : 128.0f;
+      grid.zero = V::select(dead, V::set1(dead_zero), grid.zero);
       V::store(zeros + lane, grid.zero);
       finish<V, kWeighted>(task, b, grid, V::load(lane_inverse + lane), words + lane, lane, unit + lane);
     }

@@ -137,8 +137,7 @@ ErrorStats Quantizer::run_group(const std::byte* source, DType type, int rows, i
     stats.sum_error = sum_of(sums.sum_error, rows);
     stats.sum_squared_error = sum_of(sums.squared_error, rows);
     stats.sum_squared = sum_of(sums.squared, rows);
-    stats.sum_squared_stored = sum_of(sums.squared_stored, rows);
-    stats.sum_product = sum_of(sums.product, rows);
+    stats.sum_cross = sum_of(sums.cross, rows);
     stats.sum_weighted_squared_error = sum_of(sums.weighted_squared_error, rows);
     stats.sum_weighted_squared = sum_of(sums.weighted_squared, rows);
   }
