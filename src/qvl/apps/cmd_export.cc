@@ -1,0 +1,161 @@
+// `qvl export`: a checkpoint becomes a package of ONNX graphs.
+
+#include <chrono>
+#include <regex>
+
+#include "qvl/apps/cli.h"
+#include "qvl/base/error.h"
+#include "qvl/base/format.h"
+#include "qvl/export/exporter.h"
+#include "qvl/generate/calibrate.h"
+
+namespace qvl::apps {
+namespace {
+
+struct ExportCommandOptions {
+  std::string checkpoint;
+  std::string out;
+  std::string vision = "bf16";
+  std::string text = "int4";
+  std::string head;
+  std::string embedding;
+  int64_t block = 32;
+  bool zero_points = false;
+  std::string recipe = "balanced";
+  std::string layout = "qvl";
+  bool plain = false;
+  std::string static_size;
+  int64_t static_sequence = 128;
+  int64_t static_context = 2048;
+  int64_t opset = 21;
+  int accuracy_level = 4;
+  bool replace = false;
+  std::string calibrate;
+  int64_t calibrate_tokens = 32;
+  int threads = 0;
+};
+
+exporting::StaticImage parse_size(const std::string& text) {
+  std::smatch match;
+  if (!std::regex_match(text, match, std::regex(R"((\d{1,6})[xX](\d{1,6}))"))) {
+    throw UsageError(fmt::format("--static: expected WIDTHxHEIGHT in pixels such as 1024x768, got {}", text));
+  }
+  return {std::stoll(match[1]), std::stoll(match[2])};
+}
+
+int run_export(const ExportCommandOptions& o) {
+  log_to_stderr(false);
+  exporting::ExportOptions options;
+  options.checkpoint = o.checkpoint;
+  options.out = o.out;
+  options.replace = o.replace;
+  options.precision.vision = exporting::parse_stage_precision(o.vision, "--vision");
+  options.precision.text = exporting::parse_stage_precision(o.text, "--text");
+  if (!o.head.empty()) options.precision.head = exporting::parse_stage_precision(o.head, "--head");
+  if (!o.embedding.empty()) options.precision.embedding = exporting::parse_stage_precision(o.embedding, "--embedding");
+  options.precision.block = o.block;
+  options.precision.zero_points = o.zero_points;
+  options.recipe = exporting::parse_recipe(o.recipe);
+  options.layout = o.layout == "genai" ? exporting::Layout::kGenai : exporting::Layout::kQvl;
+  options.plain = o.plain;
+  options.opset = o.opset;
+  options.accuracy_level = o.accuracy_level;
+  if (!o.static_size.empty()) {
+    options.static_image = parse_size(o.static_size);
+    options.static_sequence = o.static_sequence;
+    options.static_context = o.static_context;
+  }
+  options.threads = o.threads;
+  options.version = QVL_VERSION;
+
+  catch_interrupts();
+  ProgressBar bar;
+  options.progress = [&bar](std::string_view phase, int64_t done, int64_t total) {
+    bar.update(phase, done, total, "");
+    return !interrupt_flag();
+  };
+  if (!o.calibrate.empty()) {
+    const std::vector<generate::EvalQuestion> samples = generate::calibration_samples(o.calibrate);
+    EngineChoice choice;
+    choice.threads = o.threads;
+    const OpenModel model = open_model(o.checkpoint, choice, bar);
+    options.importance = generate::calibrate(model.engine, model.assets, samples, o.calibrate_tokens,
+                                             [&bar](int64_t done, int64_t total) {
+                                               bar.update("calibrating", done, total, "samples");
+                                               return !interrupt_flag();
+                                             });
+  }
+  const auto start = std::chrono::steady_clock::now();
+  const exporting::ExportResult result = exporting::export_package(options);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  bar.clear();
+
+  const double read = static_cast<double>(result.checkpoint_bytes), written = static_cast<double>(result.package_bytes);
+  fmt::print(stderr, "qvl: {:.2f} GB became {:.2f} GB in {:.1f} s: {}\n", read * 1e-9, written * 1e-9, seconds,
+             result.folder.string());
+  fmt::print(stderr, "qvl: vision {}, text {}", result.manifest.vision.precision, result.manifest.text.precision);
+  if (!result.manifest.quantisation.is_null()) {
+    const Json& all = result.manifest.quantisation["all"];
+    fmt::print(stderr, " ({} recipe, {:.2f} bits a quantised weight, relative error {:.4f})", o.recipe,
+               all["bits_per_weight"].get<double>(), all["relative_rms"].get<double>());
+  }
+  fmt::print(stderr, "\nqvl: try it: qvl run {} -i PICTURE \"What is this?\"   what is inside: qvl info {}\n",
+             result.folder.string(), result.folder.string());
+  return kExitOk;
+}
+
+}  // namespace
+
+Registration register_export(CLI::App& app) {
+  auto o = std::make_shared<ExportCommandOptions>();
+  CLI::App* command = app.add_subcommand("export", "Turn a checkpoint into a package of ONNX graphs");
+  set_usage(*command, "qvl export CHECKPOINT OUT [OPTIONS]");
+  command->add_option("CHECKPOINT", o->checkpoint, "Hugging Face checkpoint folder")->required()->type_name("FOLDER");
+  command->add_option("OUT", o->out, "Folder to create")->required()->type_name("FOLDER");
+  command->add_option("--vision", o->vision, "Vision weights: fp32, fp16, bf16 or int8 (default bf16)")
+      ->check(CLI::IsMember({"fp32", "fp16", "bf16", "int8"}))
+      ->type_name("PRECISION");
+  command->add_option("--text", o->text, "Decoder weights: fp32, fp16, bf16, int8 or int4 (default int4)")
+      ->check(CLI::IsMember({"fp32", "fp16", "bf16", "int8", "int4"}))
+      ->type_name("PRECISION");
+  command->add_option("--head", o->head, "Output head (default: int8 with int4 text, else as the text)")
+      ->check(CLI::IsMember({"fp32", "fp16", "bf16", "int8", "int4"}))
+      ->type_name("PRECISION");
+  command->add_option("--embedding", o->embedding, "Token embedding (default: as the head)")
+      ->check(CLI::IsMember({"fp32", "fp16", "bf16", "int8", "int4"}))
+      ->type_name("PRECISION");
+  command->add_option("--block", o->block, "Weights that share a scale (default 32)")
+      ->check(CLI::IsMember({16, 32, 64, 128, 256}))
+      ->type_name("N");
+  command->add_flag("--zero-points", o->zero_points, "Asymmetric blocks");
+  command->add_option("--recipe", o->recipe,
+                      "plain: round everything; balanced (default): search scales, keep sensitive matrices at 8 bits; "
+                      "best: more of them")
+      ->check(CLI::IsMember({"plain", "balanced", "best"}))
+      ->type_name("RECIPE");
+  command->add_option("--layout", o->layout, "qvl (default), or genai: a folder that onnxruntime-genai loads")
+      ->check(CLI::IsMember({"qvl", "genai"}))
+      ->type_name("LAYOUT");
+  command->add_flag("--plain", o->plain, "Standard ONNX operators only, for other runtimes");
+  command->add_option("--static", o->static_size, "Fixed shapes everywhere, for pictures of WIDTHxHEIGHT pixels")
+      ->type_name("WxH");
+  command->add_option("--static-sequence", o->static_sequence, "With --static: tokens of one decoder call (default 128)")
+      ->check(whole_between(1, 1 << 20));
+  command->add_option("--static-context", o->static_context, "With --static: length of the cache (default 2048)")
+      ->check(whole_between(1, 1 << 24));
+  command->add_option("--opset", o->opset, "Version of the standard operators (default 21)")->check(whole_between(17, 24));
+  command->add_option("--accuracy-level", o->accuracy_level,
+                      "Of MatMulNBits: 4 (default) takes activations in int8, 0 or 1 in float32")
+      ->check(CLI::IsMember({0, 1, 4}));
+  command->add_option("--calibrate", o->calibrate,
+                      "Folder of sample pictures, or of pictures and questions as for qvl eval: weights that matter there are "
+                      "rounded with more care")
+      ->type_name("FOLDER");
+  command->add_option("--calibrate-tokens", o->calibrate_tokens, "Longest answer to a sample (default 32)")
+      ->check(whole_between(1, 1 << 16));
+  command->add_flag("--replace", o->replace, "Replace the package at OUT, in one step at the end");
+  command->add_option("--threads", o->threads, "Threads (default: all processors available)")->check(whole_between(1, 1024));
+  return {command, [o] { return run_export(*o); }};
+}
+
+}  // namespace qvl::apps

@@ -1,0 +1,49 @@
+// Writes one external-data file of a package front to back: pieces come in the order of their places, gaps are filled
+// with zeros, the hash is computed on the way. Hashing and writing run on a thread of their own, so that the next piece
+// is quantised meanwhile; memory is bounded by two pieces.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <future>
+#include <memory>
+#include <string>
+
+#include "qvl/base/atomic_file.h"
+#include "qvl/base/tensor.h"
+#include "qvl/package/manifest.h"
+#include "qvl/package/sha256.h"
+
+namespace qvl::exporting {
+
+class DataWriter {
+ public:
+  // The file appears in `folder` when finish() has returned. Throws kIo.
+  DataWriter(const std::filesystem::path& folder, std::string file);
+  ~DataWriter();
+  DataWriter(const DataWriter&) = delete;
+  DataWriter& operator=(const DataWriter&) = delete;
+
+  // A buffer of at least `size_bytes` to fill and hand to write(); valid until then.
+  std::byte* buffer(size_t size_bytes);
+  // Queues the first `size_bytes` of the buffer for `offset`, which must not lie before the end of what was written
+  // (kInvalidArgument). Errors of the disk surface here or in finish().
+  void write(uint64_t offset, size_t size_bytes);
+  // Waits, flushes, renames; returns name, size and hash.
+  package::FileEntry finish();
+
+ private:
+  void wait();
+
+  std::string name_;
+  std::string where_;
+  std::unique_ptr<AtomicFile> file_;
+  package::Sha256 hash_;
+  AlignedBuffer buffers_[2];
+  int turn_ = 0;
+  uint64_t end_ = 0;  // of everything queued
+  std::future<void> pending_;
+};
+
+}  // namespace qvl::exporting

@@ -1,0 +1,297 @@
+#include "qvl/export/exporter.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <span>
+#include <utility>
+
+#include "qvl/base/atomic_file.h"
+#include "qvl/base/error.h"
+#include "qvl/base/log.h"
+#include "qvl/base/partial_folder.h"
+#include "qvl/base/thread_pool.h"
+#include "qvl/checkpoint/safetensors_writer.h"
+#include "qvl/export/data_writer.h"
+#include "qvl/export/genai_config.h"
+#include "qvl/export/sensitivity.h"
+#include "qvl/export/source.h"
+#include "qvl/image/processor_config.h"
+#include "qvl/image/smart_resize.h"
+#include "qvl/package/graph_io.h"
+#include "qvl/package/sha256.h"
+#include "qvl/quant/quantize.h"
+
+namespace qvl::exporting {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Bytes of stored rows that are made at once: enough for every thread, little beside the weights.
+constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
+constexpr int64_t kRowGroup = 16;  // the quantiser's
+
+// Files of a checkpoint that a package needs beside the weights; config.json must be there, the others may.
+constexpr std::array<std::string_view, 12> kCopiedFiles = {
+    "config.json",        "generation_config.json",       "preprocessor_config.json", "video_preprocessor_config.json",
+    "tokenizer.json",     "tokenizer_config.json",        "chat_template.jinja",      "chat_template.json",
+    "vocab.json",         "merges.txt",                   "added_tokens.json",        "special_tokens_map.json"};
+
+package::FileEntry write_text(const fs::path& folder, std::string name, std::string_view content) {
+  AtomicFile file(folder / name);
+  file.write(content);
+  file.commit();
+  return {std::move(name), content.size(), package::sha256_hex(content)};
+}
+
+package::TensorPart part_entry(const StoredPart& part) {
+  return {part.name, part.place.file, part.place.offset, part.place.length, part.type, part.shape};
+}
+
+package::TensorEntry tensor_entry(const StoredTensor& tensor) {
+  package::TensorEntry entry;
+  entry.name = tensor.source;
+  entry.format = tensor.format;
+  entry.rows = tensor.rows;
+  entry.columns = tensor.columns;
+  entry.data = part_entry(tensor.data);
+  if (tensor.scales.place.length > 0) entry.scales = part_entry(tensor.scales);
+  if (tensor.zero_points.place.length > 0) entry.zero_points = part_entry(tensor.zero_points);
+  return entry;
+}
+
+image::Grid static_grid(const StaticImage& image, const Source& source) {
+  const image::ImageProcessorConfig processor = image::ImageProcessorConfig::load(source.checkpoint.folder());
+  const image::ImageSize size = image::smart_resize(image.height_px, image.width_px, processor.resize_factor_px(),
+                                                    processor.min_pixels, processor.max_pixels);
+  return {1, size.height / processor.patch_size_px, size.width / processor.patch_size_px};
+}
+
+// Reports bytes of the checkpoint as they are worked through; throws kCancelled when the caller wants to stop.
+class Progress {
+ public:
+  Progress(const ExportOptions& options, int64_t total) : options_(options), total_(total) {}
+  void begin(std::string_view phase) {
+    phase_ = phase;
+    done_ = 0;
+    report(0);
+  }
+  void report(int64_t bytes) {
+    done_ += bytes;
+    if (options_.progress && !options_.progress(phase_, done_, total_)) {
+      fail(ErrorCode::kCancelled, options_.out.string(), "stopped; nothing was written");
+    }
+  }
+
+ private:
+  const ExportOptions& options_;
+  std::string_view phase_;
+  int64_t done_ = 0, total_;
+};
+
+// Streams one tensor into its places.
+quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source, const ExportOptions& options,
+                               DataWriter& writer, ThreadPool& pool, Progress& progress) {
+  const checkpoint::TensorView& view = source.tensor(tensor.role, tensor.layer);
+  const quant::Format& format = tensor.format;
+  const auto importance = options.importance.find(tensor.source);
+  const std::span<const float> weights =
+      importance == options.importance.end() ? std::span<const float>() : std::span<const float>(importance->second);
+  const quant::Quantizer quantizer(
+      format, tensor.columns, options.recipe == Recipe::kPlain ? quant::Method::kPlain : quant::Method::kSearch, weights,
+      view.where());
+  const auto row_bytes = format.data_bytes(tensor.rows, tensor.columns) / static_cast<uint64_t>(tensor.rows);
+  const int64_t piece_rows = std::max<int64_t>(
+      kRowGroup, static_cast<int64_t>(kPieceBytes / std::max<uint64_t>(1, row_bytes)) / kRowGroup * kRowGroup);
+  const size_t source_row_bytes = view.bytes.size() / static_cast<size_t>(tensor.rows);
+
+  // Data go out row by row; scales and zero points, far smaller, wait behind them.
+  std::vector<std::byte> scales(tensor.scales.place.length), zeros(tensor.zero_points.place.length);
+  const size_t scale_row = scales.size() / static_cast<size_t>(tensor.rows);
+  const size_t zero_row = zeros.size() / static_cast<size_t>(tensor.rows);
+  quant::ErrorStats stats;
+  for (int64_t row = 0; row < tensor.rows; row += piece_rows) {
+    const int64_t rows = std::min(piece_rows, tensor.rows - row);
+    const auto first = static_cast<size_t>(row), count = static_cast<size_t>(rows);
+    const size_t bytes = count * row_bytes;
+    const quant::QuantizedSpan out{{writer.buffer(bytes), bytes},
+                                   std::span(scales).subspan(first * scale_row, count * scale_row),
+                                   std::span(zeros).subspan(first * zero_row, count * zero_row)};
+    const std::span<const std::byte> in = view.bytes.subspan(first * source_row_bytes, count * source_row_bytes);
+    stats.merge(quantizer.quantize(in.data(), view.dtype, rows, out, pool, row));
+    writer.write(tensor.data.place.offset + first * row_bytes, bytes);
+    progress.report(static_cast<int64_t>(in.size()));
+  }
+  const auto put = [&](const StoredPart& part, std::span<const std::byte> bytes) {
+    if (bytes.empty()) return;
+    std::ranges::copy(bytes, writer.buffer(bytes.size()));
+    writer.write(part.place.offset, bytes.size());
+  };
+  put(tensor.scales, scales);
+  put(tensor.zero_points, zeros);
+  source.drop(tensor.role, tensor.layer);
+  return stats;
+}
+
+Json quantisation_entry(const StoredTensor& tensor, const quant::ErrorStats& stats) {
+  Json entry = {{"tensor", tensor.source}, {"format", tensor.format.name()}};
+  entry.update(stats.to_json());
+  return entry;
+}
+
+struct GraphFile {
+  package::GraphKind kind;
+  std::string file;
+  onnx::GraphBuilder graph;
+};
+
+std::vector<GraphFile> build_graphs(WeightPlan& plan, const ExportOptions& options, const GraphOptions& graph_options) {
+  std::vector<GraphFile> graphs;
+  graphs.push_back({package::GraphKind::kVision, package::kVisionGraph, vision_graph(plan, graph_options)});
+  // Other runtimes feed the standalone graph; a fixed grid has its positions folded in.
+  if (options.layout == Layout::kQvl && !graph_options.static_grid) {
+    graphs.push_back({package::GraphKind::kVisionHost, package::kVisionHostGraph, vision_host_graph(plan, graph_options)});
+  }
+  graphs.push_back({package::GraphKind::kEmbedding, package::kEmbeddingGraph, embedding_graph(plan, graph_options)});
+  graphs.push_back({package::GraphKind::kDecoder, package::kDecoderGraph, decoder_graph(plan, graph_options)});
+  return graphs;
+}
+
+}  // namespace
+
+Recipe parse_recipe(std::string_view name) {
+  if (name == "plain") return Recipe::kPlain;
+  if (name == "balanced") return Recipe::kBalanced;
+  if (name == "best") return Recipe::kBest;
+  fail(ErrorCode::kInvalidArgument, "--recipe", "recipe", "plain, balanced or best", name);
+}
+
+std::string_view recipe_name(Recipe recipe) {
+  switch (recipe) {
+    case Recipe::kPlain: return "plain";
+    case Recipe::kBalanced: return "balanced";
+    case Recipe::kBest: return "best";
+  }
+  return "";
+}
+
+ExportResult export_package(const ExportOptions& options) {
+  if (options.threads < 0) {
+    fail(ErrorCode::kInvalidArgument, "export", "threads", "0 (all processors) or more", std::to_string(options.threads));
+  }
+  Source source = Source::open(options.checkpoint);
+  options.precision.validate(source.config.tie_word_embeddings);
+
+  GraphOptions graph_options;
+  graph_options.linear = {.accuracy_level = options.accuracy_level, .plain = options.plain};
+  graph_options.layout = options.layout;
+  graph_options.opset = options.opset;
+  if (options.static_image) {
+    graph_options.static_grid = static_grid(*options.static_image, source);
+    graph_options.static_sequence = options.static_sequence;
+    graph_options.static_context = options.static_context;
+  }
+
+  PartialFolder folder(options.out, options.replace ? ExistingFolder::kReplace : ExistingFolder::kRefuse);
+  if (options.replace && fs::exists(folder.target()) && !fs::exists(folder.target() / package::kManifestFile) &&
+      !fs::is_empty(folder.target())) {
+    fail(ErrorCode::kInvalidArgument, folder.target().string(), "folder to replace", "a package", "something else",
+         "choose another name");
+  }
+  ThreadPool pool(options.threads > 0 ? options.threads : available_processors());
+  Progress progress(options, static_cast<int64_t>(source.checkpoint.total_bytes()));
+
+  SensitivityReport sensitivity;
+  if (options.recipe != Recipe::kPlain) {
+    progress.begin("measuring");
+    sensitivity = measure_sensitivity(source, options, pool, [&](int64_t bytes) { progress.report(bytes); });
+  }
+  WeightPlan plan(source.config, [&](const model::TensorSpec& tensor) {
+    const auto upgraded = sensitivity.upgraded.find(tensor.name);
+    return upgraded != sensitivity.upgraded.end() ? upgraded->second
+                                                  : options.precision.format_of(tensor, source.dtype);
+  });
+  std::vector<GraphFile> graphs = build_graphs(plan, options, graph_options);
+
+  ExportResult result;
+  result.checkpoint_bytes = source.checkpoint.total_bytes();
+  uint64_t planned_bytes = 0;
+  for (const auto& [file, bytes] : plan.file_bytes()) planned_bytes += bytes;
+  checkpoint::check_free_space(folder.path(), planned_bytes);
+
+  package::Manifest& manifest = result.manifest;
+  manifest.qvl_version = options.version;
+  manifest.source = {source.name, {}, std::string(precision_word(source.dtype)), source.parameters,
+                     source.config.tie_word_embeddings};
+  manifest.layout = options.layout == Layout::kGenai ? package::Layout::kGenai : package::Layout::kQvl;
+  manifest.opset = options.opset;
+  manifest.plain = options.plain;
+  manifest.vision.precision = stage_precision_name(options.precision.vision);
+  manifest.text.precision = stage_precision_name(options.precision.text);
+  manifest.text.recipe = options.precision.text == StagePrecision::kInt4 || options.precision.text == StagePrecision::kInt8
+                             ? recipe_name(options.recipe)
+                             : "";
+  manifest.vision.recipe = options.precision.vision == StagePrecision::kInt8 ? recipe_name(options.recipe) : "";
+  if (graph_options.static_grid) {
+    const image::Grid& g = *graph_options.static_grid;
+    manifest.static_sizes = package::StaticSizes{options.static_image->width_px, options.static_image->height_px, g.t, g.h,
+                                                 g.w, options.static_sequence, options.static_context};
+  }
+
+  progress.begin("writing");
+  quant::ErrorStats total;
+  Json tensors = Json::array();
+  for (const auto& [file, bytes] : plan.file_bytes()) {
+    DataWriter writer(folder.path(), file);
+    for (const StoredTensor* tensor : plan.tensors()) {
+      if (tensor->data.place.file != file) continue;
+      const quant::ErrorStats stats = write_tensor(*tensor, source, options, writer, pool, progress);
+      if (tensor->format.kind != quant::Kind::kFloat) {
+        tensors.push_back(quantisation_entry(*tensor, stats));
+        total.merge(stats);
+      }
+    }
+    manifest.data_files.push_back(writer.finish());
+    result.package_bytes += manifest.data_files.back().bytes;
+  }
+  for (const StoredTensor* tensor : plan.tensors()) manifest.tensors.push_back(tensor_entry(*tensor));
+  if (!tensors.empty()) {
+    manifest.quantisation = {{"recipe", recipe_name(options.recipe)},
+                             {"calibrated", !options.importance.empty()},
+                             {"sensitivity", std::move(sensitivity.report)},
+                             {"all", total.to_json()},
+                             {"tensors", std::move(tensors)}};
+  }
+
+  onnx::ModelInfo info;
+  info.opset = options.opset;
+  info.producer_version = options.version;
+  for (GraphFile& g : graphs) {
+    const std::string bytes = g.graph.serialize(info);
+    package::GraphEntry entry;
+    entry.file = write_text(folder.path(), g.file, bytes);
+    entry.operators = g.graph.operator_counts();
+    result.package_bytes += bytes.size();
+    manifest.graphs.emplace(g.kind, std::move(entry));
+  }
+  for (const std::string_view name : kCopiedFiles) {
+    if (!source.checkpoint.has_file(name)) continue;
+    const std::string content = read_file(source.checkpoint.file_path(name), size_t{256} << 20);
+    package::FileEntry entry = write_text(folder.path(), std::string(name), content);
+    if (name == "config.json") manifest.source.config_sha256 = entry.sha256;
+    result.package_bytes += entry.bytes;
+    manifest.other_files.push_back(std::move(entry));
+  }
+  if (options.layout == Layout::kGenai) {
+    for (auto& [name, json] : genai_files(source)) {
+      manifest.other_files.push_back(write_text(folder.path(), name, json.dump(2) + "\n"));
+      result.package_bytes += manifest.other_files.back().bytes;
+    }
+  }
+  manifest.save(folder.path());
+  folder.publish();
+  result.folder = folder.target();
+  return result;
+}
+
+}  // namespace qvl::exporting

@@ -1,0 +1,68 @@
+// `qvl export`: a checkpoint goes in, a complete package of ONNX graphs, weights, tokenizer and manifest comes out,
+// streamed tensor by tensor (design section 4, spec 10). Nothing is traced: graphs follow from the configuration alone.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qvl/export/graphs.h"
+#include "qvl/export/precision.h"
+#include "qvl/package/manifest.h"
+
+namespace qvl::exporting {
+
+// How integer weights are found.
+enum class Recipe {
+  kPlain,     // plain rounding, everything at the asked precision
+  kBalanced,  // searched scales, sensitive matrices at 8 bits: about 4.9 bits a weight for int4
+  kBest,      // more of them: about 5.8 bits
+};
+Recipe parse_recipe(std::string_view name);
+std::string_view recipe_name(Recipe recipe);
+
+// Mean square of each input column of a matrix, by canonical tensor name, from running the model on samples.
+using Importance = std::map<std::string, std::vector<float>, std::less<>>;
+
+struct StaticImage {
+  int64_t width_px = 0, height_px = 0;
+};
+
+struct ExportOptions {
+  std::filesystem::path checkpoint;
+  std::filesystem::path out;
+  bool replace = false;  // an existing package at `out` is replaced in one step
+  PrecisionOptions precision;
+  Recipe recipe = Recipe::kBalanced;
+  Importance importance;  // empty: all columns alike
+  Layout layout = Layout::kQvl;
+  bool plain = false;
+  int64_t opset = 21;
+  int accuracy_level = 4;
+  std::optional<StaticImage> static_image;
+  int64_t static_sequence = 0;  // with static_image: tokens a decoder call takes, and the cache's length
+  int64_t static_context = 0;
+  std::string version;  // of qvl, for the manifest
+  int threads = 0;  // 0: all available; the bytes do not depend on it
+  // What is being done ("measuring", "writing"), bytes of the checkpoint done and in all; return false to cancel
+  // (kCancelled, nothing is left behind).
+  std::function<bool(std::string_view phase, int64_t done, int64_t total)> progress;
+};
+
+struct ExportResult {
+  std::filesystem::path folder;
+  uint64_t checkpoint_bytes = 0;
+  uint64_t package_bytes = 0;
+  package::Manifest manifest;
+};
+
+// Throws what opening a checkpoint throws, kInvalidArgument (options that contradict each other, OUT), kLimit (disk space),
+// kIo, kUnsupported (a weight that is not finite, a value that the type cannot hold), kCancelled.
+ExportResult export_package(const ExportOptions& options);
+
+}  // namespace qvl::exporting

@@ -1,0 +1,27 @@
+// Which matrices of the decoder keep eight bits: measured on the checkpoint before anything is written.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+
+#include "qvl/base/json.h"
+#include "qvl/base/thread_pool.h"
+#include "qvl/export/exporter.h"
+#include "qvl/export/source.h"
+
+namespace qvl::exporting {
+
+struct SensitivityReport {
+  // Canonical names of the matrices that leave the asked format, and what they get.
+  std::map<std::string, quant::Format, std::less<>> upgraded;
+  Json report;  // budget, bits reached, error before and after; null when there was nothing to choose
+};
+
+// Only int4 text leaves a choice. Reads sampled rows of every decoder matrix; `on_bytes` gets the bytes of the checkpoint
+// that are thereby done with.
+SensitivityReport measure_sensitivity(const Source& source, const ExportOptions& options, ThreadPool& pool,
+                                      const std::function<void(int64_t)>& on_bytes);
+
+}  // namespace qvl::exporting

@@ -1,0 +1,32 @@
+// The checkpoint that is exported: opened, checked against the tensor table, its head resolved.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+#include "qvl/checkpoint/checkpoint.h"
+#include "qvl/model/config.h"
+#include "qvl/model/tensor_table.h"
+
+namespace qvl::exporting {
+
+struct Source {
+  checkpoint::Checkpoint checkpoint;
+  model::ModelConfig config;  // tie_word_embeddings says what holds for these weights
+  std::string name;           // of the folder
+  DType dtype = DType::kBF16;  // that most bytes have
+  int64_t parameters = 0;
+
+  // Throws kNotFound, kFormat, kMismatch, kUnsupported.
+  static Source open(const std::filesystem::path& folder);
+
+  const checkpoint::TensorView& tensor(model::TensorRole role, int layer) const;
+  // Gives the pages of a tensor back.
+  void drop(model::TensorRole role, int layer) const;
+};
+
+// "bf16", "f16", "f32"
+std::string_view precision_word(DType dtype);
+
+}  // namespace qvl::exporting
