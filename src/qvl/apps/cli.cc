@@ -87,6 +87,25 @@ void add_engine_options(CLI::App& app, EngineChoice& choice) {
                  "Precision of the text stages: auto (the checkpoint's), bf16 or fp32")
       ->check(CLI::IsMember({"auto", "bf16", "fp32"}))
       ->group("Engine");
+  const char* onnx = "ONNX Runtime (stages of a package with --vision onnx, --text onnx)";
+  app.add_option("--onnxruntime", choice.onnxruntime, "The library libonnxruntime.so.1, or its folder (default: looked for)")
+      ->type_name("PATH")
+      ->group(onnx);
+  app.add_option("--ep", choice.provider, "Execution provider: cpu, or a name that the library knows")
+      ->type_name("NAME")
+      ->group(onnx);
+  app.add_option("--ep-option", choice.provider_options, "An option of the execution provider; repeatable")
+      ->allow_extra_args(false)
+      ->type_name("KEY=VALUE")
+      ->group(onnx);
+  app.add_option("--ort-config", choice.session_config, "A session configuration entry of ONNX Runtime; repeatable")
+      ->allow_extra_args(false)
+      ->type_name("KEY=VALUE")
+      ->group(onnx);
+  app.add_option("--vision-graph", choice.vision_graph,
+                 "full (all images at once, positions in the graph), host (positions made here) or auto")
+      ->check(CLI::IsMember({"auto", "full", "host"}))
+      ->group(onnx);
   app.add_flag("--verbose", choice.verbose, "Decisions, sizes and timings on stderr");
 }
 
@@ -244,27 +263,33 @@ void refuse_picture_as_model(const std::string& command, const std::string& mode
 }
 
 OpenModel open_model(const fs::path& folder, const EngineChoice& choice, ProgressBar& bar, bool with_assets) {
-  for (const auto& [option, value] :
-       {std::pair("--vision", &choice.vision), std::pair("--text", &choice.text)}) {
-    if (*value == "onnx")
-      fail(ErrorCode::kUnsupported, option, "this build has no ONNX engine yet (use native)");
-  }
   std::error_code ec;
   if (!fs::exists(folder, ec)) fail(ErrorCode::kNotFound, folder.string(), "no such model folder");
   if (!fs::is_directory(folder, ec)) {
-    fail(ErrorCode::kInvalidArgument, folder.string(), "model", "a checkpoint folder", "a file");
+    fail(ErrorCode::kInvalidArgument, folder.string(), "model", "a checkpoint or package folder", "a file");
   }
   const auto start = std::chrono::steady_clock::now();
-  engine::EngineOptions options;
-  options.threads = choice.threads;
-  options.vision_precision = engine::parse_precision(choice.vision_dtype);
-  options.text_precision = engine::parse_precision(choice.text_dtype);
-  options.progress = [&bar](int64_t done, int64_t total) {
+  const engine::ProgressFn progress = [&bar](int64_t done, int64_t total) {
     bar.update("loading", done, total, "");
     return !interrupt_flag();
   };
   OpenModel out;
-  out.engine = engine::native::open_checkpoint(folder, options);
+  if (package::is_package_folder(folder)) {
+    out.engine = open_package(std::make_shared<const package::Package>(package::Package::open(folder)), choice, progress);
+  } else {
+    for (const auto& [option, value] : {std::pair("--vision", &choice.vision), std::pair("--text", &choice.text)}) {
+      if (*value == "onnx") {
+        fail(ErrorCode::kUnsupported, folder.string(),
+             fmt::format("{} onnx needs a package, this is a checkpoint (qvl export {} OUT makes one)", option, folder.string()));
+      }
+    }
+    engine::EngineOptions options;
+    options.threads = choice.threads;
+    options.vision_precision = engine::parse_precision(choice.vision_dtype);
+    options.text_precision = engine::parse_precision(choice.text_dtype);
+    options.progress = progress;
+    out.engine = engine::native::open_checkpoint(folder, options);
+  }
   if (with_assets) {
     out.assets =
         std::make_shared<const generate::Assets>(generate::Assets::load(folder, out.engine->config()));
