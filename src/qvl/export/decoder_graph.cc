@@ -116,15 +116,13 @@ class DecoderBuilder {
     normed_ = norm(hidden_, TensorRole::kTextInputNorm, 0);
   }
 
-  // cos_ and sin_: [B, S, head_dim/2]. A frequency belongs to one axis: one product a column, so the MatMul is exact.
+  // Angle of frequency i: position on its axis times the frequency (one float32 product), [B, S, head_dim/2].
   void rotary_tables() {
     const std::vector<float> frequencies = model::mrope_inv_freq(text_);
-    const std::vector<int64_t> axes = model::mrope_axis(text_);
-    const size_t half = frequencies.size();
-    std::vector<float> selection(3 * half, 0.0f);
-    for (size_t i = 0; i < half; ++i) selection[static_cast<size_t>(axes[i]) * half + i] = frequencies[i];
-    const Value angles = g_.node("MatMul", {g_.cast(g_.transpose(positions_, {1, 2, 0}), DType::kF32),
-                                            g_.f32s(selection, {3, static_cast<int64_t>(half)})});
+    const int64_t half = static_cast<int64_t>(frequencies.size());
+    // Not a MatMul with a selection matrix: ONNX Runtime 1.32 crashes on Transpose, Cast, MatMul in a row.
+    const Value by_token = g_.transpose(g_.cast(positions_, DType::kF32), {1, 2, 0});
+    const Value angles = g_.mul(g_.gather(by_token, g_.i64s(model::mrope_axis(text_)), 2), g_.f32s(frequencies, {half}));
     cos_ = g_.node("Cos", {angles});
     sin_ = g_.node("Sin", {angles});
     if (const float factor = static_cast<float>(model::mrope_attention_factor(text_)); factor != 1.0f) {
@@ -137,8 +135,8 @@ class DecoderBuilder {
       return;
     }
     // RotaryEmbedding looks rows up: token (b, s) has row b*S + s.
-    cos_ = g_.reshape(cos_, {-1, static_cast<int64_t>(half)});
-    sin_ = g_.reshape(sin_, {-1, static_cast<int64_t>(half)});
+    cos_ = g_.reshape(cos_, {-1, half});
+    sin_ = g_.reshape(sin_, {-1, half});
     const Value all = g_.node("Range", {g_.i64(0), g_.squeeze(tokens_, {0}), g_.i64(1)});
     rotary_rows_ = g_.node("Reshape", {all, g_.concat({batch_, sequence_}, 0)});
   }

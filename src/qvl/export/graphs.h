@@ -40,7 +40,8 @@ onnx::GraphBuilder embedding_graph(WeightPlan& plan, const GraphOptions& options
 
 // Decoder and head (spec 6.2 to 6.7). Padding may stand anywhere where attention_mask is 0; batches are padded on the
 // left. Fused operators write the cache in place when past and present are bound to one buffer of any capacity >= T
-// (attention_mask tells T). kGenai reads attention_mask as its runtime fills it: padding on the right.
+// (attention_mask tells T); GroupQueryAttention refuses several tokens on top of a past in a batch of several rows.
+// kGenai reads attention_mask as its runtime fills it: padding on the right.
 // With static_sequence S and static_context C: batch 1, S new tokens, past of C - S, attention_mask [1, C], logits of
 // the last position alone, no kLogitsToKeep. Short chunks and short pasts are padded on the left with mask 0; the next
 // call's past are the last C - S positions of present.

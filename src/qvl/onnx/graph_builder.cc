@@ -276,10 +276,10 @@ GraphBuilder GraphBuilder::body(std::string_view name) {
 GraphBuilder GraphBuilder::outermost() const { return GraphBuilder(impl_->outer ? impl_->outer : impl_); }
 
 GraphBuilder::Scope::Scope(GraphBuilder& builder, std::string_view name)
-    : builder_(builder), previous_length_(builder.impl_->scope.size()) {
-  builder.impl_->scope.append(name).append("/");
+    : impl_(builder.impl_.get()), previous_length_(impl_->scope.size()) {
+  impl_->scope.append(name).append("/");
 }
-GraphBuilder::Scope::~Scope() { builder_.impl_->scope.resize(previous_length_); }
+GraphBuilder::Scope::~Scope() { impl_->scope.resize(previous_length_); }
 
 Value GraphBuilder::input(std::string name, DType type, Dims dims) {
   impl_->claim(name, "input");

@@ -59,6 +59,8 @@ struct ModelInfo {
 };
 
 class GraphBuilder {
+  struct Impl;
+
  public:
   explicit GraphBuilder(std::string graph_name);
   ~GraphBuilder();
@@ -86,7 +88,7 @@ class GraphBuilder {
     Scope& operator=(const Scope&) = delete;
 
    private:
-    GraphBuilder& builder_;
+    Impl* impl_;  // outlives a move of the builder
     size_t previous_length_;
   };
 
@@ -100,8 +102,8 @@ class GraphBuilder {
   // Any type from raw little-endian bytes.
   Value constant(DType type, Shape shape, std::span<const std::byte> bytes);
 
-  // An initializer whose bytes are in an external file; of a body too it goes to the outermost graph. The same name again returns the first (same place required,
-  // kInvalidArgument otherwise).
+  // An initializer whose bytes are in an external file; of a body too it goes to the outermost graph. The same name again
+  // returns the first (same place required, kInvalidArgument otherwise).
   Value weight(std::string name, DType type, Shape shape, const ExternalData& where);
   // The same for UINT4 (opset 21), two elements a byte, the first in the low nibble.
   Value weight_uint4(std::string name, Shape shape, const ExternalData& where);
@@ -145,7 +147,6 @@ class GraphBuilder {
   std::string serialize(const ModelInfo& info) const;
 
  private:
-  struct Impl;
   explicit GraphBuilder(std::shared_ptr<Impl> impl);
   std::shared_ptr<Impl> impl_;  // shared with the bodies and what outermost() returns
 };
