@@ -1,9 +1,11 @@
 // Quantises a raw float32 matrix and writes its parts, for check_quant.py.
 //
-//   quant_dump "int4 b32 zp" plain|search ROWS COLUMNS IN.f32 OUT      writes OUT.data, OUT.scales, OUT.zero_points and
-//                                                                   OUT.f32, what qvl's own codec reads back
+//   quant_dump "int4 b32 zp" plain|search ROWS COLUMNS IN.f32 OUT [IMPORTANCE.f32]
+//
+// Writes OUT.data, OUT.scales, OUT.zero_points and OUT.f32, what qvl's own codec reads back.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <string>
 
@@ -20,7 +22,7 @@ void write(const std::string& path, std::span<const std::byte> bytes) {
   if (!out) qvl::fail(qvl::ErrorCode::kIo, path, "cannot be written");
 }
 
-void run(char** argv) {
+void run(int argc, char** argv) {
   using namespace qvl::quant;
   const Format format = parse_format(argv[1]);
   const std::string method = argv[2], out = argv[6];
@@ -31,7 +33,13 @@ void run(char** argv) {
   }
   qvl::ThreadPool pool(1);
   QuantizedMatrix matrix(format, rows, columns);
-  const Quantizer quantizer(format, columns, method == "plain" ? Method::kPlain : Method::kSearch);
+  std::vector<float> importance(argc > 7 ? static_cast<size_t>(columns) : 0);
+  if (argc > 7) {
+    const std::string bytes = qvl::read_file(argv[7], size_t{1} << 26);
+    if (bytes.size() != importance.size() * 4) qvl::fail(qvl::ErrorCode::kMismatch, argv[7], "size is not that of a row");
+    std::memcpy(importance.data(), bytes.data(), bytes.size());
+  }
+  const Quantizer quantizer(format, columns, method == "plain" ? Method::kPlain : Method::kSearch, importance);
   quantizer.quantize(values.data(), qvl::DType::kF32, rows, matrix.span(), pool);
   std::vector<float> back(static_cast<size_t>(rows * columns));
   dequantize(format, rows, columns, std::as_const(matrix).span(), back);
@@ -44,12 +52,12 @@ void run(char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 7) {
-    std::fprintf(stderr, "usage: quant_dump FORMAT plain|search ROWS COLUMNS IN.f32 OUT\n");
+  if (argc != 7 && argc != 8) {
+    std::fprintf(stderr, "usage: quant_dump FORMAT plain|search ROWS COLUMNS IN.f32 OUT [IMPORTANCE.f32]\n");
     return 2;
   }
   try {
-    run(argv);
+    run(argc, argv);
   } catch (const qvl::Error& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;
