@@ -51,7 +51,7 @@ PartialFolder::PartialFolder(const fs::path& target, ExistingFolder existing) : 
   there_ = is_there(target_);
   if (there_ && existing_ == ExistingFolder::kRefuse) {
     fail(ErrorCode::kInvalidArgument, target_.string(), "output", "a folder that does not exist yet", "an existing one",
-         "remove it or choose another name");
+         "remove it, choose another name, or replace it where the command can (--replace)");
   }
   if (there_ && fs::symlink_status(target_, ignored).type() != fs::file_type::directory) {
     fail(ErrorCode::kInvalidArgument, target_.string(), "output", "a folder", "something else");

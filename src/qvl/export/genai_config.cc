@@ -62,7 +62,7 @@ Json genai_config(const Source& source) {
                      {"spatial_merge_size", config.vision.spatial_merge_size},
                      {"patch_size", config.vision.patch_size},
                      {"tokens_per_second", 2.0},
-                     {"inputs", {{"pixel_values", package::kPixelValues}, {"image_grid_thw", package::kGridThw}}},
+                     {"inputs", {{"pixel_values", package::kPixelValues}, {"image_grid_thw", package::kGenaiGridThw}}},
                      {"outputs", {{"image_features", package::kImageFeatures}}}};
   Json search = {{"do_sample", generation.do_sample},
                  {"early_stopping", true},

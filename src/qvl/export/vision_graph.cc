@@ -1,10 +1,11 @@
 // vision.onnx and vision_host.onnx (spec 5, 10; package/graph_io.h). See graphs.h.
 //
-// vision.onnx takes any number of images and videos of any sizes. Patches of different images do not attend to each
-// other, so a Loop runs the whole encoder once for each row of grid_thw, with the frames as batch axis: no mask, memory
-// for the largest image alone, and per image the same operators at the same speed as the graph without a Loop. Rows of
-// features are appended to what the Loop carries.
+// vision.onnx takes any number of images and videos of any sizes. Patches of different images do not attend
+// to each other, so a Loop runs the whole encoder once for each row of grid_thw, with the frames as batch
+// axis: no mask, memory for the largest image alone, and per image the same operators at the same speed as
+// the graph without a Loop. Rows of features are appended to what the Loop carries.
 
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,7 +35,8 @@ std::vector<Feature> feature_outputs(const model::VisionConfig& config, Layout l
   const auto levels = static_cast<int64_t>(config.deepstack_indexes.size());
   if (layout == Layout::kGenai) return {{package::kImageFeatures, (1 + levels) * config.out_hidden_size}};
   std::vector<Feature> features{{package::kImageFeatures, config.out_hidden_size}};
-  for (int j = 0; j < levels; ++j) features.push_back({package::deepstack_features_name(j), config.out_hidden_size});
+  for (int j = 0; j < levels; ++j)
+    features.push_back({package::deepstack_features_name(j), config.out_hidden_size});
   return features;
 }
 
@@ -50,10 +52,24 @@ void check(const model::ModelConfig& model, const GraphOptions& options) {
   }
 }
 
+// pixel_values in the number of rows that grid_thw speaks of: inputs that do not fit each other fail in this
+// node, whose name says so, instead of giving the features of fewer patches. The shape is no Concat, because
+// ONNX Runtime replaces such a shape by one that takes any number of rows.
+Value checked_patches(GraphBuilder& g, const Value& pixels, const Value& grids, int64_t width) {
+  const auto column = [&](int64_t i) { return g.gather(grids, g.i64(i), 1); };
+  const Value each = g.mul(column(0), g.mul(column(1), column(2)));
+  const Value rows = g.node("ReduceSum", {each}, {{"keepdims", int64_t{1}}});  // [1]
+  const Value shape = g.add(g.mul(rows, g.i64s({1, 0})), g.i64s({0, width}));
+  return g.node("Reshape", {pixels, shape}, {{"allowzero", int64_t{1}}}, onnx::kStandardDomain,
+                "pixel_values_have_the_rows_of_grid_thw");
+}
+
 // `rows` is the count of feature rows, or a name for it.
-void set_outputs(GraphBuilder& g, std::vector<Value> values, const std::vector<Feature>& features, const Dim& rows) {
+void set_outputs(GraphBuilder& g, std::vector<Value> values, const std::vector<Feature>& features,
+                 const Dim& rows) {
   for (size_t i = 0; i < features.size(); ++i) {
-    const Value named = g.node("Identity", {std::move(values[i])}, {}, onnx::kStandardDomain, features[i].name);
+    const Value named =
+        g.node("Identity", {std::move(values[i])}, {}, onnx::kStandardDomain, features[i].name);
     g.output(named, DType::kF32, {rows, features[i].width});
   }
 }
@@ -65,8 +81,8 @@ GraphBuilder static_vision_graph(WeightPlan& plan, const GraphOptions& options) 
   GraphBuilder g("vision");
   const Value pixels = g.input(package::kPixelValues, DType::kF32, {grid.patches(), config.patch_width()});
   const Value frame_shape = g.i64s({grid.t, grid.h * grid.w, -1});
-  std::vector<Value> values = vision_encoder(g, pixels, frame_shape, constant_positions(g, grid, config), plan,
-                                             options, PlainAttention::kBatched);
+  std::vector<Value> values = vision_encoder(g, pixels, frame_shape, constant_positions(g, grid, config),
+                                             plan, options, PlainAttention::kBatched);
   set_outputs(g, std::move(values), feature_outputs(config, options.layout),
               grid.merged_tokens(config.spatial_merge_size));
   return g;
@@ -81,8 +97,11 @@ GraphBuilder vision_graph(WeightPlan& plan, const GraphOptions& options) {
   const std::vector<Feature> features = feature_outputs(config, options.layout);
 
   GraphBuilder g("vision");
-  const Value pixels = g.input(package::kPixelValues, DType::kF32, {std::string("patches"), config.patch_width()});
-  const Value grids = g.input(package::kGridThw, DType::kI64, {std::string("images"), int64_t{3}});
+  const Value pixels =
+      g.input(package::kPixelValues, DType::kF32, {std::string("patches"), config.patch_width()});
+  const char* grid_name = options.layout == Layout::kGenai ? package::kGenaiGridThw : package::kGridThw;
+  const Value grids = g.input(grid_name, DType::kI64, {std::string("images"), int64_t{3}});
+  const Value all_patches = checked_patches(g, pixels, grids, config.patch_width());
 
   GraphBuilder body = g.body("image");
   const Value index = body.input("image_index", DType::kI64, {});
@@ -98,7 +117,7 @@ GraphBuilder vision_graph(WeightPlan& plan, const GraphOptions& options) {
   const Value w = body.gather(grid, body.i64(2));
   const Value frame_patches = body.mul(h, w);
   const Value end = body.add(begin, body.mul(t, frame_patches));
-  const Value patches = body.node("Slice", {pixels, begin, end, body.i64s({0})});
+  const Value patches = body.node("Slice", {all_patches, begin, end, body.i64s({0})});
   const Value frame_shape =
       body.concat({body.unsqueeze(t, {0}), body.unsqueeze(frame_patches, {0}), body.i64s({-1})}, 0);
   const VisionPositions positions = computed_positions(body, h, w, config);
@@ -115,13 +134,8 @@ GraphBuilder vision_graph(WeightPlan& plan, const GraphOptions& options) {
   std::vector<Value> inputs{count, {}, g.i64s({0})};
   for (const Feature& f : features) inputs.push_back(g.f32s({}, {0, f.width}));
   std::vector<Value> carried = g.control("Loop", std::move(inputs), 1 + features.size(), {{"body", &body}});
-  // Feature rows follow from the patches: a grid_thw that does not fit pixel_values fails here instead of passing for
-  // fewer images.
-  const Value rows = g.div(g.node("Shape", {pixels}, {{"start", int64_t{0}}, {"end", int64_t{1}}}), g.i64s({config.merge_rows()}));
-  std::vector<Value> values;
-  for (size_t i = 0; i < features.size(); ++i) {
-    values.push_back(g.node("Reshape", {carried[i + 1], g.concat({rows, g.i64s({features[i].width})}, 0)}));
-  }
+  std::vector<Value> values(std::make_move_iterator(carried.begin() + 1),
+                            std::make_move_iterator(carried.end()));
   set_outputs(g, std::move(values), features, std::string("features"));
   return g;
 }

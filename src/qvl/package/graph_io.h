@@ -10,6 +10,7 @@ namespace qvl::package {
 // vision.onnx: any number of images and videos of any sizes in one call; positions are computed inside.
 inline constexpr char kPixelValues[] = "pixel_values";    // f32 [P, 1536], rows in merge-block order (spec 3.4)
 inline constexpr char kGridThw[] = "grid_thw";            // i64 [N, 3]
+inline constexpr char kGenaiGridThw[] = "image_grid_thw";  // its name in the genai layout: that runtime feeds no other
 inline constexpr char kImageFeatures[] = "image_features";  // f32 [M, D]
 inline std::string deepstack_features_name(int j) { return "deepstack_features." + std::to_string(j); }  // f32 [M, D]
 

@@ -1,5 +1,6 @@
 #include "qvl/engine/ort/vision.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -42,13 +43,15 @@ OrtVision::OrtVision(std::shared_ptr<const package::Package> package, std::share
   } else {
     inputs = {{package::kPixelValues, DType::kF32, {kAny, config_.patch_width()}}};
     // A graph for one size has its positions as constants.
-    if (!fixed_) inputs.push_back({package::kGridThw, DType::kI64, {kAny, 3}});
+    if (!fixed_) inputs.push_back({grid_input(), DType::kI64, {kAny, 3}});
   }
   std::vector<Port> outputs = {{package::kImageFeatures, DType::kF32, {kAny, joined_ ? (1 + levels) * width : width}}};
   for (int j = 0; j < levels && !joined_; ++j) {
     outputs.push_back({package::deepstack_features_name(j), DType::kF32, {kAny, width}});
   }
   graph_->expect(inputs, outputs);
+  trace_names_ = {"vision.pos_embed"};
+  for (int64_t i = 0; i < config_.depth; ++i) trace_names_.push_back("vision.block" + std::to_string(i));
 }
 
 std::vector<OrtVision::Part> OrtVision::split(std::span<const float> pixels, std::span<const image::Grid> grids) const {
@@ -79,16 +82,18 @@ std::vector<OrtVision::Part> OrtVision::split(std::span<const float> pixels, std
   return parts;
 }
 
-void OrtVision::encode(const Part& part, VisionFeatures& out, const std::function<bool()>& poll) const {
-  const Runtime& runtime = graph_->runtime();
-  const Handle<OrtIoBinding> binding = graph_->new_binding();
+void OrtVision::encode(const Part& part, VisionFeatures& out, const std::function<bool()>& poll,
+                       std::map<std::string, std::vector<float>>* traced) const {
+  const Graph& graph = traced ? graph_->traced(trace_names_) : *graph_;
+  const Runtime& runtime = graph.runtime();
+  const Handle<OrtIoBinding> binding = graph.new_binding();
   std::vector<Handle<OrtValue>> values;
   const auto value = [&](const void* data, DType type, const Shape& shape) -> const OrtValue* {
     values.push_back(make_value(runtime, data, type, shape));
     return values.back().get();
   };
   const auto input = [&](const char* name, const void* data, DType type, const Shape& shape) {
-    graph_->bind_input(binding.get(), name, value(data, type, shape));
+    graph.bind_input(binding.get(), name, value(data, type, shape));
   };
 
   model::VisionTaps taps;
@@ -108,7 +113,7 @@ void OrtVision::encode(const Part& part, VisionFeatures& out, const std::functio
   } else {
     for (const image::Grid& g : part.grids) thw.insert(thw.end(), {g.t, g.h, g.w});
     input(package::kPixelValues, part.pixels, DType::kF32, {part.patches, config_.patch_width()});
-    if (!fixed_) input(package::kGridThw, thw.data(), DType::kI64, {static_cast<int64_t>(part.grids.size()), 3});
+    if (!fixed_) input(grid_input(), thw.data(), DType::kI64, {static_cast<int64_t>(part.grids.size()), 3});
   }
 
   const int64_t merged = part.patches / config_.merge_rows();
@@ -117,16 +122,27 @@ void OrtVision::encode(const Part& part, VisionFeatures& out, const std::functio
   Tensor joined;
   if (joined_) {
     joined = Tensor(DType::kF32, {merged, static_cast<int64_t>(1 + out.deepstack.size()) * width});
-    graph_->bind_output(binding.get(), package::kImageFeatures, value(joined.data(), DType::kF32, joined.shape()));
+    graph.bind_output(binding.get(), package::kImageFeatures, value(joined.data(), DType::kF32, joined.shape()));
   } else {
-    graph_->bind_output(binding.get(), package::kImageFeatures, value(rows_of(out.merged), DType::kF32, {merged, width}));
+    graph.bind_output(binding.get(), package::kImageFeatures, value(rows_of(out.merged), DType::kF32, {merged, width}));
     for (size_t j = 0; j < out.deepstack.size(); ++j) {
-      graph_->bind_output(binding.get(), package::deepstack_features_name(static_cast<int>(j)).c_str(),
+      graph.bind_output(binding.get(), package::deepstack_features_name(static_cast<int>(j)).c_str(),
                           value(rows_of(out.deepstack[j]), DType::kF32, {merged, width}));
     }
   }
   // An image can need much memory for a moment: it goes back to the system.
-  graph_->run(binding.get(), poll, /*shrink=*/true);
+  if (traced) graph.bind_traced(binding.get());
+  graph.run(binding.get(), poll, /*shrink=*/true);
+  if (traced) {
+    const std::vector<Tensor> seen = graph.traced_values(binding.get());
+    for (size_t i = 0; i < seen.size(); ++i) {
+      std::vector<float>& all = (*traced)[graph.traced_names()[i]];
+      const auto rows = seen[i].as<float>();
+      // Positions are made for one frame and serve all.
+      const int64_t times = part.patches / std::max<int64_t>(seen[i].dim(0), 1);
+      for (int64_t t = 0; t < times; ++t) all.insert(all.end(), rows.begin(), rows.end());
+    }
+  }
   if (!joined_) return;
   for (int64_t row = 0; row < merged; ++row) {
     const float* source = joined.as<float>().data() + row * joined.dim(1);
@@ -148,13 +164,22 @@ VisionFeatures OrtVision::encode(std::span<const float> pixels, std::span<const 
 
   const std::vector<Part> parts = split(pixels, grids);
   const int64_t total = static_cast<int64_t>(parts.size());
+  std::map<std::string, std::vector<float>> traced;
   for (int64_t i = 0; i < total; ++i) {
     if (hooks.progress && !hooks.progress(i, total)) fail(ErrorCode::kCancelled, "vision", "cancelled");
     std::function<bool()> poll;
     if (hooks.progress) poll = [&] { return hooks.progress(i, total); };
-    encode(parts[static_cast<size_t>(i)], out, poll);
+    encode(parts[static_cast<size_t>(i)], out, poll, hooks.trace ? &traced : nullptr);
   }
   if (hooks.trace) {
+    for (const std::string& name : trace_names_) {
+      const auto found = traced.find(name);
+      if (found == traced.end()) continue;
+      Tensor value(DType::kF32, {patches, config_.hidden_size});
+      if (found->second.size() != static_cast<size_t>(value.size())) continue;
+      std::ranges::copy(found->second, value.as<float>().begin());
+      hooks.trace(name, std::move(value));
+    }
     for (size_t j = 0; j < out.deepstack.size(); ++j) {
       hooks.trace("vision.deepstack" + std::to_string(j), out.deepstack[j].copy());
     }

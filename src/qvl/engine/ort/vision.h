@@ -1,13 +1,17 @@
 // Vision stage as a graph (spec 5). Private to this room.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "qvl/engine/ort/runtime.h"
 #include "qvl/engine/stages.h"
 #include "qvl/model/config.h"
+#include "qvl/package/graph_io.h"
 #include "qvl/package/package.h"
 
 namespace qvl::engine::ort {
@@ -30,7 +34,11 @@ class OrtVision : public VisionStage {
   };
 
   std::vector<Part> split(std::span<const float> pixels, std::span<const image::Grid> grids) const;
-  void encode(const Part& part, VisionFeatures& out, const std::function<bool()>& poll) const;
+  // With `traced`, what the graph lets be seen is appended to it.
+  void encode(const Part& part, VisionFeatures& out, const std::function<bool()>& poll,
+              std::map<std::string, std::vector<float>>* traced) const;
+
+  const char* grid_input() const { return joined_ ? package::kGenaiGridThw : package::kGridThw; }
 
   std::shared_ptr<const package::Package> package_;  // the runtime maps the weights from its folder
   std::shared_ptr<const Graph> graph_;
@@ -38,6 +46,7 @@ class OrtVision : public VisionStage {
   bool host_;
   bool joined_;  // genai layout: one output of all levels side by side
   std::optional<image::Grid> fixed_;
+  std::vector<std::string> trace_names_;  // of the values that a trace wants, in the order of computation
 };
 
 }  // namespace qvl::engine::ort
