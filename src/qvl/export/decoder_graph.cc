@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <map>
+#include <string>
 #include <utility>
 
 #include "qvl/base/error.h"
@@ -168,16 +170,16 @@ class DecoderBuilder {
     return rms_norm(g_, x, dense(g_, plan_.store(role, layer)), text_.rms_norm_eps, options_);
   }
 
-  // hidden_ += delta; normed_ = RMSNorm(hidden_).
-  void add_and_norm(const Value& delta, TensorRole role, int layer) {
+  // hidden_ += delta; normed_ = RMSNorm(hidden_). `name`: of the sum, empty for a generated one.
+  void add_and_norm(const Value& delta, TensorRole role, int layer, std::string name = {}) {
     if (plain_) {
-      hidden_ = g_.add(hidden_, delta);
+      hidden_ = g_.node("Add", {hidden_, delta}, {}, onnx::kStandardDomain, std::move(name));
       normed_ = norm(hidden_, role, layer);
       return;
     }
     const std::vector<Value> made =
         g_.nodes("SkipSimplifiedLayerNormalization", {hidden_, delta, dense(g_, plan_.store(role, layer))},
-                 std::vector<onnx::Output>{{}, {.omitted = true}, {.omitted = true}, {}},
+                 std::vector<onnx::Output>{{}, {.omitted = true}, {.omitted = true}, {.name = std::move(name)}},
                  {{"epsilon", static_cast<float>(text_.rms_norm_eps)}}, onnx::kContribDomain);
     normed_ = made[0];
     hidden_ = made[3];
@@ -193,7 +195,9 @@ class DecoderBuilder {
     return norm(g_.reshape(x, {-1, text_.head_dim}), role, layer);
   }
   Value per_token(const Value& x, int64_t width) {
-    return g_.node("Reshape", {x, g_.concat({batch_, sequence_, g_.i64s({width})}, 0)});
+    Value& shape = token_shapes_[width];
+    if (!shape) shape = g_.concat({batch_, sequence_, g_.i64s({width})}, 0);
+    return g_.node("Reshape", {x, shape});
   }
 
   void attention(int layer) {
@@ -267,11 +271,9 @@ class DecoderBuilder {
       if (last && slices_) features = last_positions(features);
       down = g_.add(down, g_.reshape(features, {-1, text_.hidden_size}));
     }
-    if (last) {
-      add_and_norm(down, TensorRole::kTextFinalNorm, -1);
-    } else {
-      add_and_norm(down, TensorRole::kTextInputNorm, layer + 1);
-    }
+    // Traces expose the residual stream under this name.
+    add_and_norm(down, last ? TensorRole::kTextFinalNorm : TensorRole::kTextInputNorm, last ? -1 : layer + 1,
+                 "layer" + std::to_string(layer));
   }
 
   float scale() const { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(text_.head_dim))); }
@@ -289,6 +291,7 @@ class DecoderBuilder {
   std::vector<Value> past_keys_, past_values_;
   std::vector<Value> deepstack_;                  // [B, S, D] each
   Value batch_, sequence_, total_, tokens_;       // [1]
+  std::map<int64_t, Value> token_shapes_;         // width -> [B, S, width]
   Value cos_, sin_, rotary_rows_;
   Value bias_, total_i32_, last_positions_;
   Value hidden_;  // [B*S, D], the residual stream
