@@ -1,10 +1,11 @@
 // The vision encoder node by node (spec 5.1 to 5.5). See the header.
 //
-// The results of the blocks are called vision.block{i}, as in `qvl trace`; vision.pos_embed is [n, Dv], for one frame.
+// The results of the blocks are called vision.block{i}, as in `qvl trace`; vision.pos_embed is [n, Dv], for
+// one frame.
 //
-// The stream x is kept as [t*n, Dv], because Gemm wants matrices; only attention sees [t, n, ..]. With the operators of
-// ONNX Runtime the biases of proj, fc1 and fc2 ride on the operator that follows (SkipLayerNormalization, FastGelu,
-// BiasGelu), which saves a pass over the activations each.
+// The stream x is kept as [t*n, Dv], because Gemm wants matrices; only attention sees [t, n, ..]. With the
+// operators of ONNX Runtime the biases of proj, fc1 and fc2 ride on the operator that follows
+// (SkipLayerNormalization, FastGelu, BiasGelu), which saves a pass over the activations each.
 
 #include "qvl/export/vision_encoder.h"
 
@@ -44,8 +45,8 @@ class Encoder {
         attention_(attention) {}
 
   std::vector<Value> run(const Value& patches) {
-    // A block is two rounds of "x += branch(norm(x))". The sum and the norm of the next round are one operator, so
-    // that each round ends with the next one's norm.
+    // A block is two rounds of "x += branch(norm(x))". The sum and the norm of the next round are one
+    // operator, so that each round ends with the next one's norm.
     Stream s{embed(patches), {}};
     s.normed = norm(s.x, block_norm1(0));
     std::vector<Value> deepstack(config_.deepstack_indexes.size());
@@ -53,8 +54,8 @@ class Encoder {
       {
         const GraphBuilder::Scope scope(g_, "block" + std::to_string(layer));
         const NormRoles norm2{TensorRole::kVisionNorm2Weight, TensorRole::kVisionNorm2Bias, layer};
-        s = add_norm(s.x, attend(s.normed, layer), TensorRole::kVisionProjWeight, TensorRole::kVisionProjBias, layer,
-                     norm2);
+        s = add_norm(s.x, attend(s.normed, layer), TensorRole::kVisionProjWeight, TensorRole::kVisionProjBias,
+                     layer, norm2);
         const NormRoles next = layer + 1 < config_.depth ? block_norm1(layer + 1) : merger_norm();
         const Value hidden = mlp_hidden(s.normed, layer);
         s = add_norm(s.x, hidden, TensorRole::kVisionFc2Weight, TensorRole::kVisionFc2Bias, layer, next,
@@ -91,7 +92,8 @@ class Encoder {
   }
 
   Value norm(const Value& x, const NormRoles& roles) {
-    return g_.node("LayerNormalization", {x, vector(roles.weight, roles.layer), vector(roles.bias, roles.layer)},
+    return g_.node("LayerNormalization",
+                   {x, vector(roles.weight, roles.layer), vector(roles.bias, roles.layer)},
                    {{"axis", int64_t{-1}}, {"epsilon", kNormEpsilon}});
   }
 
@@ -99,16 +101,16 @@ class Encoder {
   Stream add_norm(const Value& x, const Value& branch, TensorRole weight, TensorRole bias, int layer,
                   const NormRoles& roles, std::string sum_name = {}) {
     if (plain_) {
-      const Value sum =
-          g_.node("Add", {x, matrix(branch, weight, bias, layer)}, {}, onnx::kStandardDomain, std::move(sum_name));
+      const Value sum = g_.node("Add", {x, matrix(branch, weight, bias, layer)}, {}, onnx::kStandardDomain,
+                                std::move(sum_name));
       return {sum, norm(sum, roles)};
     }
     const Value y = matrix(branch, weight, layer);
-    const std::vector<Value> out =
-        g_.nodes("SkipLayerNormalization",
-                 {x, y, vector(roles.weight, roles.layer), vector(roles.bias, roles.layer), vector(bias, layer)},
-                 std::vector<Output>{{}, {.omitted = true}, {.omitted = true}, {.name = std::move(sum_name)}},
-                 {{"epsilon", kNormEpsilon}}, kContribDomain);
+    const std::vector<Value> out = g_.nodes(
+        "SkipLayerNormalization",
+        {x, y, vector(roles.weight, roles.layer), vector(roles.bias, roles.layer), vector(bias, layer)},
+        std::vector<Output>{{}, {.omitted = true}, {.omitted = true}, {.name = std::move(sum_name)}},
+        {{"epsilon", kNormEpsilon}}, kContribDomain);
     return {out[3], out[0]};
   }
 
@@ -122,7 +124,9 @@ class Encoder {
       const Value rows = g_.gather(table, g_.gather(positions_.taps, g_.i64(tap)));
       const Value weight = g_.unsqueeze(g_.gather(positions_.weights, g_.i64(tap)), {1});
       const Value product = g_.mul(rows, weight);
-      sum = sum ? g_.node("Add", {sum, product}, {}, onnx::kStandardDomain, tap == 3 ? "vision.pos_embed" : "") : product;
+      sum =
+          sum ? g_.node("Add", {sum, product}, {}, onnx::kStandardDomain, tap == 3 ? "vision.pos_embed" : "")
+              : product;
     }
     const Value placed = g_.add(g_.node("Reshape", {x, frame_shape_}), sum);  // frames share the positions
     return g_.reshape(placed, {-1, config_.hidden_size});
@@ -141,10 +145,12 @@ class Encoder {
 
   Value fused_attention(const Value& qkv) {
     const int64_t width = config_.hidden_size;
-    const std::vector<Value> parts = g_.nodes("Split", {qkv, g_.i64s({width, width, width})}, 3, {{"axis", int64_t{-1}}});
+    const std::vector<Value> parts =
+        g_.nodes("Split", {qkv, g_.i64s({width, width, width})}, 3, {{"axis", int64_t{-1}}});
     // Row s of the tables belongs to position s of the sequence: offset 0 for all frames.
     const auto rotated = [&](const Value& v) {
-      return g_.node("RotaryEmbedding", {v, g_.i64s({0}), positions_.cos, positions_.sin}, {}, kContribDomain);
+      return g_.node("RotaryEmbedding", {v, g_.i64s({0}), positions_.cos, positions_.sin}, {},
+                     kContribDomain);
     };
     return g_.node("MultiHeadAttention", {rotated(parts[0]), rotated(parts[1]), parts[2]},
                    {{"num_heads", config_.num_heads}, {"scale", attention_scale()}}, kContribDomain);
@@ -153,18 +159,22 @@ class Encoder {
   Value plain_attention(const Value& qkv) {
     const int64_t heads = config_.num_heads, width = config_.head_dim(), half = width / 2;
     const Value all = g_.reshape(qkv, {0, 0, 3 * heads, width});
-    const std::vector<Value> parts = g_.nodes("Split", {all, g_.i64s({2 * heads, heads})}, 2, {{"axis", int64_t{2}}});
-    const std::vector<Value> halves = g_.nodes("Split", {parts[0], g_.i64s({half, half})}, 2, {{"axis", int64_t{3}}});
+    const std::vector<Value> parts =
+        g_.nodes("Split", {all, g_.i64s({2 * heads, heads})}, 2, {{"axis", int64_t{2}}});
+    const std::vector<Value> halves =
+        g_.nodes("Split", {parts[0], g_.i64s({half, half})}, 2, {{"axis", int64_t{3}}});
     const Value cos = g_.unsqueeze(positions_.cos, {1});  // [n, 1, half], over [t, n, 2*heads, half]
     const Value sin = g_.unsqueeze(positions_.sin, {1});
     const Value rotated = g_.concat({g_.sub(g_.mul(halves[0], cos), g_.mul(halves[1], sin)),
                                      g_.add(g_.mul(halves[1], cos), g_.mul(halves[0], sin))},
                                     3);
-    const std::vector<Value> qk = g_.nodes("Split", {rotated, g_.i64s({heads, heads})}, 2, {{"axis", int64_t{2}}});
+    const std::vector<Value> qk =
+        g_.nodes("Split", {rotated, g_.i64s({heads, heads})}, 2, {{"axis", int64_t{2}}});
     const Value q = g_.mul(qk[0], g_.f32(attention_scale()));
 
     if (attention_ == PlainAttention::kBatched) {
-      const Value scores = g_.node("MatMul", {g_.transpose(q, {0, 2, 1, 3}), g_.transpose(qk[1], {0, 2, 3, 1})});
+      const Value scores =
+          g_.node("MatMul", {g_.transpose(q, {0, 2, 1, 3}), g_.transpose(qk[1], {0, 2, 3, 1})});
       const Value shares = g_.node("Softmax", {scores}, {{"axis", int64_t{-1}}});
       const Value mixed = g_.node("MatMul", {shares, g_.transpose(parts[1], {0, 2, 1, 3})});
       return g_.transpose(mixed, {0, 2, 1, 3});
@@ -180,7 +190,8 @@ class Encoder {
     body.output(body.node("MatMul", {shares, head(parts[1])}), DType::kF32, {frames, patches, width});
     const std::byte yes{1};
     const Value always = g_.constant(DType::kBool, {}, std::span(&yes, 1));
-    const Value mixed = g_.control("Loop", {g_.i64(heads), always}, 1, {{"body", &body}})[0];  // [heads, t, n, width]
+    const Value mixed =
+        g_.control("Loop", {g_.i64(heads), always}, 1, {{"body", &body}})[0];  // [heads, t, n, width]
     return g_.transpose(mixed, {1, 2, 0, 3});
   }
 
@@ -193,13 +204,15 @@ class Encoder {
     }
     const Value y = matrix(normed, TensorRole::kVisionFc1Weight, TensorRole::kVisionFc1Bias, layer);
     if (options_.opset >= kGeluOpset) return g_.node("Gelu", {y}, {{"approximate", std::string("tanh")}});
-    const Value cube = g_.mul(g_.mul(y, y), y);
-    const Value inner = g_.mul(g_.add(y, g_.mul(cube, g_.f32(0.044715f))), g_.f32(0.7978845608028654f));
+    // Node by node the form that ONNX Runtime recognises and fuses.
+    const Value cube = g_.node("Pow", {y, g_.f32(3.0f)});
+    const Value inner = g_.mul(g_.add(y, g_.mul(cube, g_.f32(0.044715f))), g_.f32(0.7978845834732056f));
     return g_.mul(g_.mul(y, g_.f32(0.5f)), g_.add(g_.node("Tanh", {inner}), g_.f32(1.0f)));
   }
 
   // fc2(gelu_erf(fc1(y))) on rows of 4 * Dv.
-  Value merge_mlp(const Value& y, TensorRole fc1, TensorRole fc1_bias, TensorRole fc2, TensorRole fc2_bias, int layer) {
+  Value merge_mlp(const Value& y, TensorRole fc1, TensorRole fc1_bias, TensorRole fc2, TensorRole fc2_bias,
+                  int layer) {
     Value hidden;
     if (!plain_) {
       hidden = g_.node("BiasGelu", {matrix(y, fc1, layer), vector(fc1_bias, layer)}, {}, kContribDomain);
@@ -219,15 +232,17 @@ class Encoder {
   Value main_merger(const Value& normed) {
     const GraphBuilder::Scope scope(g_, "merger");
     return merge_mlp(g_.reshape(normed, {-1, config_.merged_width()}), TensorRole::kMergerFc1Weight,
-                     TensorRole::kMergerFc1Bias, TensorRole::kMergerFc2Weight, TensorRole::kMergerFc2Bias, -1);
+                     TensorRole::kMergerFc1Bias, TensorRole::kMergerFc2Weight, TensorRole::kMergerFc2Bias,
+                     -1);
   }
 
   // DeepStack merger: four rows become one first, the norm is over 4 * Dv.
   Value deepstack_merger(const Value& x, int j) {
     const GraphBuilder::Scope scope(g_, "deepstack" + std::to_string(j));
     const NormRoles roles{TensorRole::kDeepstackNormWeight, TensorRole::kDeepstackNormBias, j};
-    return merge_mlp(norm(g_.reshape(x, {-1, config_.merged_width()}), roles), TensorRole::kDeepstackFc1Weight,
-                     TensorRole::kDeepstackFc1Bias, TensorRole::kDeepstackFc2Weight, TensorRole::kDeepstackFc2Bias, j);
+    return merge_mlp(norm(g_.reshape(x, {-1, config_.merged_width()}), roles),
+                     TensorRole::kDeepstackFc1Weight, TensorRole::kDeepstackFc1Bias,
+                     TensorRole::kDeepstackFc2Weight, TensorRole::kDeepstackFc2Bias, j);
   }
 
   GraphBuilder& g_;
@@ -243,8 +258,8 @@ class Encoder {
 }  // namespace
 
 std::vector<Value> vision_encoder(GraphBuilder& graph, const Value& patches, const Value& frame_shape,
-                                  const VisionPositions& positions, WeightPlan& plan, const GraphOptions& options,
-                                  PlainAttention attention) {
+                                  const VisionPositions& positions, WeightPlan& plan,
+                                  const GraphOptions& options, PlainAttention attention) {
   return Encoder(graph, frame_shape, positions, plan, options, attention).run(patches);
 }
 

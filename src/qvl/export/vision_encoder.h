@@ -1,5 +1,5 @@
-// The vision encoder as graph nodes: patches of one image or video and their positions in, features out (spec 5.1 to
-// 5.5). The vision graphs differ in where patches and positions come from.
+// The vision encoder as graph nodes: patches of one image or video and their positions in, features out
+// (spec 5.1 to 5.5). The vision graphs differ in where patches and positions come from.
 #pragma once
 
 #include <vector>
@@ -24,6 +24,7 @@ enum class PlainAttention {
 // image_features and deepstack_features.j, f32 [t*n/4, D] each, or with Layout::kGenai their concatenation.
 std::vector<onnx::Value> vision_encoder(onnx::GraphBuilder& graph, const onnx::Value& patches,
                                         const onnx::Value& frame_shape, const VisionPositions& positions,
-                                        WeightPlan& plan, const GraphOptions& options, PlainAttention attention);
+                                        WeightPlan& plan, const GraphOptions& options,
+                                        PlainAttention attention);
 
 }  // namespace qvl::exporting

@@ -64,7 +64,8 @@ VisionPositions computed_positions(GraphBuilder& g, const Value& h, const Value&
   const Value inside = g.node("Mod", {k, merge_rows});
   const Value blocks_per_row = g.div(w, merge);
   const Value row = g.add(g.mul(g.div(block, blocks_per_row), merge), g.div(inside, merge));
-  const Value column = g.add(g.mul(g.node("Mod", {block, blocks_per_row}), merge), g.node("Mod", {inside, merge}));
+  const Value column =
+      g.add(g.mul(g.node("Mod", {block, blocks_per_row}), merge), g.node("Mod", {inside, merge}));
   const Value row_f32 = g.cast(row, DType::kF32);
   const Value column_f32 = g.cast(column, DType::kF32);
 
@@ -82,19 +83,20 @@ VisionPositions computed_positions(GraphBuilder& g, const Value& h, const Value&
 
   const std::vector<float> inv_freq = model::rope_inv_freq(config.head_dim() / 2, kVisionTheta);
   const Value frequencies = g.f32s(inv_freq, {1, static_cast<int64_t>(inv_freq.size())});
-  const Value angles = g.concat({g.mul(g.unsqueeze(row_f32, {1}), frequencies),
-                                 g.mul(g.unsqueeze(column_f32, {1}), frequencies)},
-                                1);
+  const Value angles = g.concat(
+      {g.mul(g.unsqueeze(row_f32, {1}), frequencies), g.mul(g.unsqueeze(column_f32, {1}), frequencies)}, 1);
   result.cos = g.node("Cos", {angles}, {}, onnx::kStandardDomain, "rotary_cos");
   result.sin = g.node("Sin", {angles}, {}, onnx::kStandardDomain, "rotary_sin");
   return result;
 }
 
-VisionPositions constant_positions(GraphBuilder& g, const image::Grid& grid, const model::VisionConfig& config) {
+VisionPositions constant_positions(GraphBuilder& g, const image::Grid& grid,
+                                   const model::VisionConfig& config) {
   const image::Grid frame{1, grid.h, grid.w};
   const std::span<const image::Grid> frames(&frame, 1);
   const int64_t n = frame.patches();
-  const model::VisionTaps taps = model::vision_taps(frames, config.position_side(), config.spatial_merge_size);
+  const model::VisionTaps taps =
+      model::vision_taps(frames, config.position_side(), config.spatial_merge_size);
   const model::CosSin rotary = model::vision_cos_sin(frames, config.head_dim(), config.spatial_merge_size);
   VisionPositions result;
   result.taps = g.constant(DType::kI64, {4, n}, std::as_bytes(std::span(taps.index)));

@@ -1,5 +1,5 @@
-// Where the patches of one image or video frame lie: rows of the position table with their weights, and the rotary
-// tables (spec 5.2, 5.3), as nodes of a graph or as constants. Used by the vision graphs.
+// Where the patches of one image or video frame lie: rows of the position table with their weights, and the
+// rotary tables (spec 5.2, 5.3), as nodes of a graph or as constants. Used by the vision graphs.
 #pragma once
 
 #include "qvl/image/grid.h"
@@ -16,9 +16,9 @@ struct VisionPositions {
   onnx::Value sin;      // f32 [n, head_dim/2]
 };
 
-// Computes them from h and w (i64 scalars). The same float32 operations in the same order as the reference: taps and
-// weights are equal to the bit. In a body or graph of its own scope the results are called position_taps,
-// position_weights, rotary_cos and rotary_sin.
+// Computes them from h and w (i64 scalars). The same float32 operations in the same order as the reference:
+// taps and weights are equal to the bit. In a body or graph of its own scope the results are called
+// position_taps, position_weights, rotary_cos and rotary_sin.
 VisionPositions computed_positions(onnx::GraphBuilder& graph, const onnx::Value& h, const onnx::Value& w,
                                    const model::VisionConfig& config);
 
