@@ -8,6 +8,7 @@ What is proved, for each variant where it applies:
   * onnx.checker with full_check and strict shape inference accept the graph with its external data;
   * logits of every position of every golden prompt (text, images, video, both, left-padded batch) within 1e-4, and the 16
     greedy tokens equal, by prefill and cached steps, in separate past/present and in one shared buffer;
+  * the residual stream after every layer within 2e-4;
   * prefill in chunks gives the same logits and the same cache; num_logits_to_keep gives the last rows of all logits;
   * integer and 16-bit weights give what their values give in float32 (accuracy_level 0);
   * a number of features other than that of the placeholders is refused.
@@ -120,7 +121,7 @@ class Case:
             visual = (self.ids == config.image) | (self.ids == config.video)
             planes = [z["inputs_embeds"][visual]] + [(z[f"layer{j}"] - z[f"layer{j}.pre_deepstack"])[visual] for j in range(config.levels)]
             self.features = np.stack(planes).astype(np.float32)
-            self.key, self.value = z["kv0.key"], z["kv0.value"]
+            self.layers = [z[f"layer{i}"] for i in range(config.layers)]
 
 
 def golden_cases(source, config):
@@ -253,6 +254,23 @@ def check_chunks(name, model, cases, any_batch):
             report(worst <= 2e-5 and cache <= 2e-5, name, f"{case.name}: chunks of {chunks[0]}.. logits {worst:.1e}, cache {cache:.1e}")
 
 
+def check_layers(name, folder, model, cases):
+    """The residual stream after each layer, under the name that traces use, against the reference's."""
+    proto = onnx.load(os.path.join(folder, "decoder.onnx"), load_external_data=False)
+    layers = [f"layer{i}" for i in range(model.c.layers)]
+    proto.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in layers)
+    path = os.path.join(folder, "decoder.layers.onnx")
+    onnx.save(proto, path)
+    traced = session(path)
+    for case in cases:
+        if case.ids.shape[0] > 1:
+            continue
+        embeds, deepstack = model.embed(case.ids, case.features)
+        feed = {**model.feed(embeds, deepstack, case.positions, case.mask, case.ids.shape[1]), **model.empty_past(1)}
+        worst = max(np.abs(got - want[0]).max() for got, want in zip(traced.run(layers, feed), case.layers))
+        report(worst <= 2e-4, name, f"{case.name}: layers {worst:.1e}")
+
+
 def check_keep(name, model, case):
     whole, _ = prefill(model, case)
     embeds, deepstack = model.embed(case.ids, case.features)
@@ -374,6 +392,8 @@ class Runner:
             check_domains(name, folder, "plain" in words)
             model = Model(folder, config, **kind)
             check_golden(name, model, cases, all_logits="last" not in name)
+            if "last" not in name:
+                check_layers(name, folder, model, cases)
             check_counts(name, model, next(c for c in cases if c.name == "image"))
             if not model.genai:
                 check_chunks(name, model, cases, any_batch="plain" in words)
