@@ -33,7 +33,7 @@ const std::map<std::string, std::set<std::string>>& table() {
       {"kernels", {"base", "quant"}},
       {"engine", {"base", "model", "package", "image/grid.h"}},
       {"engine/native", {"base", "checkpoint", "quant", "model", "package", "kernels", "engine", "image/grid.h"}},
-      {"engine/ort", {"base", "model", "package", "engine", "image/grid.h"}},
+      {"engine/ort", {"base", "model", "onnx", "package", "engine", "image/grid.h"}},
       {"generate", {"base", "model", "text", "image", "engine"}},
       {"serve", {"base", "generate"}},
       {"apps",

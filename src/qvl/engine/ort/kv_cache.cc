@@ -68,64 +68,77 @@ size_t OrtKvCache::size_bytes() const {
   return total;
 }
 
-void OrtKvCache::bind(const std::vector<Layer>& layers, Role role, int64_t positions) {
+void OrtKvCache::bind(const std::vector<Layer>& layers, Role role, int64_t positions, const Graph& graph,
+                      OrtIoBinding* binding) {
   for (size_t i = 0; i < layers.size(); ++i) {
     const int n = static_cast<int>(i);
     // In place the tensor is as wide as the buffer: the mask tells how much of it is filled.
     const Shape shape = {1, shape_.kv_heads, role == Role::kBoth ? layers[i].capacity : positions, shape_.head_dim};
     for (int which : {0, 1}) {
-      values_.push_back(make_value(graph_->runtime(), layers[i].half(which), DType::kF32, shape));
+      values_.push_back(make_value(graph.runtime(), layers[i].half(which), DType::kF32, shape));
       const OrtValue* value = values_.back().get();
       if (role != Role::kPresent) {
         const std::string name = which ? package::past_value_name(n) : package::past_key_name(n);
-        graph_->bind_input(binding(), name.c_str(), value);
+        graph.bind_input(binding, name.c_str(), value);
       }
       if (role != Role::kPast) {
         const std::string name = which ? package::present_value_name(n) : package::present_key_name(n);
-        graph_->bind_output(binding(), name.c_str(), value);
+        graph.bind_output(binding, name.c_str(), value);
       }
     }
+  }
+}
+
+void OrtKvCache::bind_all(int64_t total, const Graph& graph, OrtIoBinding* binding) {
+  values_.clear();
+  switch (shape_.kind) {
+    case CacheKind::kInPlace:
+      bind(layers_, Role::kBoth, 0, graph, binding);
+      break;
+    case CacheKind::kAppend:
+      bind(layers_, Role::kPast, length_, graph, binding);
+      bind(other_, Role::kPresent, total, graph, binding);
+      break;
+    case CacheKind::kFixed:
+      bind(other_, Role::kPast, shape_.fixed_past, graph, binding);
+      bind(present_, Role::kPresent, shape_.fixed_context, graph, binding);
+      break;
   }
 }
 
 void OrtKvCache::grow(int64_t positions) {
   for (Layer& layer : layers_) {
     if (positions <= layer.capacity) continue;
-    if (shape_.kind == CacheKind::kInPlace) values_.clear();  // they point to what is replaced now
+    bound_ = false;
     Layer wider = allocate(next_capacity(layer.capacity, positions));
     for (int which : {0, 1}) copy(layer.half(which), layer.capacity, 0, wider.half(which), wider.capacity, 0, length_);
     layer = std::move(wider);
   }
 }
 
-void OrtKvCache::begin(int64_t rows) {
-  const int64_t total = length_ + rows;
+void OrtKvCache::prepare(int64_t total) {
   switch (shape_.kind) {
     case CacheKind::kInPlace:
       grow(total);
-      if (values_.empty()) bind(layers_, Role::kBoth, 0);
       return;
 
     case CacheKind::kAppend:
+      bound_ = false;  // other sizes with every call
       for (size_t i = 0; i < layers_.size(); ++i) {
         // Without a past any address serves: the tensor has no elements.
         if (layers_[i].capacity == 0) layers_[i] = allocate(kFirstCapacity);
         if (other_[i].capacity < total) other_[i] = allocate(next_capacity(other_[i].capacity, total));
       }
-      values_.clear();
-      bind(layers_, Role::kPast, length_);
-      bind(other_, Role::kPresent, total);
       return;
 
     case CacheKind::kFixed:
       grow(total);
-      if (values_.empty()) {
-        for (Layer& layer : other_) layer = allocate(shape_.fixed_past);
-        for (Layer& layer : present_) layer = allocate(shape_.fixed_context);
-        bind(other_, Role::kPast, shape_.fixed_past);
-        bind(present_, Role::kPresent, shape_.fixed_context);
-      }
       for (size_t i = 0; i < layers_.size(); ++i) {
+        if (present_[i].capacity == 0) {
+          other_[i] = allocate(shape_.fixed_past);
+          present_[i] = allocate(shape_.fixed_context);
+          bound_ = false;
+        }
         for (int which : {0, 1}) {
           float* past = other_[i].half(which);
           // Masked positions weigh nothing, but 0 * NaN would.
@@ -135,6 +148,22 @@ void OrtKvCache::begin(int64_t rows) {
       }
       return;
   }
+}
+
+OrtIoBinding* OrtKvCache::begin(int64_t rows, const Graph& graph) {
+  const int64_t total = length_ + rows;
+  prepare(total);
+  if (&graph != graph_.get()) {
+    bound_ = false;
+    traced_binding_ = graph.new_binding();
+    bind_all(total, graph, traced_binding_.get());
+    return traced_binding_.get();
+  }
+  if (!bound_) {
+    bind_all(total, graph, binding_.get());
+    bound_ = true;
+  }
+  return binding_.get();
 }
 
 void OrtKvCache::commit(int64_t rows) {

@@ -38,13 +38,12 @@ class OrtKvCache : public KvCache {
   void truncate(int64_t length) override;
   size_t size_bytes() const override;
 
-  // Binds past and present for a call that appends `rows` positions. length() and what it covers stay as they are,
-  // whether the call succeeds or not.
-  void begin(int64_t rows);
+  // Binds past and present for a call of `graph` (the decoder's or its traced twin) that appends `rows` positions.
+  // length() and what it covers stay as they are, whether the call succeeds or not. The binding lives until the next call.
+  OrtIoBinding* begin(int64_t rows, const Graph& graph);
   // After the call succeeded: the rows count.
   void commit(int64_t rows);
 
-  OrtIoBinding* binding() const { return binding_.get(); }
   // The decoder that made this cache: a cache of another model is refused.
   const void* owner() const { return owner_; }
 
@@ -62,7 +61,10 @@ class OrtKvCache : public KvCache {
   void copy(const float* source, int64_t source_positions, int64_t from, float* target, int64_t target_positions, int64_t to,
             int64_t count) const;
   enum class Role { kPast, kPresent, kBoth };
-  void bind(const std::vector<Layer>& layers, Role role, int64_t positions);
+  void bind(const std::vector<Layer>& layers, Role role, int64_t positions, const Graph& graph, OrtIoBinding* binding);
+  void bind_all(int64_t total, const Graph& graph, OrtIoBinding* binding);
+  // Buffers for a call that makes `total` positions; kFixed: the past filled in.
+  void prepare(int64_t total);
   // Wider buffers with the same contents, layer by layer: memory for one layer is there twice at a time.
   void grow(int64_t positions);
 
@@ -70,7 +72,9 @@ class OrtKvCache : public KvCache {
   std::shared_ptr<const Graph> graph_;
   CacheShape shape_;
   Handle<OrtIoBinding> binding_;
-  std::vector<Handle<OrtValue>> values_;  // what the binding points to
+  Handle<OrtIoBinding> traced_binding_{nullptr, nullptr};
+  bool bound_ = false;                    // binding_ points to the buffers as they are now
+  std::vector<Handle<OrtValue>> values_;  // what the last bound binding points to
   int64_t length_ = 0;
   std::vector<Layer> layers_;
   std::vector<Layer> other_;    // kAppend: what becomes present; kFixed: past of a call

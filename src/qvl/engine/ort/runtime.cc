@@ -6,6 +6,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -13,7 +14,9 @@
 
 #include "qvl/base/error.h"
 #include "qvl/base/log.h"
+#include "qvl/base/mapped_file.h"
 #include "qvl/base/thread_pool.h"
+#include "qvl/onnx/expose.h"
 
 namespace qvl::engine::ort {
 namespace {
@@ -25,6 +28,7 @@ constexpr char kLibraryVariable[] = "QVL_ONNXRUNTIME_LIB";
 constexpr char kHint[] = "scripts/lib/onnxruntime.sh fetches it; or pip download onnxruntime, unpack libonnxruntime.so from "
                          "the wheel and set QVL_ONNXRUNTIME_LIB to it; native stages need nothing";
 constexpr std::chrono::milliseconds kPollInterval{50};
+constexpr size_t kMaxGraphBytes = size_t{2} << 30;  // of the format
 
 void ORT_API_CALL log_from_runtime(void*, OrtLoggingLevel severity, const char*, const char*, const char*,
                                    const char* message) {
@@ -207,10 +211,40 @@ Handle<OrtValue> make_value(const Runtime& runtime, const void* elements, DType 
 }
 
 Graph::Graph(std::shared_ptr<const Runtime> runtime, const fs::path& file, const OrtOptions& options)
-    : runtime_(std::move(runtime)), where_(file.string()), cpu_(is_cpu(options.provider)) {
-  const OrtApi& api = runtime_->api();
-  const auto check = [&](OrtStatus* status) { runtime_->check(status, where_); };
+    : runtime_(std::move(runtime)),
+      file_(file),
+      where_(file.string()),
+      options_(options),
+      cpu_(is_cpu(options.provider)) {
+  options_.progress = nullptr;
   if (!fs::exists(file)) fail(ErrorCode::kNotFound, where_, "no such graph");
+  load({});
+}
+
+Graph::Graph(std::shared_ptr<const Runtime> runtime, const Graph& base, const std::string& bytes,
+             std::vector<std::string> traced)
+    : runtime_(std::move(runtime)),
+      file_(base.file_),
+      where_(base.where_),
+      options_(base.options_),
+      cpu_(base.cpu_),
+      traced_names_(std::move(traced)) {
+  load(bytes);
+}
+
+const Graph& Graph::traced(std::span<const std::string> wanted) const {
+  const std::lock_guard lock(mutex_);
+  if (!traced_) {
+    onnx::ExposedModel exposed = onnx::expose_values(read_file(file_, kMaxGraphBytes), wanted, where_);
+    traced_.reset(new Graph(runtime_, *this, exposed.bytes, std::move(exposed.names)));
+  }
+  return *traced_;
+}
+
+void Graph::load(const std::string& bytes) {
+  const OrtApi& api = runtime_->api();
+  const OrtOptions& options = options_;
+  const auto check = [&](OrtStatus* status) { runtime_->check(status, where_); };
 
   OrtSessionOptions* raw = nullptr;
   check(api.CreateSessionOptions(&raw));
@@ -224,6 +258,7 @@ Graph::Graph(std::shared_ptr<const Runtime> runtime, const fs::path& file, const
   // Its threads spin inside a run and sleep between runs, when ours (or another stage's) need the processors.
   std::map<std::string, std::string> config = {{"session.force_spinning_stop", "1"}};
   for (const auto& [key, value] : options.session_config) config[key] = value;
+  if (!bytes.empty()) config["session.model_external_initializers_file_folder_path"] = file_.parent_path().string();
   for (const auto& [key, value] : config) check(api.AddSessionConfigEntry(raw, key.c_str(), value.c_str()));
   if (!cpu_) {
     std::vector<const char*> keys, values;
@@ -245,7 +280,11 @@ Graph::Graph(std::shared_ptr<const Runtime> runtime, const fs::path& file, const
   }
 
   OrtSession* session = nullptr;
-  check(api.CreateSession(runtime_->env(), file.c_str(), raw, &session));
+  if (bytes.empty()) {
+    check(api.CreateSession(runtime_->env(), file_.c_str(), raw, &session));
+  } else {
+    check(api.CreateSessionFromArray(runtime_->env(), bytes.data(), bytes.size(), raw, &session));
+  }
   session_ = {session, api.ReleaseSession};
 
   OrtAllocator* allocator = nullptr;
@@ -325,6 +364,43 @@ void Graph::bind_input(OrtIoBinding* binding, const char* name, const OrtValue* 
 
 void Graph::bind_output(OrtIoBinding* binding, const char* name, const OrtValue* value) const {
   runtime_->check(runtime_->api().BindOutput(binding, name, value), where_);
+}
+
+void Graph::bind_traced(OrtIoBinding* binding) const {
+  for (const std::string& name : traced_names_) {
+    runtime_->check(runtime_->api().BindOutputToDevice(binding, name.c_str(), runtime_->memory()), where_);
+  }
+}
+
+std::vector<Tensor> Graph::traced_values(OrtIoBinding* binding) const {
+  const OrtApi& api = runtime_->api();
+  const auto check = [&](OrtStatus* status) { runtime_->check(status, where_); };
+  OrtAllocator* allocator = nullptr;
+  check(api.GetAllocatorWithDefaultOptions(&allocator));
+  OrtValue** raw = nullptr;
+  size_t count = 0;
+  check(api.GetBoundOutputValues(binding, allocator, &raw, &count));
+  std::vector<Handle<OrtValue>> values;
+  for (size_t i = 0; i < count; ++i) values.emplace_back(raw[i], api.ReleaseValue);
+  if (raw) check(api.AllocatorFree(allocator, raw));
+
+  std::vector<Tensor> out;
+  for (size_t i = count - traced_names_.size(); i < count; ++i) {
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(api.GetTensorTypeAndShape(values[i].get(), &info));
+    const Handle<OrtTensorTypeAndShapeInfo> owned(info, api.ReleaseTensorTypeAndShapeInfo);
+    size_t rank = 0;
+    check(api.GetDimensionsCount(info, &rank));
+    Shape shape(rank);
+    check(api.GetDimensions(info, shape.data(), rank));
+    const int64_t columns = rank ? shape.back() : 1;
+    Tensor value(DType::kF32, {columns ? element_count(shape) / columns : 0, columns});
+    void* data = nullptr;
+    check(api.GetTensorMutableData(values[i].get(), &data));
+    std::memcpy(value.data(), data, value.size_bytes());
+    out.push_back(std::move(value));
+  }
+  return out;
 }
 
 void Graph::run(OrtIoBinding* binding, const std::function<bool()>& poll, bool shrink) const {

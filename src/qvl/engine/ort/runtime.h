@@ -9,12 +9,14 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "qvl/base/dtype.h"
+#include "qvl/base/tensor.h"
 #include "qvl/engine/ort/open.h"
 #include "qvl/engine/stages.h"
 
@@ -65,6 +67,15 @@ class Graph {
  public:
   // Throws kNotFound, kFormat, kUnsupported naming the file.
   Graph(std::shared_ptr<const Runtime> runtime, const std::filesystem::path& file, const OrtOptions& options);
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  // The same graph with those of `wanted` that are float32 values in it as further outputs. Loaded on the first call,
+  // which decides the names; lives as long as this. Exposed values are not fused away, so that the last bits of results
+  // can differ.
+  const Graph& traced(std::span<const std::string> wanted) const;
+  // Of a graph made by traced().
+  std::span<const std::string> traced_names() const { return traced_names_; }
 
   const Runtime& runtime() const { return *runtime_; }
   OrtSession* session() const { return session_.get(); }
@@ -81,15 +92,27 @@ class Graph {
   Handle<OrtIoBinding> new_binding() const;
   void bind_input(OrtIoBinding* binding, const char* name, const OrtValue* value) const;
   void bind_output(OrtIoBinding* binding, const char* name, const OrtValue* value) const;
+  // For a traced graph: binds the traced values, as the last outputs / copies them out after the run, [rows, columns].
+  void bind_traced(OrtIoBinding* binding) const;
+  std::vector<Tensor> traced_values(OrtIoBinding* binding) const;
 
   // Blocks until the graph has run. `poll`, when given, is called about 20 times a second on this thread; once it
   // returns false the run is stopped and kCancelled thrown. `shrink` gives the run's scratch memory back to the system.
   void run(OrtIoBinding* binding, const std::function<bool()>& poll = {}, bool shrink = false) const;
 
  private:
+  // `bytes`: what to load instead of the file, whose folder has the weights; empty: the file.
+  void load(const std::string& bytes);
+  Graph(std::shared_ptr<const Runtime> runtime, const Graph& base, const std::string& bytes, std::vector<std::string> traced);
+
   std::shared_ptr<const Runtime> runtime_;
+  std::filesystem::path file_;
   std::string where_;
+  OrtOptions options_;
   bool cpu_;
+  std::vector<std::string> traced_names_;
+  mutable std::mutex mutex_;
+  mutable std::unique_ptr<const Graph> traced_;  // by mutex_
   Handle<OrtSession> session_{nullptr, nullptr};
   std::vector<Port> inputs_;
   std::vector<Port> outputs_;

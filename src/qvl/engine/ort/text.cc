@@ -131,6 +131,7 @@ OrtDecoder::OrtDecoder(std::shared_ptr<const package::Package> package, std::sha
     inputs.push_back({package::past_value_name(i), DType::kF32, past});
     outputs.push_back({package::present_key_name(i), DType::kF32, present});
     outputs.push_back({package::present_value_name(i), DType::kF32, present});
+    layer_names_.push_back("layer" + std::to_string(i));
   }
   graph_->expect(inputs, outputs);
 }
@@ -140,7 +141,8 @@ std::unique_ptr<KvCache> OrtDecoder::new_cache() const {
 }
 
 void OrtDecoder::step(const DecoderInput& input, int64_t first, int64_t count, int64_t keep, float* logits,
-                      OrtKvCache& cache, const std::function<bool()>& poll) const {
+                      OrtKvCache& cache, const std::function<bool()>& poll,
+                      std::map<int, std::vector<float>>* traced) const {
   const int64_t width = config_.hidden_size;
   // Fixed sizes: the call is filled up on the left with masked rows.
   const int64_t rows = fixed_rows_ ? fixed_rows_ : count;
@@ -183,29 +185,39 @@ void OrtDecoder::step(const DecoderInput& input, int64_t first, int64_t count, i
     std::fill_n(mask.begin() + cache_shape_.fixed_past, pad, 0);
   }
 
-  const Runtime& runtime = graph_->runtime();
+  const Graph& graph = traced ? graph_->traced(layer_names_) : *graph_;
+  const Runtime& runtime = graph.runtime();
   std::vector<Handle<OrtValue>> values;
   const auto value = [&](const void* data, DType type, const Shape& shape) -> const OrtValue* {
     values.push_back(make_value(runtime, data, type, shape));
     return values.back().get();
   };
-  cache.begin(count);
-  OrtIoBinding* binding = cache.binding();
-  graph_->bind_input(binding, package::kInputsEmbeds, value(embeds, DType::kF32, {1, rows, embed_width}));
+  OrtIoBinding* binding = cache.begin(count, graph);
+  graph.bind_input(binding, package::kInputsEmbeds, value(embeds, DType::kF32, {1, rows, embed_width}));
   if (levels_ > 0 && !joined_) {
-    graph_->bind_input(binding, package::kDeepstackEmbeds, value(deepstack.data(), DType::kF32, deepstack.shape()));
+    graph.bind_input(binding, package::kDeepstackEmbeds, value(deepstack.data(), DType::kF32, deepstack.shape()));
   }
-  graph_->bind_input(binding, package::kPositionIds, value(positions.data(), DType::kI64, {3, 1, rows}));
-  graph_->bind_input(binding, package::kAttentionMask, value(mask.data(), DType::kI64, {1, total}));
-  if (counts_logits_) graph_->bind_input(binding, package::kLogitsToKeep, value(&keep, DType::kI64, {1}));
+  graph.bind_input(binding, package::kPositionIds, value(positions.data(), DType::kI64, {3, 1, rows}));
+  graph.bind_input(binding, package::kAttentionMask, value(mask.data(), DType::kI64, {1, total}));
+  if (counts_logits_) graph.bind_input(binding, package::kLogitsToKeep, value(&keep, DType::kI64, {1}));
   // A genai graph that gives all positions gives them always.
   const int64_t given = counts_logits_ || last_logits_only_ ? keep : rows;
   Tensor all;
   if (given != keep) all = Tensor(DType::kF32, {given, config_.vocab_size});
-  graph_->bind_output(binding, package::kLogits,
+  graph.bind_output(binding, package::kLogits,
                       value(given == keep ? logits : all.data(), DType::kF32, {1, given, config_.vocab_size}));
-  graph_->run(binding, poll);
+  if (traced) graph.bind_traced(binding);
+  graph.run(binding, poll);
   cache.commit(count);
+  if (traced) {
+    const std::vector<Tensor> layers = graph.traced_values(binding);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const int layer = static_cast<int>(std::ranges::find(layer_names_, graph.traced_names()[i]) - layer_names_.begin());
+      const int64_t skip = std::max<int64_t>(layers[i].dim(0) - count, 0);  // masked rows on the left
+      const auto rows_of = layers[i].as<float>().subspan(static_cast<size_t>(skip * width));
+      (*traced)[layer].insert((*traced)[layer].end(), rows_of.begin(), rows_of.end());
+    }
+  }
   if (given != keep) {
     std::memcpy(logits, all.as<float>().data() + (given - keep) * config_.vocab_size,
                 static_cast<size_t>(keep * config_.vocab_size) * sizeof(float));
@@ -230,6 +242,7 @@ Tensor OrtDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsMode
 
   // A graph that gives the last logits alone gives all of them row by row.
   const int64_t most = mode == LogitsMode::kAll && last_logits_only_ ? 1 : fixed_rows_ ? fixed_rows_ : rows;
+  std::map<int, std::vector<float>> traced;
   try {
     for (int64_t first = 0; first < rows; first += most) {
       const int64_t count = std::min(most, rows - first);
@@ -246,11 +259,18 @@ Tensor OrtDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsMode
       float* out = mode == LogitsMode::kAll             ? logits.as<float>().data() + first * vocab
                    : mode == LogitsMode::kLast && last ? logits.as<float>().data()
                                                        : unwanted.as<float>().data();
-      step(input, first, count, mode == LogitsMode::kAll ? count : 1, out, *kv, poll);
+      step(input, first, count, mode == LogitsMode::kAll ? count : 1, out, *kv, poll, hooks.trace ? &traced : nullptr);
     }
   } catch (...) {
     kv->truncate(past);
     throw;
+  }
+  for (const auto& [layer, stream] : traced) {
+    // The last layer is computed only where logits were asked for.
+    if (static_cast<int64_t>(stream.size()) != rows * config_.hidden_size) continue;
+    Tensor value(DType::kF32, {rows, config_.hidden_size});
+    std::ranges::copy(stream, value.as<float>().begin());
+    hooks.trace(layer_names_[static_cast<size_t>(layer)], std::move(value));
   }
   if (hooks.progress) hooks.progress(rows, rows);
   return logits;

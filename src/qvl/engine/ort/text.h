@@ -1,8 +1,10 @@
 // Embedding and decoder stages as graphs (spec 6). Private to this room.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "qvl/engine/ort/kv_cache.h"
@@ -41,8 +43,9 @@ class OrtDecoder : public DecoderStage {
 
  private:
   // Rows [first, first + count) of an input; `keep` positions from the end get logits, written to `logits`.
+  // With `traced`, the residual stream after each layer is appended to it.
   void step(const DecoderInput& input, int64_t first, int64_t count, int64_t keep, float* logits, OrtKvCache& cache,
-            const std::function<bool()>& poll) const;
+            const std::function<bool()>& poll, std::map<int, std::vector<float>>* traced) const;
 
   std::shared_ptr<const package::Package> package_;
   std::shared_ptr<const Graph> graph_;
@@ -54,6 +57,7 @@ class OrtDecoder : public DecoderStage {
   CacheShape cache_shape_;
   int64_t fixed_rows_ = 0;     // tokens a call, 0: any
   int64_t fixed_context_ = 0;
+  std::vector<std::string> layer_names_;  // of the values that a trace wants
 };
 
 }  // namespace qvl::engine::ort
