@@ -302,7 +302,9 @@ class DecoderBuilder {
 
 onnx::GraphBuilder decoder_graph(WeightPlan& plan, const GraphOptions& options) {
   check_options(options, plan.config());
-  return DecoderBuilder(plan, options).build();
+  onnx::GraphBuilder graph = DecoderBuilder(plan, options).build();
+  check_formats(plan, options);
+  return graph;
 }
 
 }  // namespace qvl::exporting

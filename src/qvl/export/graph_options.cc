@@ -4,6 +4,11 @@
 #include "qvl/base/format.h"
 
 namespace qvl::exporting {
+namespace {
+
+constexpr int64_t kBlockOpset = 21;  // DequantizeLinear with block_size, and UINT4
+
+}  // namespace
 
 void check_options(const GraphOptions& options, const model::ModelConfig& config) {
   if (options.opset < kMinOpset || options.opset > kMaxOpset) {
@@ -14,9 +19,25 @@ void check_options(const GraphOptions& options, const model::ModelConfig& config
     fail(ErrorCode::kInvalidArgument, "export", "fixed sizes of the decoder",
          "1 <= tokens a call <= tokens of the cache", fmt::format("{} and {}", sequence, context));
   }
+  if (sequence > 0 && options.layout == Layout::kGenai) {
+    fail(ErrorCode::kUnsupported, "export", "fixed sizes with the layout of onnxruntime-genai",
+         "dynamic sizes, which are what its runtime feeds", fmt::format("{} tokens a call", sequence));
+  }
   if (context > config.text.max_positions) {
     fail(ErrorCode::kInvalidArgument, "export", "fixed length of the cache",
          fmt::format("at most {} (max_position_embeddings)", config.text.max_positions), std::to_string(context));
+  }
+}
+
+void check_formats(const WeightPlan& plan, const GraphOptions& options) {
+  if (!options.linear.plain || options.opset >= kBlockOpset) return;
+  for (const StoredTensor* tensor : plan.tensors()) {
+    // Rows of an embedding are unpacked with older operators; as a tied head the same matrix needs the new one.
+    const bool gathered = tensor->role == model::TensorRole::kTokenEmbedding && !plan.config().tie_word_embeddings;
+    if (tensor->format.kind != quant::Kind::kBlock || gathered) continue;
+    fail(ErrorCode::kUnsupported, tensor->source, "opset for weights in blocks with standard operators only",
+         fmt::format("{} or later", kBlockOpset), std::to_string(options.opset),
+         "take a later opset, int8 rows or floats, or allow contrib operators");
   }
 }
 
