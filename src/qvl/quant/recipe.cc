@@ -60,20 +60,35 @@ Recipe parse_recipe(std::string_view name) {
 
 Method recipe_method(Recipe recipe) { return recipe == Recipe::kPlain ? Method::kPlain : Method::kSearch; }
 
+// Measured on the small model that ships with the project: noise of 15 % (weighted) in one matrix at a time, KL divergence
+// of the answer's logits, two seeds, divided by the mean over all 29 matrices. Means over the four layers: value 1.2,
+// attention_out 1.4, down 0.9, key 0.6, query 0.5, gate 0.4, up 0.3; head 8. Layers 0 to 3: 2.1, 0.29, 0.18, 0.46. The
+// order agrees with what others keep at more bits in large models (llama.cpp: value, down, first and last eighths, the
+// output matrix). The values below are those of layers 1 and 2 times 5, rounded, with two exceptions: down counts twice, as
+// the outer layers and that practice say, and head half, because its 640 rows are few. The embedding as a mere table was
+// not measured: its noise enters where layer 0's does.
 double sensitivity(const TensorInfo& info) {
-  switch (info.part) {
-    case Part::kQuery: return 1;
-    case Part::kKey: return 1;
-    case Part::kValue: return 1;
-    case Part::kAttentionOut: return 1;
-    case Part::kGate: return 1;
-    case Part::kUp: return 1;
-    case Part::kDown: return 1;
-    case Part::kEmbedding: return 1;
-    case Part::kHead: return 1;
-    case Part::kOther: return 1;
-  }
-  return 1;
+  const auto part = [&] {
+    switch (info.part) {
+      case Part::kQuery: return 0.8;
+      case Part::kKey: return 0.9;
+      case Part::kValue: return 2.0;
+      case Part::kAttentionOut: return 2.0;
+      case Part::kGate: return 0.6;
+      case Part::kUp: return 0.45;
+      case Part::kDown: return 1.2;
+      case Part::kEmbedding: return 4.0;
+      case Part::kHead: return 20.0;
+      case Part::kOther: return 1.0;
+    }
+    return 1.0;
+  };
+  if (info.layer < 0) return part();
+  const int edge = info.layer_count / 8;
+  if (info.layer == 0) return 5 * part();
+  if (info.layer < edge) return 2 * part();
+  if (info.layer >= info.layer_count - std::max(edge, 1)) return 1.5 * part();
+  return part();
 }
 
 RecipePlanner::RecipePlanner(std::vector<TensorInfo> tensors, RecipeOptions options)

@@ -123,7 +123,8 @@ class RecipePlanner {
   std::vector<size_t> question_choice_;
 };
 
-// The prior: how much noise of a relative size in this matrix's output changes the logits, against a mean of about 1.
+// The prior: how much noise of a relative size in this matrix's output changes the logits; 1 is an average matrix of an
+// inner layer. Only ratios matter.
 double sensitivity(const TensorInfo& info);
 
 }  // namespace qvl::quant

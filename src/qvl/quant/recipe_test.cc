@@ -135,6 +135,24 @@ TEST(Recipe, BestGainPerBitFirst) {
   EXPECT_EQ(upgraded(9.0), "large noisy quiet small ");
 }
 
+// What was measured (recipe.cc) and what follows from it for the shapes of the 4B: value and key, small and sensitive, are
+// upgraded everywhere before any gate or up, and the first layer before the others.
+TEST(Recipe, SensitiveTensorsOfADecoderComeFirst) {
+  const std::vector<TensorInfo> tensors = decoder_4b();
+  RecipePlanner planner(tensors, {.recipe = Recipe::kBalanced});
+  const RecipePlan plan = plan_with(planner, tensors);
+  std::map<Part, int> upgraded;
+  for (const PlannedTensor& t : plan.tensors) upgraded[t.info.part] += t.format == kEight;
+  EXPECT_EQ(upgraded[Part::kValue], 36);
+  EXPECT_EQ(upgraded[Part::kKey], 36);
+  EXPECT_GT(upgraded[Part::kAttentionOut], 10);
+  EXPECT_LT(upgraded[Part::kUp], 3);
+  EXPECT_EQ(plan.tensors[3].format, kEight) << "attention_out of layer 0";
+  EXPECT_GT(sensitivity(tensors[6]), sensitivity(tensors[7 * 10 + 6]));
+  EXPECT_GT(sensitivity(tensors[7 * 35 + 6]), sensitivity(tensors[7 * 10 + 6]));
+  EXPECT_EQ(sensitivity({.name = "x"}), 1.0);
+}
+
 TEST(Recipe, SeveralUpgradesFollowTheConvexHull) {
   const Format zp = parse_format("int4 b32 zp bf16-scales"), b16 = parse_format("int4 b16 bf16-scales");
   const std::vector<TensorInfo> tensors = {tensor("a", 512, 1024), tensor("b", 512, 1024)};
