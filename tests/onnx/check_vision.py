@@ -278,7 +278,7 @@ def goldens():
 
 # ---------------------------------------------------------------- checks
 def check_goldens(writer, model, out):
-    variants = [("f32",), ("f32", "opset=17"), ("f32", "opset=23"), ("f32", "genai"), ("f32", "plain"),
+    variants = [("f32",), ("f32", "opset=17"), ("f32", "opset=23"), ("f32", "genai"), ("f32", "skip_norm"), ("f32", "plain"),
                 ("f32", "plain", "opset=17"), ("f32", "plain", "opset=23"), ("f32", "plain", "genai")]
     grids_seen = {}
     for words in variants:

@@ -1,7 +1,7 @@
 // Writes the four graphs of a checkpoint, text.data and vision.data into a folder, for check_graphs.py and
 // check_vision.py: every operator variant without the rest of a package.
 //
-//   write_graphs CHECKPOINT OUT FORMAT [plain] [genai] [all_logits] [dequantized] [opset=N] [accuracy=N] [static=S,C] [grid=T,H,W]
+//   write_graphs CHECKPOINT OUT FORMAT [plain] [genai] [all_logits] [dequantized] [opset=N] [accuracy=N] [static=S,C] [grid=T,H,W] [skip_norm]
 //
 // FORMAT is a name of quant/format.h for the matrices; vectors are float32, or the same float type. `dequantized`: float32
 // graphs whose weights are those of FORMAT taken back to floats.
@@ -56,6 +56,8 @@ Arguments parse(int argc, char** argv) {
       a.options.linear.plain = true;
     } else if (word == "genai") {
       a.options.layout = qvl::exporting::Layout::kGenai;
+    } else if (word == "skip_norm") {
+      a.options.skip_layer_norm = true;
     } else if (word == "all_logits") {
       a.options.all_logits = true;
     } else if (word == "dequantized") {

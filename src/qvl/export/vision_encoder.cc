@@ -4,8 +4,8 @@
 // one frame.
 //
 // The stream x is kept as [t*n, Dv], because Gemm wants matrices; only attention sees [t, n, ..]. With the
-// operators of ONNX Runtime the biases of proj, fc1 and fc2 ride on the operator that follows
-// (SkipLayerNormalization, FastGelu, BiasGelu), which saves a pass over the activations each.
+// operators of ONNX Runtime the bias of fc1 rides on the operator that follows (FastGelu, BiasGelu), which
+// saves a pass over the activations.
 
 #include "qvl/export/vision_encoder.h"
 
@@ -45,7 +45,7 @@ class Encoder {
         attention_(attention) {}
 
   std::vector<Value> run(const Value& patches) {
-    // A block is two rounds of "x += branch(norm(x))". The sum and the norm of the next round are one
+    // A block is two rounds of "x += branch(norm(x))". The sum and the norm of the next round may be one
     // operator, so that each round ends with the next one's norm.
     Stream s{embed(patches), {}};
     s.normed = norm(s.x, block_norm1(0));
@@ -100,7 +100,7 @@ class Encoder {
   // x + (branch * W^T + b), called `sum_name` if that is given, and its norm.
   Stream add_norm(const Value& x, const Value& branch, TensorRole weight, TensorRole bias, int layer,
                   const NormRoles& roles, std::string sum_name = {}) {
-    if (plain_) {
+    if (plain_ || !options_.skip_layer_norm) {
       const Value sum = g_.node("Add", {x, matrix(branch, weight, bias, layer)}, {}, onnx::kStandardDomain,
                                 std::move(sum_name));
       return {sum, norm(sum, roles)};
