@@ -4,23 +4,12 @@
 #include <cmath>
 #include <cstring>
 #include <map>
-
-#include "qvl/engine/native/open.h"
-#include "qvl/kernels/ops.h"
+#include <optional>
 
 namespace qvl::golden {
 
 std::string fixture_path(const std::string& relative) {
   return std::string(QVL_SOURCE_DIR "/tests/fixtures/golden/") + relative;
-}
-
-std::vector<Variant> native_variants() {
-  std::vector<Variant> variants;
-  for (std::string_view table : kernels::runnable_tables()) {
-    variants.push_back({engine::Precision::kF32, std::string(table)});
-    variants.push_back({engine::Precision::kBF16, std::string(table)});
-  }
-  return variants;
 }
 
 std::string variant_name(const Variant& variant) {
@@ -30,15 +19,7 @@ std::string variant_name(const Variant& variant) {
 std::shared_ptr<const engine::Engine> tiny_engine(const Variant& variant, int threads) {
   static std::map<std::string, std::shared_ptr<const engine::Engine>> engines;
   auto& engine = engines[variant_name(variant) + std::to_string(threads)];
-  if (!engine) {
-    engine::EngineOptions options;
-    options.threads = threads;
-    options.vision_precision = options.text_precision = variant.precision;
-    options.kernels = variant.kernels;
-    engine = engine::native::open_checkpoint(fixture_path("model"), options);
-    // The forced table must be the one that runs.
-    EXPECT_EQ(engine->info().isa, variant.kernels);
-  }
+  if (!engine) engine = open_variant(variant, threads);
   return engine;
 }
 
@@ -83,7 +64,34 @@ void expect_close(std::span<const float> actual, std::span<const float> expected
                               << expected[where];
 }
 
-// Feeds rows [begin, end) of a prompt.
+const std::vector<std::string>& text_cases() {
+  static const std::vector<std::string> names = {"text", "image", "two_images", "video", "image_video", "wide_image_last"};
+  return names;
+}
+
+namespace {
+
+std::optional<engine::VisionFeatures> encode(const checkpoint::SafetensorsFile& file, const engine::Engine& engine,
+                                             const char* pixels, const char* grid) {
+  if (!file.find(pixels)) return std::nullopt;
+  return engine.vision().encode(f32(file, pixels), grids(file, grid));
+}
+
+}  // namespace
+
+Prompt make_prompt(const checkpoint::SafetensorsFile& file, const engine::Engine& engine) {
+  Prompt p;
+  for (int64_t id : i64(file, "input_ids")) p.ids.push_back(static_cast<int32_t>(id));
+  const model::ModelConfig& config = engine.config();
+  p.positions = model::mrope_positions(config, p.ids, grids(file, "image_grid_thw"), grids(file, "video_grid_thw"));
+  p.embeds = engine.embed().embed(p.ids);
+  const auto images = encode(file, engine, "pixel_values", "image_grid_thw");
+  const auto videos = encode(file, engine, "pixel_values_videos", "video_grid_thw");
+  p.visual = engine::place_visual_features(p.ids, config.image_token_id, config.video_token_id,
+                                           images ? &*images : nullptr, videos ? &*videos : nullptr, p.embeds);
+  return p;
+}
+
 Tensor feed(const engine::Engine& engine, const Prompt& p, int64_t begin, int64_t end, engine::KvCache& cache,
             engine::LogitsMode mode, const engine::StageHooks& hooks) {
   const int64_t width = p.embeds.dim(1);

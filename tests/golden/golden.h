@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "qvl/base/tensor.h"
@@ -20,14 +21,19 @@ namespace qvl::golden {
 
 std::string fixture_path(const std::string& relative);
 
-// One way to run the stages: a precision and a kernel table.
+// One way to run the stages: a precision, and the kernel table (native) or the kind of package and engines (ONNX).
 struct Variant {
   engine::Precision precision;
   std::string kernels;
 };
-// Both precisions on every kernel table that this processor runs.
-std::vector<Variant> native_variants();
 std::string variant_name(const Variant& variant);
+
+// Each test program has its own: native_variants.cc (both precisions on every kernel table that this processor runs) and
+// onnx_variants.cc (packages of several kinds on ONNX Runtime and in mixes).
+std::vector<Variant> variants();
+std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int threads);
+// Whether this variant lets a test see a tensor of the trace contract.
+bool traces(const Variant& variant, std::string_view tensor);
 
 // The tiny golden model; opened once per variant.
 std::shared_ptr<const engine::Engine> tiny_engine(const Variant& variant, int threads = 1);
@@ -53,6 +59,11 @@ struct Prompt {
   Tensor embeds;
   engine::VisualRows visual;
 };
+
+// The names of the fixtures in text/, without the batch.
+const std::vector<std::string>& text_cases();
+// The prompt of a fixture, its pictures encoded and placed by the engine.
+Prompt make_prompt(const checkpoint::SafetensorsFile& file, const engine::Engine& engine);
 
 // Feeds rows [begin, end) of a prompt.
 Tensor feed(const engine::Engine& engine, const Prompt& prompt, int64_t begin, int64_t end, engine::KvCache& cache,

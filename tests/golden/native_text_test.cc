@@ -1,4 +1,4 @@
-// Embedding, decoder and greedy generation of the native engine against the reference implementation (spec 6).
+// What holds for the native text stages beyond the shared table of text_test.cc: exactness to the bit, errors, batches.
 #include <algorithm>
 #include <cstring>
 #include <cmath>
@@ -15,107 +15,35 @@
 namespace qvl::golden {
 namespace {
 
-using Param = std::tuple<std::string, Variant>;
-
-std::optional<engine::VisionFeatures> encode(const checkpoint::SafetensorsFile& file, const engine::Engine& engine,
-                                             const char* pixels, const char* grid) {
-  if (!file.find(pixels)) return std::nullopt;
-  return engine.vision().encode(f32(file, pixels), grids(file, grid));
-}
-
-Prompt make_prompt(const checkpoint::SafetensorsFile& file, const engine::Engine& engine) {
-  Prompt p;
-  for (int64_t id : i64(file, "input_ids")) p.ids.push_back(static_cast<int32_t>(id));
-  const model::ModelConfig& config = engine.config();
-  p.positions = model::mrope_positions(config, p.ids, grids(file, "image_grid_thw"), grids(file, "video_grid_thw"));
-  p.embeds = engine.embed().embed(p.ids);
-  const auto images = encode(file, engine, "pixel_values", "image_grid_thw");
-  const auto videos = encode(file, engine, "pixel_values_videos", "video_grid_thw");
-  p.visual = engine::place_visual_features(p.ids, config.image_token_id, config.video_token_id,
-                                           images ? &*images : nullptr, videos ? &*videos : nullptr, p.embeds);
-  return p;
-}
-
-const std::vector<std::string> kCases = {"text", "image", "two_images", "video", "image_video", "wide_image_last"};
-
-class NativeText : public testing::TestWithParam<Param> {};
-
-TEST_P(NativeText, EveryStageMatchesTheReference) {
-  const auto& [name, variant] = GetParam();
-  const auto file = checkpoint::SafetensorsFile::open(fixture_path("text/" + name + ".safetensors"));
-  const auto engine = tiny_engine(variant);
-  const Prompt prompt = make_prompt(file, *engine);
-  const int64_t length = static_cast<int64_t>(prompt.ids.size());
-
-  const std::vector<int64_t> positions = i64(file, "position_ids");
-  for (int a = 0; a < 3; ++a) {
-    EXPECT_TRUE(std::ranges::equal(prompt.positions.row(a),
-                                   std::span(positions).subspan(static_cast<size_t>(a * length), prompt.ids.size())));
-  }
-  EXPECT_EQ(prompt.positions.delta, i64(file, "rope_deltas")[0]);
-  expect_close(prompt.embeds.to(DType::kF32).as<float>(), f32(file, "inputs_embeds"), {3e-5f, 0.025f}, variant,
-               "inputs_embeds");
-
-  std::map<std::string, Tensor, std::less<>> traced;
-  engine::StageHooks hooks;
-  hooks.trace = [&](std::string_view tensor, Tensor value) { traced.emplace(tensor, std::move(value)); };
-  const auto cache = engine->decoder().new_cache();
-  const Tensor logits = feed(*engine, prompt, 0, length, *cache, engine::LogitsMode::kAll, hooks);
-  for (const char* layer : {"layer0", "layer1", "layer2", "layer3"}) {
-    expect_close(traced.at(layer).as<float>(), f32(file, layer), {2e-4f, 0.04f}, variant, layer);
-  }
-  expect_close(logits.as<float>(), f32(file, "logits"), {1e-4f, 0.05f}, variant, "logits");
-  EXPECT_EQ(cache->length(), length);
-
-  // The cache holds rotated keys and plain values.
-  const auto& native = dynamic_cast<const engine::native::NativeKvCache&>(*cache);
-  const kernels::KvView view = native.layer(0);
-  const auto& t = engine->config().text;
-  ASSERT_LE(length, view.block_tokens);
-  for (const char* which : {"kv0.key", "kv0.value"}) {
-    const void* block = std::string(which) == "kv0.key" ? view.key_blocks[0] : view.value_blocks[0];
-    std::vector<float> cached;
-    for (int64_t h = 0; h < t.num_kv_heads; ++h) {
-      std::vector<float> head(static_cast<size_t>(length * t.head_dim));
-      convert_elements(static_cast<const std::byte*>(block) + static_cast<size_t>(h * view.block_tokens * t.head_dim) *
-                                                                  dtype_size_bytes(view.dtype),
-                       view.dtype, head.data(), DType::kF32, length * t.head_dim);
-      cached.insert(cached.end(), head.begin(), head.end());
+// The cache holds rotated keys and plain values.
+TEST(NativeTextCache, HoldsRotatedKeysAndPlainValues) {
+  for (const Variant& variant : variants()) {
+    for (const std::string& name : text_cases()) {
+      const auto file = checkpoint::SafetensorsFile::open(fixture_path("text/" + name + ".safetensors"));
+      const auto engine = tiny_engine(variant);
+      const Prompt prompt = make_prompt(file, *engine);
+      const int64_t length = static_cast<int64_t>(prompt.ids.size());
+      const auto cache = engine->decoder().new_cache();
+      feed(*engine, prompt, 0, length, *cache, engine::LogitsMode::kNone);
+      const auto& native = dynamic_cast<const engine::native::NativeKvCache&>(*cache);
+      const kernels::KvView view = native.layer(0);
+      const auto& t = engine->config().text;
+      ASSERT_LE(length, view.block_tokens);
+      for (const char* which : {"kv0.key", "kv0.value"}) {
+        const void* block = std::string(which) == "kv0.key" ? view.key_blocks[0] : view.value_blocks[0];
+        std::vector<float> cached;
+        for (int64_t h = 0; h < t.num_kv_heads; ++h) {
+          std::vector<float> head(static_cast<size_t>(length * t.head_dim));
+          convert_elements(static_cast<const std::byte*>(block) + static_cast<size_t>(h * view.block_tokens * t.head_dim) *
+                                                                      dtype_size_bytes(view.dtype),
+                           view.dtype, head.data(), DType::kF32, length * t.head_dim);
+          cached.insert(cached.end(), head.begin(), head.end());
+        }
+        expect_close(cached, f32(file, which), {1e-4f, 0.04f}, variant, which);
+      }
     }
-    expect_close(cached, f32(file, which), {1e-4f, 0.04f}, variant, which);
   }
 }
-
-TEST_P(NativeText, GreedyTokensMatchTheReference) {
-  const auto& [name, variant] = GetParam();
-  const auto file = checkpoint::SafetensorsFile::open(fixture_path("text/" + name + ".safetensors"));
-  const auto engine = tiny_engine(variant);
-  const Prompt prompt = make_prompt(file, *engine);
-  const int64_t length = static_cast<int64_t>(prompt.ids.size());
-  const std::vector<int64_t> tokens = i64(file, "greedy.tokens");
-  const std::vector<float> golden = f32(file, "greedy.logits");
-  const int64_t vocab = engine->config().text.vocab_size;
-
-  const auto cache = engine->decoder().new_cache();
-  Tensor logits = feed(*engine, prompt, 0, length, *cache, engine::LogitsMode::kLast);
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    ASSERT_EQ(logits.size(), vocab);
-    expect_close(logits.as<float>(), std::span(golden).subspan(i * static_cast<size_t>(vocab), static_cast<size_t>(vocab)),
-                 {1e-4f, 0.06f}, variant, "greedy logits of step " + std::to_string(i));
-    // bf16 noise exceeds the tiny model's smallest margins: there the reference's tokens are fed and logits compared.
-    if (variant.precision == engine::Precision::kF32) {
-      ASSERT_EQ(argmax(logits.as<float>()), tokens[i]) << "step " << i;
-    }
-    const int64_t position = length + static_cast<int64_t>(i) + prompt.positions.delta;
-    logits = step(*engine, static_cast<int32_t>(tokens[i]), position, *cache);
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(Golden, NativeText,
-                         testing::Combine(testing::ValuesIn(kCases), testing::ValuesIn(native_variants())),
-                         [](const testing::TestParamInfo<Param>& p) {
-                           return std::get<0>(p.param) + "_" + variant_name(std::get<1>(p.param));
-                         });
 
 // The reference's left-padded batch gives each row what it gives alone. We run the rows unpadded, against the
 // batch's own logits.
@@ -154,9 +82,9 @@ TEST(NativeTextBatch, UnpaddedRunsEqualTheRowsOfTheReferenceBatch) {
 
 // Chunked prefill is exact: same bits in logits and cache whatever the chunk (spec 6.7).
 TEST(NativeTextPrefill, ResultsDoNotDependOnTheChunkSize) {
-  for (const Variant& variant : native_variants()) {
+  for (const Variant& variant : variants()) {
     const auto engine = tiny_engine(variant);
-    for (const std::string& name : kCases) {
+    for (const std::string& name : text_cases()) {
       const auto file = checkpoint::SafetensorsFile::open(fixture_path("text/" + name + ".safetensors"));
       const Prompt prompt = make_prompt(file, *engine);
       const int64_t length = static_cast<int64_t>(prompt.ids.size());
@@ -184,7 +112,7 @@ TEST(NativeTextPrefill, ResultsDoNotDependOnTheChunkSize) {
 // Work is cut by sizes alone, so the number of threads changes no bit.
 TEST(NativeTextPrefill, ThreadsDoNotChangeTheResult) {
   const auto file = checkpoint::SafetensorsFile::open(fixture_path("text/image_video.safetensors"));
-  for (const Variant& variant : native_variants()) {
+  for (const Variant& variant : variants()) {
     std::vector<float> first;
     for (int threads : {1, 2, 3}) {
       const auto engine = tiny_engine(variant, threads);

@@ -131,7 +131,7 @@ TEST_P(SmallModel, GreedyTokensEqualTheReference) {
   RecordProperty("exact_answers", exact);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, SmallModel, testing::ValuesIn(native_variants()),
+INSTANTIATE_TEST_SUITE_P(Golden, SmallModel, testing::ValuesIn(variants()),
                          [](const testing::TestParamInfo<Variant>& p) { return variant_name(p.param); });
 
 }  // namespace

@@ -1,0 +1,30 @@
+// The native stages, straight from the checkpoint, in both precisions on every kernel table.
+#include "golden.h"
+#include "qvl/engine/native/open.h"
+#include "qvl/kernels/ops.h"
+
+namespace qvl::golden {
+
+std::vector<Variant> variants() {
+  std::vector<Variant> all;
+  for (std::string_view table : kernels::runnable_tables()) {
+    all.push_back({engine::Precision::kF32, std::string(table)});
+    all.push_back({engine::Precision::kBF16, std::string(table)});
+  }
+  return all;
+}
+
+std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int threads) {
+  engine::EngineOptions options;
+  options.threads = threads;
+  options.vision_precision = options.text_precision = variant.precision;
+  options.kernels = variant.kernels;
+  const auto engine = engine::native::open_checkpoint(fixture_path("model"), options);
+  // The forced table must be the one that runs.
+  EXPECT_EQ(engine->info().isa, variant.kernels);
+  return engine;
+}
+
+bool traces(const Variant&, std::string_view) { return true; }
+
+}  // namespace qvl::golden
