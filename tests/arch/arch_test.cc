@@ -49,7 +49,7 @@ const std::map<std::string, std::set<std::string>>& third_party() {
       {"nlohmann/", {"base"}},   {"fmt/", {"base"}},          {"CLI/", {"apps"}},        {"pcre2", {"text"}},
       {"utf8proc", {"text"}},    {"simdjson", {"text"}},      {"jpeglib", {"image"}},    {"jerror", {"image"}},
       {"png.h", {"image"}},      {"webp/", {"image"}},        {"libexif/", {"image"}},   {"gif_lib", {"image"}},
-      {"onnx", {"onnx"}},        {"google/protobuf", {"onnx"}}, {"onnxruntime", {"engine/ort"}},
+      {"onnx/", {"onnx"}},       {"google/protobuf", {"onnx"}}, {"onnxruntime", {"engine/ort"}},
       {"immintrin", {"kernels", "image", "quant"}},
       {"openssl/", {"package"}},
       {"histedit", {"apps"}},    {"editline", {"apps"}},
