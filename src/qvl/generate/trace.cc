@@ -67,7 +67,8 @@ engine::VisionFeatures rows_of(const engine::VisionFeatures& f, int64_t begin, i
 }  // namespace
 
 std::vector<TracedTensor> trace_prefill(const engine::Engine& engine, const TraceInput& input,
-                                        int64_t greedy_tokens, const engine::ProgressFn& progress) {
+                                        int64_t greedy_tokens, const engine::ProgressFn& progress,
+                                        bool stages_only) {
   const model::ModelConfig& config = engine.config();
   if (input.ids.empty()) fail(ErrorCode::kInvalidArgument, "trace", "prompt", "at least one token", "none");
   const auto tokens = static_cast<int64_t>(input.ids.size());
@@ -89,7 +90,8 @@ std::vector<TracedTensor> trace_prefill(const engine::Engine& engine, const Trac
   auto add_contracted = [&add](std::string_view name, Tensor value) {
     if (name != "vision.patch_embed") add(name, std::move(value));
   };
-  const engine::StageHooks hooks{.trace = add_contracted, .progress = progress};
+  engine::StageHooks hooks{.trace = {}, .progress = progress};
+  if (!stages_only) hooks.trace = add_contracted;
 
   add("input_ids", id_tensor(input.ids));
   if (!input.image_grids.empty()) {
