@@ -43,6 +43,8 @@ Registration register_trace(CLI::App& app);
 Registration register_eval(CLI::App& app);
 Registration register_synth(CLI::App& app);
 Registration register_export(CLI::App& app);
+Registration register_verify(CLI::App& app);
+Registration register_compare(CLI::App& app);
 
 // The usage line that help shows instead of CLI11's own.
 void set_usage(CLI::App& command, std::string usage);

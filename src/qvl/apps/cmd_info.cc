@@ -1,6 +1,7 @@
 // `qvl info`: what a model folder is, without opening it for computing.
 
 #include "qvl/apps/cli.h"
+#include "qvl/apps/package_info.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/base/json.h"
@@ -192,7 +193,13 @@ std::string as_text(const Json& j) {
 
 int info(const InfoOptions& o) {
   log_to_stderr(o.verbose);
-  const Json facts = describe(resolve_model(o.model));
+  const fs::path folder = resolve_model(o.model);
+  if (package::is_package_folder(folder)) {
+    const Json facts = describe_package(folder);
+    write_stdout(o.json ? facts.dump(2) + "\n" : package_text(facts));
+    return kExitOk;
+  }
+  const Json facts = describe(folder);
   write_stdout(o.json ? facts.dump(2) + "\n" : as_text(facts));
   return kExitOk;
 }
@@ -202,9 +209,9 @@ int info(const InfoOptions& o) {
 Registration register_info(CLI::App& app) {
   auto options = std::make_shared<InfoOptions>();
   CLI::App* command =
-      app.add_subcommand("info", "What a model folder is: sizes, precision, limits, defaults");
+      app.add_subcommand("info", "What a model folder or a package is: sizes, precision, graphs, parity, limits");
   set_usage(*command, "qvl info [MODEL] [--json]");
-  command->add_option("MODEL", options->model, "Model folder (default: the small model)")
+  command->add_option("MODEL", options->model, "Model or package folder (default: the small model)")
       ->type_name("FOLDER");
   command->add_flag("--json", options->json, "One JSON object");
   command->add_flag("--verbose", options->verbose, "Decisions on stderr");

@@ -38,7 +38,8 @@ int run_program(int argc, char** argv) {
   app.set_version_flag("--version", "qvl " QVL_VERSION);
   const std::vector<Registration> commands = {register_run(app),   register_chat(app), register_info(app),
                                               register_trace(app), register_eval(app), register_synth(app),
-                                              register_export(app)};
+                                              register_export(app), register_verify(app),
+                                              register_compare(app)};
   std::string names;
   for (const Registration& c : commands) names += (names.empty() ? "" : ", ") + c.app->get_name();
 

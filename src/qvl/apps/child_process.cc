@@ -1,0 +1,57 @@
+#include "qvl/apps/child_process.h"
+
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <fstream>
+
+#include "qvl/base/error.h"
+#include "qvl/base/mapped_file.h"
+
+extern char** environ;
+
+namespace qvl::apps {
+
+ChildResult run_self(const std::vector<std::string>& arguments, const std::filesystem::path& folder) {
+  const std::string out = (folder / "child.out").string(), err = (folder / "child.err").string();
+  std::vector<std::string> words = {"qvl"};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+
+  posix_spawn_file_actions_t files;
+  posix_spawn_file_actions_init(&files);
+  posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  posix_spawn_file_actions_addopen(&files, STDERR_FILENO, err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+  pid_t child = 0;
+  errno = posix_spawn(&child, "/proc/self/exe", &files, nullptr, argv.data(), environ);
+  const int spawned = errno;
+  posix_spawn_file_actions_destroy(&files);
+  if (spawned != 0) {
+    errno = spawned;
+    fail_errno("qvl", "cannot start itself");
+  }
+  int status = 0;
+  // Ctrl-C reaches the child as well; it is waited for all the same.
+  while (waitpid(child, &status, 0) < 0) {
+    if (errno != EINTR) fail_errno("qvl", "waiting for a child");
+  }
+  constexpr size_t kMostBytes = size_t{64} << 20;
+  return {WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status), read_file(out, kMostBytes), read_file(err, kMostBytes)};
+}
+
+double peak_memory_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::strtod(line.c_str() + 6, nullptr) * 1024;
+  }
+  fail(ErrorCode::kIo, "/proc/self/status", "peak memory", "a line VmHWM", "none");
+}
+
+}  // namespace qvl::apps
