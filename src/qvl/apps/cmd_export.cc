@@ -55,7 +55,7 @@ int run_export(const ExportCommandOptions& o) {
   if (!o.embedding.empty()) options.precision.embedding = exporting::parse_stage_precision(o.embedding, "--embedding");
   options.precision.block = o.block;
   options.precision.zero_points = o.zero_points;
-  options.recipe = exporting::parse_recipe(o.recipe);
+  options.recipe = quant::parse_recipe(o.recipe);
   options.layout = o.layout == "genai" ? exporting::Layout::kGenai : exporting::Layout::kQvl;
   options.plain = o.plain;
   options.opset = o.opset;

@@ -98,7 +98,7 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source,
   const std::span<const float> weights =
       importance == options.importance.end() ? std::span<const float>() : std::span<const float>(importance->second);
   const quant::Quantizer quantizer(
-      format, tensor.columns, options.recipe == Recipe::kPlain ? quant::Method::kPlain : quant::Method::kSearch, weights,
+      format, tensor.columns, quant::recipe_method(options.recipe), weights,
       view.where());
   const auto row_bytes = format.data_bytes(tensor.rows, tensor.columns) / static_cast<uint64_t>(tensor.rows);
   const int64_t piece_rows = std::max<int64_t>(
@@ -159,22 +159,6 @@ std::vector<GraphFile> build_graphs(WeightPlan& plan, const ExportOptions& optio
 
 }  // namespace
 
-Recipe parse_recipe(std::string_view name) {
-  if (name == "plain") return Recipe::kPlain;
-  if (name == "balanced") return Recipe::kBalanced;
-  if (name == "best") return Recipe::kBest;
-  fail(ErrorCode::kInvalidArgument, "--recipe", "recipe", "plain, balanced or best", name);
-}
-
-std::string_view recipe_name(Recipe recipe) {
-  switch (recipe) {
-    case Recipe::kPlain: return "plain";
-    case Recipe::kBalanced: return "balanced";
-    case Recipe::kBest: return "best";
-  }
-  return "";
-}
-
 ExportResult export_package(const ExportOptions& options) {
   if (options.threads < 0) {
     fail(ErrorCode::kInvalidArgument, "export", "threads", "0 (all processors) or more", std::to_string(options.threads));
@@ -202,14 +186,13 @@ ExportResult export_package(const ExportOptions& options) {
   Progress progress(options, static_cast<int64_t>(source.checkpoint.total_bytes()));
 
   SensitivityReport sensitivity;
-  if (options.recipe != Recipe::kPlain) {
+  if (options.recipe != quant::Recipe::kPlain) {
     progress.begin("measuring");
     sensitivity = measure_sensitivity(source, options, pool, [&](int64_t bytes) { progress.report(bytes); });
   }
   WeightPlan plan(source.config, [&](const model::TensorSpec& tensor) {
-    const auto upgraded = sensitivity.upgraded.find(tensor.name);
-    return upgraded != sensitivity.upgraded.end() ? upgraded->second
-                                                  : options.precision.format_of(tensor, source.dtype);
+    const auto chosen = sensitivity.formats.find(tensor.name);
+    return chosen != sensitivity.formats.end() ? chosen->second : options.precision.format_of(tensor, source.dtype);
   });
   std::vector<GraphFile> graphs = build_graphs(plan, options, graph_options);
 
@@ -229,9 +212,9 @@ ExportResult export_package(const ExportOptions& options) {
   manifest.vision.precision = stage_precision_name(options.precision.vision);
   manifest.text.precision = stage_precision_name(options.precision.text);
   manifest.text.recipe = options.precision.text == StagePrecision::kInt4 || options.precision.text == StagePrecision::kInt8
-                             ? recipe_name(options.recipe)
+                             ? quant::recipe_name(options.recipe)
                              : "";
-  manifest.vision.recipe = options.precision.vision == StagePrecision::kInt8 ? recipe_name(options.recipe) : "";
+  manifest.vision.recipe = options.precision.vision == StagePrecision::kInt8 ? quant::recipe_name(options.recipe) : "";
   if (graph_options.static_grid) {
     const image::Grid& g = *graph_options.static_grid;
     manifest.static_sizes = package::StaticSizes{options.static_image->width_px, options.static_image->height_px, g.t, g.h,
@@ -256,7 +239,7 @@ ExportResult export_package(const ExportOptions& options) {
   }
   for (const StoredTensor* tensor : plan.tensors()) manifest.tensors.push_back(tensor_entry(*tensor));
   if (!tensors.empty()) {
-    manifest.quantisation = {{"recipe", recipe_name(options.recipe)},
+    manifest.quantisation = {{"recipe", quant::recipe_name(options.recipe)},
                              {"calibrated", !options.importance.empty()},
                              {"sensitivity", std::move(sensitivity.report)},
                              {"all", total.to_json()},

@@ -14,17 +14,9 @@
 #include "qvl/export/graphs.h"
 #include "qvl/export/precision.h"
 #include "qvl/package/manifest.h"
+#include "qvl/quant/recipe.h"
 
 namespace qvl::exporting {
-
-// How integer weights are found.
-enum class Recipe {
-  kPlain,     // plain rounding, everything at the asked precision
-  kBalanced,  // searched scales, sensitive matrices at 8 bits: about 4.9 bits a weight for int4
-  kBest,      // more of them: about 5.8 bits
-};
-Recipe parse_recipe(std::string_view name);
-std::string_view recipe_name(Recipe recipe);
 
 // Mean square of each input column of a matrix, by canonical tensor name, from running the model on samples.
 using Importance = std::map<std::string, std::vector<float>, std::less<>>;
@@ -38,7 +30,7 @@ struct ExportOptions {
   std::filesystem::path out;
   bool replace = false;  // an existing package at `out` is replaced in one step
   PrecisionOptions precision;
-  Recipe recipe = Recipe::kBalanced;
+  quant::Recipe recipe = quant::Recipe::kBalanced;  // of integer weights
   Importance importance;  // empty: all columns alike
   Layout layout = Layout::kQvl;
   bool plain = false;

@@ -14,9 +14,9 @@
 namespace qvl::exporting {
 
 struct SensitivityReport {
-  // Canonical names of the matrices that leave the asked format, and what they get.
-  std::map<std::string, quant::Format, std::less<>> upgraded;
-  Json report;  // budget, bits reached, error before and after; null when there was nothing to choose
+  // What the decoder's matrices get, by canonical name; empty when there was nothing to choose.
+  std::map<std::string, quant::Format, std::less<>> formats;
+  Json report;  // the plan of quant/recipe.h; null likewise
 };
 
 // Only int4 text leaves a choice. Reads sampled rows of every decoder matrix; `on_bytes` gets the bytes of the checkpoint
