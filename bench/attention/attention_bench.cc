@@ -1,6 +1,6 @@
-// Attention at the shapes of the vision encoder and the decoder: checked against the scalar kernels first, then timed
-// as best of several runs, with its share of the limits measured around it. Times are CPU seconds with one thread
-// (run pinned: taskset -c 0), wall clock with more.
+// Attention at the shapes of the vision encoder and the decoder: checked against the scalar kernels first,
+// then timed as best of several runs, with its share of the limits measured around it. Times are CPU seconds
+// with one thread (run pinned: taskset -c 0), wall clock with more.
 //
 //   attention_bench [--table NAME] [--threads N] [--only SUBSTRING] [--repeat N]
 #include <algorithm>
@@ -76,7 +76,8 @@ class Bench {
     const float scale = 1.0f / std::sqrt(static_cast<float>(hd));
     const auto call = [&](const KernelTable& table, int64_t rows, Tensor& out) {
       const auto part = [&](int64_t i) {
-        return ConstMatrix{static_cast<const std::byte*>(qkv.data()) + i * width * static_cast<int64_t>(dtype_size_bytes(dtype)),
+        return ConstMatrix{static_cast<const std::byte*>(qkv.data()) +
+                               i * width * static_cast<int64_t>(dtype_size_bytes(dtype)),
                            dtype, rows, width, 3 * width};
       };
       const int64_t lengths[] = {rows};
@@ -88,11 +89,13 @@ class Bench {
     call(scalar_, checked, expected);
     call(table_, checked, got);
     if (!valid(title, dtype, largest_difference(expected, got))) return;
-    const double flop = 4.0 * static_cast<double>(patches) * static_cast<double>(patches) * static_cast<double>(width);
+    const double flop =
+        4.0 * static_cast<double>(patches) * static_cast<double>(patches) * static_cast<double>(width);
     report_flops(title, flop, dtype, [&] { call(table_, patches, out); });
   }
 
-  void prefill(const char* name, DType dtype, int64_t rows, int64_t past, int64_t heads, int64_t kv_heads, int64_t hd) {
+  void prefill(const char* name, DType dtype, int64_t rows, int64_t past, int64_t heads, int64_t kv_heads,
+               int64_t hd) {
     causal(label("prefill", name, dtype), LinearPath::kGemm, dtype, rows, past, heads, kv_heads, hd);
   }
   void decode(const char* name, DType dtype, int64_t past, int64_t heads, int64_t kv_heads, int64_t hd) {
@@ -131,7 +134,8 @@ class Bench {
 
   void report_flops(const std::string& title, double flop, DType dtype, const std::function<void()>& fn) {
     // The peak is measured before and after every run: on a shared machine it moves.
-    const bool use_dot = table_.name == "avx512bf16" && dtype == DType::kBF16 && peak_bf16_dot_gflops() > peak_fma_gflops(table_.name);
+    const bool use_dot = table_.name == "avx512bf16" && dtype == DType::kBF16 &&
+                         peak_bf16_dot_gflops() > peak_fma_gflops(table_.name);
     const auto peak_now = [&] {
       return (use_dot ? peak_bf16_dot_gflops() : peak_fma_gflops(table_.name)) * options_.threads;
     };
@@ -149,20 +153,23 @@ class Bench {
     }
     std::sort(shares.begin(), shares.end());
     const auto [share, peak] = shares[shares.size() / 2];
-    std::printf("%-44s %8.1f GFLOPS, best of %d: %5.1f %% of %.0f (%s); median share %.1f %% of %.0f; %.2f ms\n",
-                title.c_str(), flop / best * 1e-9, options_.repeat, top > 0 ? 100 * flop / best * 1e-9 / top : 0.0, top, use_dot ? "bf16 dot" : "fma", 100 * share, peak, best * 1e3);
+    std::printf(
+        "%-44s %8.1f GFLOPS, best of %d: %5.1f %% of %.0f (%s); median share %.1f %% of %.0f; %.2f ms\n",
+        title.c_str(), flop / best * 1e-9, options_.repeat, top > 0 ? 100 * flop / best * 1e-9 / top : 0.0,
+        top, use_dot ? "bf16 dot" : "fma", 100 * share, peak, best * 1e3);
     std::fflush(stdout);
   }
 
-  void causal(const std::string& title, LinearPath path, DType dtype, int64_t rows, int64_t past, int64_t heads,
-              int64_t kv_heads, int64_t hd) {
+  void causal(const std::string& title, LinearPath path, DType dtype, int64_t rows, int64_t past,
+              int64_t heads, int64_t kv_heads, int64_t hd) {
     if (!wanted(title)) return;
     constexpr int64_t kBlock = 64, kLayers = 36;
     const int64_t layers = path == LinearPath::kGemv ? kLayers : 1;  // decode: as cold as in a real step
     const int64_t blocks = (past + rows + kBlock - 1) / kBlock;
     std::vector<Tensor> storage;
     std::vector<void*> keys, values;
-    const Tensor sample = random_tensor(dtype, {kv_heads, kBlock, hd}, 2), sample2 = random_tensor(dtype, {kv_heads, kBlock, hd}, 3);
+    const Tensor sample = random_tensor(dtype, {kv_heads, kBlock, hd}, 2),
+                 sample2 = random_tensor(dtype, {kv_heads, kBlock, hd}, 3);
     for (int64_t i = 0; i < layers * blocks; ++i) {
       storage.push_back(sample.copy());
       keys.push_back(storage.back().data());
@@ -173,26 +180,31 @@ class Bench {
     Tensor expected(dtype, {rows, heads * hd}), got(dtype, {rows, heads * hd});
     const float scale = 1.0f / std::sqrt(static_cast<float>(hd));
     const auto call = [&](const KernelTable& table, int64_t layer, Tensor& out) {
-      const KvView kv{keys.data() + layer * blocks, values.data() + layer * blocks, dtype, kBlock, kv_heads, hd};
-      attention_causal({&pool_, &table}, path, {q.data(), dtype, rows, heads * hd, heads * hd}, kv, heads, past, scale,
-                       {out.data(), dtype, rows, heads * hd, heads * hd});
+      const KvView kv{
+          keys.data() + layer * blocks, values.data() + layer * blocks, dtype, kBlock, kv_heads, hd};
+      attention_causal({&pool_, &table}, path, {q.data(), dtype, rows, heads * hd, heads * hd}, kv, heads,
+                       past, scale, {out.data(), dtype, rows, heads * hd, heads * hd});
     };
     call(scalar_, 0, expected);
     call(table_, 0, got);
     if (!valid(title, dtype, largest_difference(expected, got))) return;
     if (path == LinearPath::kGemm) {
-      const double pairs = static_cast<double>(rows) * static_cast<double>(past) + 0.5 * static_cast<double>(rows) * static_cast<double>(rows + 1);
-      report_flops(title, 4.0 * pairs * static_cast<double>(heads * hd), dtype, [&] { call(table_, 0, got); });
+      const double pairs = static_cast<double>(rows) * static_cast<double>(past) +
+                           0.5 * static_cast<double>(rows) * static_cast<double>(rows + 1);
+      report_flops(title, 4.0 * pairs * static_cast<double>(heads * hd), dtype,
+                   [&] { call(table_, 0, got); });
       return;
     }
-    const double bytes = 2.0 * static_cast<double>((past + rows) * kv_heads * hd * layers) * static_cast<double>(dtype_size_bytes(dtype));
-    const double limit = read_gb_per_s(static_cast<size_t>(std::clamp(bytes, 64e6, 600e6))) * options_.threads;
+    const double bytes = 2.0 * static_cast<double>((past + rows) * kv_heads * hd * layers) *
+                         static_cast<double>(dtype_size_bytes(dtype));
+    const double limit =
+        read_gb_per_s(static_cast<size_t>(std::clamp(bytes, 64e6, 600e6))) * options_.threads;
     const double seconds = best_seconds([&] {
       for (int64_t layer = 0; layer < layers; ++layer) call(table_, layer, got);
     });
     const double rate = bytes / seconds * 1e-9;
-    std::printf("%-44s %8.1f GB/s    %5.1f %% of %.1f (read)  %.2f ms a token (%lld layers)\n", title.c_str(), rate,
-                100 * rate / limit, limit, seconds * 1e3, static_cast<long long>(layers));
+    std::printf("%-44s %8.1f GB/s    %5.1f %% of %.1f (read)  %.2f ms a token (%lld layers)\n", title.c_str(),
+                rate, 100 * rate / limit, limit, seconds * 1e3, static_cast<long long>(layers));
     std::fflush(stdout);
   }
 
@@ -207,7 +219,8 @@ int run(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
     const std::string name = argv[i];
-    if (i + 1 >= argc) fail(ErrorCode::kInvalidArgument, "attention_bench", "option '" + name + "' without a value");
+    if (i + 1 >= argc)
+      fail(ErrorCode::kInvalidArgument, "attention_bench", "option '" + name + "' without a value");
     const std::string value = argv[++i];
     if (name == "--table") {
       options.table = value;
@@ -223,7 +236,8 @@ int run(int argc, char** argv) {
   }
   Bench bench(options);
   for (DType dtype : {DType::kBF16, DType::kF32}) {
-    // 1024 x 768; the models have 16 such heads, two are enough for a rate and short enough for a quiet moment.
+    // 1024 x 768; the models have 16 such heads, two are enough for a rate and short enough for a quiet
+    // moment.
     bench.full("3072 x 2 x 64", dtype, 3072, 2, 64);
     bench.full("3072 x 2 x 72", dtype, 3072, 2, 72);
     bench.full("400 x 16 x 64", dtype, 400, 16, 64);

@@ -32,15 +32,16 @@ double rate_of(int chains, const Body& body) {
 
 }  // namespace
 
-#define QVL_CHAINS(op, reg)                                                                           \
-  asm volatile(op " %%" reg "12, %%" reg "13, %%" reg "0\n\t" op " %%" reg "12, %%" reg "13, %%" reg "1\n\t"   \
-               op " %%" reg "12, %%" reg "13, %%" reg "2\n\t" op " %%" reg "12, %%" reg "13, %%" reg "3\n\t"   \
-               op " %%" reg "12, %%" reg "13, %%" reg "4\n\t" op " %%" reg "12, %%" reg "13, %%" reg "5\n\t"   \
-               op " %%" reg "12, %%" reg "13, %%" reg "6\n\t" op " %%" reg "12, %%" reg "13, %%" reg "7\n\t"   \
-               op " %%" reg "12, %%" reg "13, %%" reg "8\n\t" op " %%" reg "12, %%" reg "13, %%" reg "9\n\t"   \
-               op " %%" reg "12, %%" reg "13, %%" reg "10\n\t" op " %%" reg "12, %%" reg "13, %%" reg "11\n\t" \
-               ::: "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",    \
-                 "xmm11")
+#define QVL_CHAINS(op, reg)                                                                             \
+  asm volatile(op " %%" reg "12, %%" reg "13, %%" reg "0\n\t" op " %%" reg "12, %%" reg "13, %%" reg    \
+                  "1\n\t" op " %%" reg "12, %%" reg "13, %%" reg "2\n\t" op " %%" reg "12, %%" reg      \
+                  "13, %%" reg "3\n\t" op " %%" reg "12, %%" reg "13, %%" reg "4\n\t" op " %%" reg      \
+                  "12, %%" reg "13, %%" reg "5\n\t" op " %%" reg "12, %%" reg "13, %%" reg "6\n\t" op   \
+                  " %%" reg "12, %%" reg "13, %%" reg "7\n\t" op " %%" reg "12, %%" reg "13, %%" reg    \
+                  "8\n\t" op " %%" reg "12, %%" reg "13, %%" reg "9\n\t" op " %%" reg "12, %%" reg      \
+                  "13, %%" reg "10\n\t" op " %%" reg "12, %%" reg "13, %%" reg "11\n\t" ::              \
+                      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
+                        "xmm10", "xmm11")
 
 double peak_fma_gflops(std::string_view table) {
   const kernels::CpuFeatures& cpu = kernels::cpu_features();
@@ -63,8 +64,12 @@ double peak_bf16_dot_gflops() {
 
 #else
 
-double peak_fma_gflops(std::string_view) { return 0; }
-double peak_bf16_dot_gflops() { return 0; }
+double peak_fma_gflops(std::string_view) {
+  return 0;
+}
+double peak_bf16_dot_gflops() {
+  return 0;
+}
 
 #endif
 

@@ -1,4 +1,5 @@
-// What this processor can do at most, measured: the denominators of the shares that the attention benchmark prints.
+// What this processor can do at most, measured: the denominators of the shares that the attention benchmark
+// prints.
 #pragma once
 
 #include <cstddef>

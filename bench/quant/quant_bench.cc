@@ -1,11 +1,12 @@
-// Speed and error of the quantisers on one thread: MB/s of bf16 input for each format, method and instruction set, and
-// how much error the search leaves compared with plain rounding.
+// Speed and error of the quantisers on one thread: MB/s of bf16 input for each format, method and instruction
+// set, and how much error the search leaves compared with plain rounding.
 //
 //   quant_bench [ROWS COLUMNS]      default 2048 2560; `taskset -c 0` keeps it on one core
 //
-// Data: Gaussian weights with a few outlier columns and an uneven importance. First checks that all instruction sets give
-// the same bytes and that the statistics equal those of the dequantised bytes, then times. Time is processor time of the
-// thread, the best of several rounds. The machine's limit beside it: the same matrix converted to float32 and summed.
+// Data: Gaussian weights with a few outlier columns and an uneven importance. First checks that all
+// instruction sets give the same bytes and that the statistics equal those of the dequantised bytes, then
+// times. Time is processor time of the thread, the best of several rounds. The machine's limit beside it: the
+// same matrix converted to float32 and summed.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -60,8 +61,8 @@ void run(int64_t rows, int64_t columns) {
   });
   std::printf("%ld x %ld bf16, %.1f MB; scalar read and widen %.0f MB/s\n", static_cast<long>(rows),
               static_cast<long>(columns), megabytes, megabytes / read);
-  for (const char* name : {"int4 b32", "int4 b32 bf16-scales", "int4 b64", "int4 b128", "int4 b32 zp", "int4 b128 zp",
-                           "int8 b32", "int8 b32 zp", "int8 row"}) {
+  for (const char* name : {"int4 b32", "int4 b32 bf16-scales", "int4 b64", "int4 b128", "int4 b32 zp",
+                           "int4 b128 zp", "int8 b32", "int8 b32 zp", "int8 row"}) {
     const Format format = parse_format(name);
     QuantizedMatrix out(format, rows, columns);
     double plain_error = 0;
@@ -71,7 +72,9 @@ void run(int64_t rows, int64_t columns) {
       for (Isa isa : available_isas()) {
         const Quantizer quantizer(format, columns, method, importance, name, isa);
         ErrorStats stats;
-        const double s = best_s(isa == Isa::kPortable ? 1 : 5, [&] { stats = quantizer.quantize(w.data(), w.dtype(), rows, out.span(), pool); });
+        const double s = best_s(isa == Isa::kPortable ? 1 : 5, [&] {
+          stats = quantizer.quantize(w.data(), w.dtype(), rows, out.span(), pool);
+        });
         std::vector<std::byte> bytes(out.span().data.begin(), out.span().data.end());
         bytes.insert(bytes.end(), out.span().scales.begin(), out.span().scales.end());
         if (expected.empty()) {
@@ -82,7 +85,8 @@ void run(int64_t rows, int64_t columns) {
           ErrorStats check;
           check.add(x.as<float>(), back, columns);
           if (std::fabs(check.rms_error() - stats.rms_error()) > 1e-5 * check.rms_error()) {
-            fail(ErrorCode::kMismatch, name, "statistics", std::to_string(check.rms_error()), std::to_string(stats.rms_error()));
+            fail(ErrorCode::kMismatch, name, "statistics", std::to_string(check.rms_error()),
+                 std::to_string(stats.rms_error()));
           }
           if (method == Method::kPlain) plain_error = stats.weighted_relative_rms();
           std::printf("  %.3f bits  weighted error %.5f (%.3f of plain)", stats.bits_per_weight(),

@@ -2,11 +2,11 @@
 //
 //   tokenizer_bench [VOCABULARY_FOLDER [TEXT_FILE...]]
 //
-// Without arguments: the vocabulary that tests/parity/fetch_vocabulary.sh fetched; prose is this project's own
-// documentation, code its own sources, Chinese is drawn from the vocabulary's Han tokens. First checks that the ids
-// decode to the text and that a cold tokenizer agrees with a warm one, then times. "scan" is the speed of UTF-8 check,
-// NFC and splitting alone: the bound that BPE can approach. Times are processor time of the thread, the best of several
-// rounds, so that a busy machine disturbs less.
+// Without arguments: the vocabulary that tests/parity/fetch_vocabulary.sh fetched; prose is this project's
+// own documentation, code its own sources, Chinese is drawn from the vocabulary's Han tokens. First checks
+// that the ids decode to the text and that a cold tokenizer agrees with a warm one, then times. "scan" is the
+// speed of UTF-8 check, NFC and splitting alone: the bound that BPE can approach. Times are processor time of
+// the thread, the best of several rounds, so that a busy machine disturbs less.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -44,7 +44,8 @@ double best_ms(int rounds, Fn fn) {
   return best;
 }
 
-std::string read_tree(const std::filesystem::path& root, std::initializer_list<const char*> extensions, size_t limit_bytes) {
+std::string read_tree(const std::filesystem::path& root, std::initializer_list<const char*> extensions,
+                      size_t limit_bytes) {
   std::vector<std::filesystem::path> files;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(root)) {
     for (const char* extension : extensions) {
@@ -109,20 +110,24 @@ void measure(const char* name, const Tokenizer& tokenizer, const Tokenizer& cold
   });
   std::string out;
   const double decode = best_ms(9, [&] { out = tokenizer.decode(ids, false); });
-  std::printf("%-10s %6.2f MB %8zu ids %5.2f B/id   encode %7.1f MB/s   scan %7.1f MB/s (encode is %2.0f%% of it)   decode %7.1f MB/s\n",
-              name, megabytes, ids.size(), static_cast<double>(text.size()) / static_cast<double>(ids.size()),
-              megabytes / encode * 1e3, megabytes / scan * 1e3, 100 * scan / encode, megabytes / decode * 1e3);
+  std::printf(
+      "%-10s %6.2f MB %8zu ids %5.2f B/id   encode %7.1f MB/s   scan %7.1f MB/s (encode is %2.0f%% of it)   "
+      "decode %7.1f MB/s\n",
+      name, megabytes, ids.size(), static_cast<double>(text.size()) / static_cast<double>(ids.size()),
+      megabytes / encode * 1e3, megabytes / scan * 1e3, 100 * scan / encode, megabytes / decode * 1e3);
 }
 
 void run(int argc, char** argv) {
   const std::filesystem::path root = QVL_SOURCE_DIR;
-  const std::filesystem::path folder = argc > 1 ? std::filesystem::path(argv[1]) : root / "build/third_party/qwen3-tokenizer";
+  const std::filesystem::path folder =
+      argc > 1 ? std::filesystem::path(argv[1]) : root / "build/third_party/qwen3-tokenizer";
   const Tokenizer cold = Tokenizer::load(folder);
   const double load = best_ms(5, [&] { Tokenizer::load(folder); });
   const Tokenizer tokenizer = Tokenizer::load(folder);
   std::printf("load %.0f ms, %d tokens\n", load, tokenizer.vocab_size());
   if (argc > 2) {
-    for (int i = 2; i < argc; ++i) measure(argv[i], tokenizer, cold, qvl::read_file(argv[i], size_t{256} << 20));
+    for (int i = 2; i < argc; ++i)
+      measure(argv[i], tokenizer, cold, qvl::read_file(argv[i], size_t{256} << 20));
     return;
   }
   const size_t limit = 1 << 20;

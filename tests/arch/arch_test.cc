@@ -1,5 +1,5 @@
-// Holds the table of rooms of ARCHITECTURE.md: parses every include below src/qvl and refuses what the table does not
-// allow.
+// Holds the table of rooms of ARCHITECTURE.md: parses every include below src/qvl and refuses what the table
+// does not allow.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -32,13 +32,14 @@ const std::map<std::string, std::set<std::string>>& table() {
       {"export", {"base", "checkpoint", "text", "image", "quant", "onnx", "model", "package"}},
       {"kernels", {"base", "quant"}},
       {"engine", {"base", "model", "package", "image/grid.h"}},
-      {"engine/native", {"base", "checkpoint", "quant", "model", "package", "kernels", "engine", "image/grid.h"}},
+      {"engine/native",
+       {"base", "checkpoint", "quant", "model", "package", "kernels", "engine", "image/grid.h"}},
       {"engine/ort", {"base", "model", "onnx", "package", "engine", "image/grid.h"}},
       {"generate", {"base", "model", "text", "image", "engine"}},
       {"serve", {"base", "generate"}},
       {"apps",
-       {"base", "checkpoint", "text", "image", "quant", "onnx", "model", "synth", "package", "export", "kernels", "engine",
-        "engine/native", "engine/ort", "generate", "serve"}},
+       {"base", "checkpoint", "text", "image", "quant", "onnx", "model", "synth", "package", "export",
+        "kernels", "engine", "engine/native", "engine/ort", "generate", "serve"}},
   };
   return t;
 }
@@ -46,13 +47,25 @@ const std::map<std::string, std::set<std::string>>& table() {
 // Start of a third-party header -> the room that owns the library.
 const std::map<std::string, std::set<std::string>>& third_party() {
   static const std::map<std::string, std::set<std::string>> t = {
-      {"nlohmann/", {"base"}},   {"fmt/", {"base"}},          {"CLI/", {"apps"}},        {"pcre2", {"text"}},
-      {"utf8proc", {"text"}},    {"simdjson", {"text"}},      {"jpeglib", {"image"}},    {"jerror", {"image"}},
-      {"png.h", {"image"}},      {"webp/", {"image"}},        {"libexif/", {"image"}},   {"gif_lib", {"image"}},
-      {"onnx/", {"onnx"}},       {"google/protobuf", {"onnx"}}, {"onnxruntime", {"engine/ort"}},
+      {"nlohmann/", {"base"}},
+      {"fmt/", {"base"}},
+      {"CLI/", {"apps"}},
+      {"pcre2", {"text"}},
+      {"utf8proc", {"text"}},
+      {"simdjson", {"text"}},
+      {"jpeglib", {"image"}},
+      {"jerror", {"image"}},
+      {"png.h", {"image"}},
+      {"webp/", {"image"}},
+      {"libexif/", {"image"}},
+      {"gif_lib", {"image"}},
+      {"onnx/", {"onnx"}},
+      {"google/protobuf", {"onnx"}},
+      {"onnxruntime", {"engine/ort"}},
       {"immintrin", {"kernels", "image", "quant"}},
       {"openssl/", {"package"}},
-      {"histedit", {"apps"}},    {"editline", {"apps"}},
+      {"histedit", {"apps"}},
+      {"editline", {"apps"}},
   };
   return t;
 }
@@ -66,12 +79,18 @@ std::vector<fs::path> sources() {
   return files;
 }
 
-std::string room_of(const fs::path& file) { return fs::relative(file.parent_path(), kRoot).string(); }
+std::string room_of(const fs::path& file) {
+  return fs::relative(file.parent_path(), kRoot).string();
+}
 
 // The room of "engine/native/open.h".
-std::string room_of_include(const std::string& header) { return fs::path(header).parent_path().string(); }
+std::string room_of_include(const std::string& header) {
+  return fs::path(header).parent_path().string();
+}
 
-bool is_test(const fs::path& file) { return file.stem().string().ends_with("_test"); }
+bool is_test(const fs::path& file) {
+  return file.stem().string().ends_with("_test");
+}
 
 struct Include {
   fs::path file;
@@ -97,7 +116,9 @@ std::vector<Include> includes() {
   return found;
 }
 
-std::string place(const Include& i) { return fs::relative(i.file, kRoot).string() + ":" + std::to_string(i.line); }
+std::string place(const Include& i) {
+  return fs::relative(i.file, kRoot).string() + ":" + std::to_string(i.line);
+}
 
 TEST(Rooms, EveryFolderIsInTheTable) {
   std::set<std::string> seen;
@@ -145,7 +166,8 @@ TEST(Rooms, ThirdPartyHeadersStayInOneRoom) {
 }
 
 TEST(Rooms, LibraryNeverPrintsOrExits) {
-  static const std::regex pattern(R"(\bstd::(cout|cerr|clog|exit|abort|quick_exit)\b|\b(printf|fprintf|puts|perror|abort|_exit|exit)\s*\(|\bassert\s*\()");
+  static const std::regex pattern(
+      R"(\bstd::(cout|cerr|clog|exit|abort|quick_exit)\b|\b(printf|fprintf|puts|perror|abort|_exit|exit)\s*\(|\bassert\s*\()");
   for (const fs::path& file : sources()) {
     const std::string room = room_of(file);
     if (room == "apps" || is_test(file)) continue;

@@ -60,19 +60,21 @@ void expect_close(std::span<const float> actual, std::span<const float> expected
   }
   const float allowed =
       variant.precision == engine::Precision::kF32 ? limit.f32_abs : limit.bf16_relative * magnitude;
-  EXPECT_LE(largest, allowed) << what << " differs most at " << where << ": " << actual[where] << " instead of "
-                              << expected[where];
+  EXPECT_LE(largest, allowed) << what << " differs most at " << where << ": " << actual[where]
+                              << " instead of " << expected[where];
 }
 
 const std::vector<std::string>& text_cases() {
-  static const std::vector<std::string> names = {"text", "image", "two_images", "video", "image_video", "wide_image_last"};
+  static const std::vector<std::string> names = {"text",  "image",       "two_images",
+                                                 "video", "image_video", "wide_image_last"};
   return names;
 }
 
 namespace {
 
-std::optional<engine::VisionFeatures> encode(const checkpoint::SafetensorsFile& file, const engine::Engine& engine,
-                                             const char* pixels, const char* grid) {
+std::optional<engine::VisionFeatures> encode(const checkpoint::SafetensorsFile& file,
+                                             const engine::Engine& engine, const char* pixels,
+                                             const char* grid) {
   if (!file.find(pixels)) return std::nullopt;
   return engine.vision().encode(f32(file, pixels), grids(file, grid));
 }
@@ -83,12 +85,14 @@ Prompt make_prompt(const checkpoint::SafetensorsFile& file, const engine::Engine
   Prompt p;
   for (int64_t id : i64(file, "input_ids")) p.ids.push_back(static_cast<int32_t>(id));
   const model::ModelConfig& config = engine.config();
-  p.positions = model::mrope_positions(config, p.ids, grids(file, "image_grid_thw"), grids(file, "video_grid_thw"));
+  p.positions =
+      model::mrope_positions(config, p.ids, grids(file, "image_grid_thw"), grids(file, "video_grid_thw"));
   p.embeds = engine.embed().embed(p.ids);
   const auto images = encode(file, engine, "pixel_values", "image_grid_thw");
   const auto videos = encode(file, engine, "pixel_values_videos", "video_grid_thw");
-  p.visual = engine::place_visual_features(p.ids, config.image_token_id, config.video_token_id,
-                                           images ? &*images : nullptr, videos ? &*videos : nullptr, p.embeds);
+  p.visual =
+      engine::place_visual_features(p.ids, config.image_token_id, config.video_token_id,
+                                    images ? &*images : nullptr, videos ? &*videos : nullptr, p.embeds);
   return p;
 }
 
@@ -97,7 +101,8 @@ Tensor feed(const engine::Engine& engine, const Prompt& p, int64_t begin, int64_
   const int64_t width = p.embeds.dim(1);
   const size_t item = dtype_size_bytes(p.embeds.dtype());
   Tensor part(p.embeds.dtype(), {end - begin, width});
-  std::memcpy(part.data(), static_cast<const std::byte*>(p.embeds.data()) + static_cast<size_t>(begin * width) * item,
+  std::memcpy(part.data(),
+              static_cast<const std::byte*>(p.embeds.data()) + static_cast<size_t>(begin * width) * item,
               part.size_bytes());
   engine::DecoderInput input;
   input.embeds = &part;

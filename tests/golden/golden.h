@@ -1,5 +1,5 @@
-// What the golden tests share: the fixtures' folder, the engine variants under test, and comparison by the limits of
-// tests/fixtures/golden/README.md.
+// What the golden tests share: the fixtures' folder, the engine variants under test, and comparison by the
+// limits of tests/fixtures/golden/README.md.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -21,15 +21,16 @@ namespace qvl::golden {
 
 std::string fixture_path(const std::string& relative);
 
-// One way to run the stages: a precision, and the kernel table (native) or the kind of package and engines (ONNX).
+// One way to run the stages: a precision, and the kernel table (native) or the kind of package and engines
+// (ONNX).
 struct Variant {
   engine::Precision precision;
   std::string kernels;
 };
 std::string variant_name(const Variant& variant);
 
-// Each test program has its own: native_variants.cc (both precisions on every kernel table that this processor runs) and
-// onnx_variants.cc (packages of several kinds on ONNX Runtime and in mixes).
+// Each test program has its own: native_variants.cc (both precisions on every kernel table that this
+// processor runs) and onnx_variants.cc (packages of several kinds on ONNX Runtime and in mixes).
 std::vector<Variant> variants();
 std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int threads);
 // Whether this variant lets a test see a tensor of the trace contract.
@@ -42,7 +43,8 @@ std::vector<float> f32(const checkpoint::SafetensorsFile& file, const std::strin
 std::vector<int64_t> i64(const checkpoint::SafetensorsFile& file, const std::string& name);
 std::vector<image::Grid> grids(const checkpoint::SafetensorsFile& file, const std::string& name);
 
-// Limits of one tensor: absolute for float32 runs, relative to the largest golden magnitude for bfloat16 runs.
+// Limits of one tensor: absolute for float32 runs, relative to the largest golden magnitude for bfloat16
+// runs.
 struct Limit {
   float f32_abs;
   float bf16_relative;
@@ -66,8 +68,8 @@ const std::vector<std::string>& text_cases();
 Prompt make_prompt(const checkpoint::SafetensorsFile& file, const engine::Engine& engine);
 
 // Feeds rows [begin, end) of a prompt.
-Tensor feed(const engine::Engine& engine, const Prompt& prompt, int64_t begin, int64_t end, engine::KvCache& cache,
-            engine::LogitsMode mode, const engine::StageHooks& hooks = {});
+Tensor feed(const engine::Engine& engine, const Prompt& prompt, int64_t begin, int64_t end,
+            engine::KvCache& cache, engine::LogitsMode mode, const engine::StageHooks& hooks = {});
 // One decode step; returns the logits [1, V].
 Tensor step(const engine::Engine& engine, int32_t id, int64_t position, engine::KvCache& cache);
 int32_t argmax(std::span<const float> logits);

@@ -1,7 +1,8 @@
-// What holds for the native text stages beyond the shared table of text_test.cc: exactness to the bit, errors, batches.
+// What holds for the native text stages beyond the shared table of text_test.cc: exactness to the bit,
+// errors, batches.
 #include <algorithm>
-#include <cstring>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -34,9 +35,10 @@ TEST(NativeTextCache, HoldsRotatedKeysAndPlainValues) {
         std::vector<float> cached;
         for (int64_t h = 0; h < t.num_kv_heads; ++h) {
           std::vector<float> head(static_cast<size_t>(length * t.head_dim));
-          convert_elements(static_cast<const std::byte*>(block) + static_cast<size_t>(h * view.block_tokens * t.head_dim) *
-                                                                      dtype_size_bytes(view.dtype),
-                           view.dtype, head.data(), DType::kF32, length * t.head_dim);
+          convert_elements(
+              static_cast<const std::byte*>(block) +
+                  static_cast<size_t>(h * view.block_tokens * t.head_dim) * dtype_size_bytes(view.dtype),
+              view.dtype, head.data(), DType::kF32, length * t.head_dim);
           cached.insert(cached.end(), head.begin(), head.end());
         }
         expect_close(cached, f32(file, which), {1e-4f, 0.04f}, variant, which);

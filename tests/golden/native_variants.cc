@@ -25,6 +25,8 @@ std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int t
   return engine;
 }
 
-bool traces(const Variant&, std::string_view) { return true; }
+bool traces(const Variant&, std::string_view) {
+  return true;
+}
 
 }  // namespace qvl::golden

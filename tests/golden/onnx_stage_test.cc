@@ -1,5 +1,5 @@
-// What holds for stages on ONNX Runtime beyond the shared table: the cache's contract in its three forms, packages with
-// fixed sizes, integer formats against the native engine, cancelling, errors.
+// What holds for stages on ONNX Runtime beyond the shared table: the cache's contract in its three forms,
+// packages with fixed sizes, integer formats against the native engine, cancelling, errors.
 #include <algorithm>
 #include <cmath>
 #include <fstream>
@@ -62,8 +62,11 @@ TEST(OnnxVision, ImagesDoNotInfluenceEachOther) {
     size_t at = 0;
     for (const image::Grid& g : grid) {
       const size_t n = static_cast<size_t>(g.patches());
-      const Tensor alone = engine->vision().encode(std::span(pixels).subspan(row * 1536, n * 1536), {&g, 1}).merged.to(DType::kF32);
-      expect_close(alone.as<float>(), together.as<float>().subspan(at, static_cast<size_t>(alone.size())), {2e-6f, 0}, kF32, kind);
+      const Tensor alone = engine->vision()
+                               .encode(std::span(pixels).subspan(row * 1536, n * 1536), {&g, 1})
+                               .merged.to(DType::kF32);
+      expect_close(alone.as<float>(), together.as<float>().subspan(at, static_cast<size_t>(alone.size())),
+                   {2e-6f, 0}, kF32, kind);
       row += n;
       at += static_cast<size_t>(alone.size());
     }
@@ -92,11 +95,13 @@ TEST(OnnxText, ResultsDoNotDependOnTheChunkSize) {
         Tensor last;
         for (int64_t begin = 0; begin < length; begin += chunk) {
           const int64_t end = std::min(length, begin + chunk);
-          last = feed(*engine, prompt, begin, end, *cache, end == length ? engine::LogitsMode::kLast : engine::LogitsMode::kNone);
+          last = feed(*engine, prompt, begin, end, *cache,
+                      end == length ? engine::LogitsMode::kLast : engine::LogitsMode::kNone);
           ASSERT_EQ(cache->length(), end);
           ASSERT_EQ(last.dim(0), end == length ? 1 : 0);
         }
-        expect_close(last.as<float>(), last_row, {1e-4f, 0}, variant, std::string(name) + " in chunks of " + std::to_string(chunk));
+        expect_close(last.as<float>(), last_row, {1e-4f, 0}, variant,
+                     std::string(name) + " in chunks of " + std::to_string(chunk));
       }
     }
   }
@@ -108,7 +113,8 @@ TEST(OnnxText, TheCacheGrowsAndIsCutBack) {
   const int64_t length = 700;
   const Prompt expected_prompt = random_text(*native, length);
   const auto expected_cache = native->decoder().new_cache();
-  const Tensor expected = feed(*native, expected_prompt, 0, length, *expected_cache, engine::LogitsMode::kLast);
+  const Tensor expected =
+      feed(*native, expected_prompt, 0, length, *expected_cache, engine::LogitsMode::kLast);
   for (const Variant& variant : kCacheForms) {
     const auto engine = tiny_engine(variant);
     const Prompt prompt = random_text(*engine, length);
@@ -117,7 +123,8 @@ TEST(OnnxText, TheCacheGrowsAndIsCutBack) {
     for (int64_t begin = 0; begin < length; begin += 100) {
       logits = feed(*engine, prompt, begin, begin + 100, *cache, engine::LogitsMode::kLast);
     }
-    expect_close(logits.as<float>(), expected.as<float>(), {1e-4f, 0}, variant, "700 tokens " + variant.kernels);
+    expect_close(logits.as<float>(), expected.as<float>(), {1e-4f, 0}, variant,
+                 "700 tokens " + variant.kernels);
     EXPECT_GT(cache->size_bytes(), 0u);
     // Another end is computed and forgotten, then the first one again.
     cache->truncate(450);
@@ -126,13 +133,15 @@ TEST(OnnxText, TheCacheGrowsAndIsCutBack) {
     EXPECT_EQ(cache->length(), 452);
     cache->truncate(450);
     logits = feed(*engine, prompt, 450, length, *cache, engine::LogitsMode::kLast);
-    expect_close(logits.as<float>(), expected.as<float>(), {1e-4f, 0}, variant, "refilled " + variant.kernels);
+    expect_close(logits.as<float>(), expected.as<float>(), {1e-4f, 0}, variant,
+                 "refilled " + variant.kernels);
     EXPECT_EQ(code_of([&] { cache->truncate(length + 1); }), ErrorCode::kInvalidArgument);
     EXPECT_EQ(cache->length(), length);
     // To nothing and on.
     cache->truncate(0);
     logits = feed(*engine, prompt, 0, length, *cache, engine::LogitsMode::kLast);
-    expect_close(logits.as<float>(), expected.as<float>(), {1e-4f, 0}, variant, "from nothing " + variant.kernels);
+    expect_close(logits.as<float>(), expected.as<float>(), {1e-4f, 0}, variant,
+                 "from nothing " + variant.kernels);
   }
 }
 
@@ -161,14 +170,16 @@ TEST(OnnxText, AnErrorLeavesTheTimelineAsItWas) {
     feed(*engine, prompt, 0, 4, *cache, engine::LogitsMode::kNone);
     engine::StageHooks cancel;
     cancel.progress = [](int64_t, int64_t) { return false; };
-    EXPECT_EQ(code_of([&] { feed(*engine, prompt, 4, length, *cache, engine::LogitsMode::kLast, cancel); }), ErrorCode::kCancelled);
+    EXPECT_EQ(code_of([&] { feed(*engine, prompt, 4, length, *cache, engine::LogitsMode::kLast, cancel); }),
+              ErrorCode::kCancelled);
     EXPECT_EQ(cache->length(), 4);
     const Tensor rest = feed(*engine, prompt, 4, length, *cache, engine::LogitsMode::kLast);
     const auto fresh = engine->decoder().new_cache();
     const Tensor whole = feed(*engine, prompt, 0, length, *fresh, engine::LogitsMode::kLast);
     expect_close(rest.as<float>(), whole.as<float>(), {2e-5f, 0}, variant, variant.kernels);
     const auto other = native_tiny()->decoder().new_cache();
-    EXPECT_EQ(code_of([&] { feed(*engine, prompt, 0, 4, *other, engine::LogitsMode::kNone); }), ErrorCode::kInvalidArgument);
+    EXPECT_EQ(code_of([&] { feed(*engine, prompt, 0, 4, *other, engine::LogitsMode::kNone); }),
+              ErrorCode::kInvalidArgument);
   }
 }
 
@@ -180,7 +191,8 @@ TEST(OnnxText, ALongRunCanBeCancelled) {
   int calls = 0;
   engine::StageHooks hooks;
   hooks.progress = [&](int64_t, int64_t) { return ++calls < 2; };
-  EXPECT_EQ(code_of([&] { feed(*engine, prompt, 0, 3000, *cache, engine::LogitsMode::kLast, hooks); }), ErrorCode::kCancelled);
+  EXPECT_EQ(code_of([&] { feed(*engine, prompt, 0, 3000, *cache, engine::LogitsMode::kLast, hooks); }),
+            ErrorCode::kCancelled);
   EXPECT_EQ(calls, 2);
   EXPECT_EQ(cache->length(), 0);
   // What the callback throws comes out as it is.
@@ -204,7 +216,8 @@ TEST(OnnxText, RefusesInputThatDoesNotFit) {
   input.embeds = &wide;
   for (auto& axis : input.positions) axis = positions;
   const auto cache = engine->decoder().new_cache();
-  EXPECT_EQ(code_of([&] { engine->decoder().forward(input, *cache, engine::LogitsMode::kLast); }), ErrorCode::kMismatch);
+  EXPECT_EQ(code_of([&] { engine->decoder().forward(input, *cache, engine::LogitsMode::kLast); }),
+            ErrorCode::kMismatch);
 }
 
 TEST(OnnxStatic, FixedSizesGiveTheSame) {
@@ -242,19 +255,22 @@ TEST(OnnxStatic, FixedSizesGiveTheSame) {
     const std::vector<int64_t> tokens = i64(file, "greedy.tokens");
     for (size_t i = 0; i < tokens.size(); ++i) {
       ASSERT_EQ(argmax(logits.as<float>()), tokens[i]) << name << " step " << i;
-      logits = step(*fixed, static_cast<int32_t>(tokens[i]), length + static_cast<int64_t>(i) + prompt.positions.delta, *cache);
+      logits = step(*fixed, static_cast<int32_t>(tokens[i]),
+                    length + static_cast<int64_t>(i) + prompt.positions.delta, *cache);
     }
   }
   // The cache ends where the graph's does.
   const Prompt lengthy = random_text(*fixed, 160);
   const auto cache = fixed->decoder().new_cache();
   std::string message;
-  EXPECT_EQ(code_of([&] { feed(*fixed, lengthy, 0, 160, *cache, engine::LogitsMode::kLast); }, &message), ErrorCode::kLimit);
+  EXPECT_EQ(code_of([&] { feed(*fixed, lengthy, 0, 160, *cache, engine::LogitsMode::kLast); }, &message),
+            ErrorCode::kLimit);
   EXPECT_NE(message.find("112"), std::string::npos) << message;
   EXPECT_EQ(cache->length(), 0);
 }
 
-// int4 and int8 blocks with exact activations: the runtime's operators and our dequantised weights compute the same.
+// int4 and int8 blocks with exact activations: the runtime's operators and our dequantised weights compute
+// the same.
 TEST(OnnxInteger, BothEnginesReadTheSameWeights) {
   engine::ort::OrtOptions options;
   options.threads = 1;
@@ -320,8 +336,8 @@ TEST(OnnxErrors, AForeignGraphIsRefused) {
   std::swap(manifest.graphs[package::GraphKind::kEmbedding], manifest.graphs[package::GraphKind::kDecoder]);
   manifest.save(folder);
   const auto open = [&] {
-    engine::ort::open_package(std::make_shared<const package::Package>(package::Package::open(folder)), options,
-                              {.vision = false, .text = true});
+    engine::ort::open_package(std::make_shared<const package::Package>(package::Package::open(folder)),
+                              options, {.vision = false, .text = true});
   };
   std::string message;
   EXPECT_EQ(code_of(open, &message), ErrorCode::kMismatch);
@@ -356,7 +372,8 @@ TEST(PackageFolder, IsCheckedWhenItIsOpened) {
       return true;
     });
     EXPECT_EQ(last, total);
-    EXPECT_EQ(code_of([&] { p.verify_hashes([](int64_t, int64_t) { return false; }); }), ErrorCode::kCancelled);
+    EXPECT_EQ(code_of([&] { p.verify_hashes([](int64_t, int64_t) { return false; }); }),
+              ErrorCode::kCancelled);
     const package::PackageTensor& norm = p.get("model.language_model.norm.weight");
     EXPECT_EQ(norm.data.size(), 64u * dtype_size_bytes(norm.entry->format.float_type));
     EXPECT_EQ(code_of([&] { p.get("lm_head.weight"); }), ErrorCode::kNotFound);

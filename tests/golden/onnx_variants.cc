@@ -126,7 +126,8 @@ std::shared_ptr<const package::Package> open_tiny(const std::string& name) {
 }
 
 std::shared_ptr<const engine::Engine> open_mix(const std::string& name, bool onnx_vision, bool onnx_text,
-                                               const engine::ort::OrtOptions& ort, engine::Precision native_precision) {
+                                               const engine::ort::OrtOptions& ort,
+                                               engine::Precision native_precision) {
   const auto package = open_tiny(name);
   engine::EngineOptions native;
   native.threads = ort.threads;
@@ -155,7 +156,8 @@ std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int t
   engine::ort::OrtOptions options;
   options.threads = threads;
   options.vision_graph = kind.graph;
-  const auto engine = open_mix(kind.package, kind.onnx_vision, kind.onnx_text, options, engine::Precision::kAuto);
+  const auto engine =
+      open_mix(kind.package, kind.onnx_vision, kind.onnx_text, options, engine::Precision::kAuto);
   EXPECT_EQ(engine->info().vision.starts_with("onnx"), kind.onnx_vision);
   EXPECT_EQ(engine->info().text.starts_with("onnx"), kind.onnx_text);
   return engine;
@@ -167,7 +169,8 @@ bool traces(const Variant& variant, std::string_view tensor) {
   if (tensor == "vision.merged" || tensor.starts_with("vision.deepstack")) return true;
   if (!kind.onnx_vision) return true;
   // Blocks stand in a loop body of the full graph.
-  return kind.graph != VisionGraph::kFull && (tensor == "vision.pos_embed" || tensor.starts_with("vision.block"));
+  return kind.graph != VisionGraph::kFull &&
+         (tensor == "vision.pos_embed" || tensor.starts_with("vision.block"));
 }
 
 }  // namespace qvl::golden

@@ -1,5 +1,5 @@
-// The model that ships, from picture file to tokens, against the reference library's own greedy tokens on 50 prompts
-// (tests/fixtures/small/greedy.json, written by tools/small/make_fixtures.py).
+// The model that ships, from picture file to tokens, against the reference library's own greedy tokens on 50
+// prompts (tests/fixtures/small/greedy.json, written by tools/small/make_fixtures.py).
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,9 +12,9 @@
 namespace qvl::golden {
 namespace {
 
-// In bf16 two implementations round sums of thousands of products in different orders, so logits of the same prompt
-// differ by a few bf16 steps (spec B: 3.5 % of the largest). A token counts as equal when it is our best, or within
-// this share of the largest logit of our best.
+// In bf16 two implementations round sums of thousands of products in different orders, so logits of the same
+// prompt differ by a few bf16 steps (spec B: 3.5 % of the largest). A token counts as equal when it is our
+// best, or within this share of the largest logit of our best.
 constexpr float kBf16Noise = 0.02f;
 
 const Json& fixture() {
@@ -58,8 +58,10 @@ TEST_P(SmallModel, GreedyTokensEqualTheReference) {
   options.kernels = variant.kernels;
   const std::filesystem::path folder = QVL_SOURCE_DIR "/models/small";
   const auto engine = engine::native::open_checkpoint(folder, options);
-  const auto assets = std::make_shared<const generate::Assets>(generate::Assets::load(folder, engine->config()));
-  generate::Pipeline pipeline(engine, assets, std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes));
+  const auto assets =
+      std::make_shared<const generate::Assets>(generate::Assets::load(folder, engine->config()));
+  generate::Pipeline pipeline(engine, assets,
+                              std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes));
 
   ASSERT_EQ(fixture().at("cases").size(), 50u);
   int exact = 0;
@@ -100,7 +102,8 @@ TEST_P(SmallModel, GreedyTokensEqualTheReference) {
       };
       images.merged = join([](engine::VisionFeatures& f) -> Tensor& { return f.merged; });
       for (size_t j = 0; j < parts[0].deepstack.size(); ++j) {
-        images.deepstack.push_back(join([j](engine::VisionFeatures& f) -> Tensor& { return f.deepstack[j]; }));
+        images.deepstack.push_back(
+            join([j](engine::VisionFeatures& f) -> Tensor& { return f.deepstack[j]; }));
       }
     }
     const model::ModelConfig& config = engine->config();
@@ -117,9 +120,8 @@ TEST_P(SmallModel, GreedyTokensEqualTheReference) {
       const int32_t best = argmax(l);
       if (best != tokens[i]) {
         same = false;
-        const float largest = std::fabs(*std::max_element(l.begin(), l.end(), [](float a, float b) {
-          return std::fabs(a) < std::fabs(b);
-        }));
+        const float largest = std::fabs(*std::max_element(
+            l.begin(), l.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); }));
         const float gap = l[static_cast<size_t>(best)] - l[static_cast<size_t>(tokens[i])];
         EXPECT_LE(gap, f32 ? 0.0f : kBf16Noise * largest) << name << " step " << i << " token " << best;
       }

@@ -1,4 +1,5 @@
-// Embedding, decoder and greedy generation against the reference implementation (spec 6): one table for every engine.
+// Embedding, decoder and greedy generation against the reference implementation (spec 6): one table for every
+// engine.
 #include <algorithm>
 #include <map>
 
@@ -20,12 +21,13 @@ TEST_P(GoldenText, EveryStageMatchesTheReference) {
 
   const std::vector<int64_t> positions = i64(file, "position_ids");
   for (int a = 0; a < 3; ++a) {
-    EXPECT_TRUE(std::ranges::equal(prompt.positions.row(a),
-                                   std::span(positions).subspan(static_cast<size_t>(a * length), prompt.ids.size())));
+    EXPECT_TRUE(
+        std::ranges::equal(prompt.positions.row(a),
+                           std::span(positions).subspan(static_cast<size_t>(a * length), prompt.ids.size())));
   }
   EXPECT_EQ(prompt.positions.delta, i64(file, "rope_deltas")[0]);
-  expect_close(prompt.embeds.to(DType::kF32).as<float>(), f32(file, "inputs_embeds"), {3e-5f, 0.025f}, variant,
-               "inputs_embeds");
+  expect_close(prompt.embeds.to(DType::kF32).as<float>(), f32(file, "inputs_embeds"), {3e-5f, 0.025f},
+               variant, "inputs_embeds");
 
   std::map<std::string, Tensor, std::less<>> traced;
   engine::StageHooks hooks;
@@ -55,9 +57,11 @@ TEST_P(GoldenText, GreedyTokensMatchTheReference) {
   Tensor logits = feed(*engine, prompt, 0, length, *cache, engine::LogitsMode::kLast);
   for (size_t i = 0; i < tokens.size(); ++i) {
     ASSERT_EQ(logits.size(), vocab);
-    expect_close(logits.as<float>(), std::span(golden).subspan(i * static_cast<size_t>(vocab), static_cast<size_t>(vocab)),
+    expect_close(logits.as<float>(),
+                 std::span(golden).subspan(i * static_cast<size_t>(vocab), static_cast<size_t>(vocab)),
                  {1e-4f, 0.06f}, variant, "greedy logits of step " + std::to_string(i));
-    // bf16 noise exceeds the tiny model's smallest margins: there the reference's tokens are fed and logits compared.
+    // bf16 noise exceeds the tiny model's smallest margins: there the reference's tokens are fed and logits
+    // compared.
     if (variant.precision == engine::Precision::kF32) {
       ASSERT_EQ(argmax(logits.as<float>()), tokens[i]) << "step " << i;
     }

@@ -38,7 +38,8 @@ TEST_P(GoldenVision, EveryStageMatchesTheReference) {
   // Tight on purpose: a wrong GELU gives 8e-4, a wrong LayerNorm eps 8e-5.
   const Limit feature_limit{3e-5f, 0.025f};
   for (const char* i : {"0", "1", "2"}) {
-    check((std::string("deepstack") + i).c_str(), (std::string("vision.deepstack") + i).c_str(), feature_limit);
+    check((std::string("deepstack") + i).c_str(), (std::string("vision.deepstack") + i).c_str(),
+          feature_limit);
   }
   check("merged", "vision.merged", feature_limit);
 
@@ -49,7 +50,8 @@ TEST_P(GoldenVision, EveryStageMatchesTheReference) {
   if (traces(variant, "exactly")) {
     EXPECT_TRUE(std::ranges::equal(a.as<float>(), b.as<float>()));
   } else {
-    expect_close(b.as<float>(), f32(file, "merged"), feature_limit, variant, name + " merged without a trace");
+    expect_close(b.as<float>(), f32(file, "merged"), feature_limit, variant,
+                 name + " merged without a trace");
   }
   EXPECT_TRUE(std::ranges::equal(a.as<float>(), traced["vision.merged"]));
   ASSERT_EQ(again.deepstack.size(), 3u);

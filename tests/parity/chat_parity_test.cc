@@ -1,4 +1,5 @@
-// Whole prompts against the reference: rendered conversations and expanded placeholders give the reference's ids.
+// Whole prompts against the reference: rendered conversations and expanded placeholders give the reference's
+// ids.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -35,7 +36,8 @@ bool mentions_added_token(const std::string& text) {
   return std::any_of(ids.begin(), ids.end(), [](int32_t id) { return published().is_added(id); });
 }
 
-// Conversations with one pad per image. Videos are expanded with stamps, so they are compared in another test.
+// Conversations with one pad per image. Videos are expanded with stamps, so they are compared in another
+// test.
 void compare_fixture(const char* name, TemplateVariant variant, int at_least) {
   int compared = 0;
   const Json cases = golden(name);
@@ -44,7 +46,8 @@ void compare_fixture(const char* name, TemplateVariant variant, int at_least) {
     const Ids reference = c["ids"].get<Ids>();
     EXPECT_EQ(published().encode(render_string(segments)), reference) << key;
     const auto count = [&](Segment::Kind kind) {
-      return std::count_if(segments.begin(), segments.end(), [&](const Segment& s) { return s.kind == kind; });
+      return std::count_if(segments.begin(), segments.end(),
+                           [&](const Segment& s) { return s.kind == kind; });
     };
     if (count(Segment::Kind::kVideo) > 0) continue;
     const std::vector<int64_t> ones(count(Segment::Kind::kImage), 1);
@@ -80,8 +83,8 @@ TEST(ChatParity, GoldenProcessor) {
   QVL_NEED_FETCHED(vocabulary_dir() / "tokenizer.json");
   const Json cases = golden("processor.json");
   ASSERT_EQ(cases.size(), 2u);
-  const auto expect = [&](const char* name, const std::vector<Message>& messages, const std::vector<int64_t>& images,
-                          const std::vector<VideoPlacement>& videos) {
+  const auto expect = [&](const char* name, const std::vector<Message>& messages,
+                          const std::vector<int64_t>& images, const std::vector<VideoPlacement>& videos) {
     const Json& c = cases[name];
     const auto segments = render_chat(messages, {});
     EXPECT_EQ(render_string(segments), c["prompt"].get<std::string>());
@@ -92,12 +95,18 @@ TEST(ChatParity, GoldenProcessor) {
     EXPECT_EQ(kinds, c["types"].get<std::vector<int>>());
   };
   using P = ContentPart;
-  expect("two_images", {{Role::kUser, {P::make_text("A: "), P::image(), P::make_text(" B: "), P::image(), P::make_text(" Differences?")}, {}, {}}}, {6, 4}, {});
-  expect("video", {{Role::kUser, {P::video(), P::make_text("What happens?")}, {}, {}}}, {}, {{6, {0.3, 1.5, 2.7}}});
+  expect("two_images",
+         {{Role::kUser,
+           {P::make_text("A: "), P::image(), P::make_text(" B: "), P::image(), P::make_text(" Differences?")},
+           {},
+           {}}},
+         {6, 4}, {});
+  expect("video", {{Role::kUser, {P::video(), P::make_text("What happens?")}, {}, {}}}, {},
+         {{6, {0.3, 1.5, 2.7}}});
 }
 
-// encode_prompt joins foreign and template text before it encodes, so for text without control tokens it must equal the
-// reference's way: expand in the string, encode the whole.
+// encode_prompt joins foreign and template text before it encodes, so for text without control tokens it must
+// equal the reference's way: expand in the string, encode the whole.
 TEST(ChatParity, AnyTextAroundPicturesEqualsEncodingTheWholeString) {
   const auto path = vocabulary_dir() / "strings.jsonl";
   QVL_NEED_FETCHED(path);
@@ -110,7 +119,8 @@ TEST(ChatParity, AnyTextAroundPicturesEqualsEncodingTheWholeString) {
     if (!row.contains("hex")) continue;
     std::string text;
     const std::string hex = row["hex"];
-    for (size_t i = 0; i + 1 < hex.size(); i += 2) text.push_back(static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16)));
+    for (size_t i = 0; i + 1 < hex.size(); i += 2)
+      text.push_back(static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16)));
     if (text.size() < 300 && !mentions_added_token(text)) texts.push_back(std::move(text));
   }
   ASSERT_GT(texts.size(), 10000u);
@@ -120,11 +130,15 @@ TEST(ChatParity, AnyTextAroundPicturesEqualsEncodingTheWholeString) {
     ChatOptions options;
     options.add_vision_id = i % 8 == 0;
     options.variant = i % 3 == 0 ? TemplateVariant::kThinking : TemplateVariant::kInstruct;
-    const auto segments = render_chat({{Role::kSystem, {P::make_text(texts[i])}, {}, {}},
-                                       {Role::kUser, {P::make_text(texts[i + 1]), P::image(), P::make_text(texts[i + 2]), P::video()}, {}, {}},
-                                       {Role::kAssistant, {P::make_text(texts[i + 3])}, {{"f", Json{{"k", texts[i].size()}}}}, {}},
-                                       {Role::kUser, {P::make_text(texts[i + 3]), P::make_text(texts[i])}, {}, {}}},
-                                      options);
+    const auto segments = render_chat(
+        {{Role::kSystem, {P::make_text(texts[i])}, {}, {}},
+         {Role::kUser,
+          {P::make_text(texts[i + 1]), P::image(), P::make_text(texts[i + 2]), P::video()},
+          {},
+          {}},
+         {Role::kAssistant, {P::make_text(texts[i + 3])}, {{"f", Json{{"k", texts[i].size()}}}}, {}},
+         {Role::kUser, {P::make_text(texts[i + 3]), P::make_text(texts[i])}, {}, {}}},
+        options);
     const std::vector<int64_t> images = {3};
     const std::vector<VideoPlacement> videos = {{2, {0.25, 12.75}}};
     std::string whole;
@@ -134,7 +148,8 @@ TEST(ChatParity, AnyTextAroundPicturesEqualsEncodingTheWholeString) {
       if (s.kind == Segment::Kind::kImage) {
         text = "<|vision_start|><|image_pad|><|image_pad|><|image_pad|><|vision_end|>";
       } else if (s.kind == Segment::Kind::kVideo) {
-        for (const char* stamp : {"<0.2 seconds>", "<12.8 seconds>"}) text += std::string(stamp) + "<|vision_start|><|video_pad|><|video_pad|><|vision_end|>";
+        for (const char* stamp : {"<0.2 seconds>", "<12.8 seconds>"})
+          text += std::string(stamp) + "<|vision_start|><|video_pad|><|video_pad|><|vision_end|>";
       } else {
         append_sanitized(s.text, text);  // each string is repaired by itself
       }
@@ -150,7 +165,8 @@ TEST(ChatParity, AnyTextAroundPicturesEqualsEncodingTheWholeString) {
   EXPECT_GT(merged, 100);
 }
 
-// The built-in templates stand for the published ones; the vocabulary's own (text-only) template is not one of them.
+// The built-in templates stand for the published ones; the vocabulary's own (text-only) template is not one
+// of them.
 TEST(ChatParity, TextOnlyTemplateOfTheVocabularyIsNotTakenForQwen3Vl) {
   QVL_NEED_FETCHED(vocabulary_dir() / "tokenizer_config.json");
   EXPECT_FALSE(detect_chat_template(vocabulary_dir()).recognised);

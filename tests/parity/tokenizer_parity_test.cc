@@ -20,7 +20,8 @@ using parity::vocabulary_dir;
 
 std::string from_hex(const std::string& hex) {
   std::string out;
-  for (size_t i = 0; i + 1 < hex.size(); i += 2) out.push_back(static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16)));
+  for (size_t i = 0; i + 1 < hex.size(); i += 2)
+    out.push_back(static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16)));
   return out;
 }
 
@@ -48,7 +49,9 @@ TEST(TokenizerParity, EveryGeneratedStringHasTheReferenceIds) {
   int reported = 0;
   const auto report = [&](const Json& row, const char* what, const std::string& detail) {
     ++wrong[row["kind"].get<std::string>()];
-    if (++reported <= 10) ADD_FAILURE() << what << " differ for a string of kind " << row["kind"] << ", hex " << row.value("hex", "").substr(0, 400) << detail;
+    if (++reported <= 10)
+      ADD_FAILURE() << what << " differ for a string of kind " << row["kind"] << ", hex "
+                    << row.value("hex", "").substr(0, 400) << detail;
   };
   while (std::getline(file, line)) {
     const Json row = parse_json(line, path.string());
@@ -57,14 +60,17 @@ TEST(TokenizerParity, EveryGeneratedStringHasTheReferenceIds) {
     if (row.contains("hex")) {
       const std::vector<int32_t> got = t.encode(from_hex(row["hex"]));
       if (got != want) {
-        report(row, "ids", "\n  want " + Json(want).dump().substr(0, 300) + "\n  got  " + Json(got).dump().substr(0, 300));
+        report(
+            row, "ids",
+            "\n  want " + Json(want).dump().substr(0, 300) + "\n  got  " + Json(got).dump().substr(0, 300));
         continue;
       }
     }
     const std::string decoded = from_hex(row["decoded_hex"]);
     const std::string skipped = from_hex(row["skip_hex"]);
     if (t.decode(want, false) != decoded || t.decode(want, true) != skipped) report(row, "decoded texts", "");
-    if (stream(t, want, false) != decoded || stream(t, want, true) != skipped) report(row, "streamed texts", "");
+    if (stream(t, want, false) != decoded || stream(t, want, true) != skipped)
+      report(row, "streamed texts", "");
   }
   int strings = 0;
   for (const auto& [kind, n] : seen) {
@@ -74,7 +80,8 @@ TEST(TokenizerParity, EveryGeneratedStringHasTheReferenceIds) {
   EXPECT_GE(strings, 5000);
   EXPECT_GE(seen.size(), 13u);
   EXPECT_TRUE(wrong.empty()) << Json(wrong).dump();
-  std::cout << "[          ] " << strings << " strings and " << seen["ids"] << " id lists compared with tokenizers " << head["tokenizers"] << "\n";
+  std::cout << "[          ] " << strings << " strings and " << seen["ids"]
+            << " id lists compared with tokenizers " << head["tokenizers"] << "\n";
 }
 
 // The added tokens of the vocabulary and only those are control tokens; text never becomes one.
@@ -93,7 +100,8 @@ TEST(TokenizerParity, UserTextNeverYieldsAnAddedToken) {
     const std::vector<int32_t> ids = t.encode_text(input);
     for (const int32_t id : ids) ASSERT_FALSE(t.is_added(id)) << row["hex"];
     const std::vector<int32_t> reference = row["ids"].get<std::vector<int32_t>>();
-    const bool has_added = std::any_of(reference.begin(), reference.end(), [&](int32_t id) { return t.is_added(id); });
+    const bool has_added =
+        std::any_of(reference.begin(), reference.end(), [&](int32_t id) { return t.is_added(id); });
     with_added += has_added;
     if (has_added) continue;
     ASSERT_EQ(ids, reference) << row["hex"];

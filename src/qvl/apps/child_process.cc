@@ -43,7 +43,8 @@ ChildResult run_self(const std::vector<std::string>& arguments, const std::files
     if (errno != EINTR) fail_errno("qvl", "waiting for a child");
   }
   constexpr size_t kMostBytes = size_t{64} << 20;
-  return {WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status), read_file(out, kMostBytes), read_file(err, kMostBytes)};
+  return {WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status), read_file(out, kMostBytes),
+          read_file(err, kMostBytes)};
 }
 
 double peak_memory_bytes() {

@@ -16,7 +16,8 @@ struct ChildResult {
 // argv[0] is this very program. stdout and stderr go through files in `folder`, which must exist. Throws kIo.
 ChildResult run_self(const std::vector<std::string>& arguments, const std::filesystem::path& folder);
 
-// Peak resident memory of this process image in bytes. Unlike getrusage, it does not count what the parent had before exec.
+// Peak resident memory of this process image in bytes. Unlike getrusage, it does not count what the parent
+// had before exec.
 double peak_memory_bytes();
 
 }  // namespace qvl::apps

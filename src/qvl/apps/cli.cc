@@ -1,6 +1,5 @@
 #include "qvl/apps/cli.h"
 
-
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -88,7 +87,8 @@ void add_engine_options(CLI::App& app, EngineChoice& choice) {
       ->check(CLI::IsMember({"auto", "bf16", "fp32"}))
       ->group("Engine");
   const char* onnx = "ONNX Runtime (stages of a package with --vision onnx, --text onnx)";
-  app.add_option("--onnxruntime", choice.onnxruntime, "The library libonnxruntime.so.1, or its folder (default: looked for)")
+  app.add_option("--onnxruntime", choice.onnxruntime,
+                 "The library libonnxruntime.so.1, or its folder (default: looked for)")
       ->type_name("PATH")
       ->group(onnx);
   app.add_option("--ep", choice.provider, "Execution provider: cpu, or a name that the library knows")
@@ -98,7 +98,8 @@ void add_engine_options(CLI::App& app, EngineChoice& choice) {
       ->allow_extra_args(false)
       ->type_name("KEY=VALUE")
       ->group(onnx);
-  app.add_option("--ort-config", choice.session_config, "A session configuration entry of ONNX Runtime; repeatable")
+  app.add_option("--ort-config", choice.session_config,
+                 "A session configuration entry of ONNX Runtime; repeatable")
       ->allow_extra_args(false)
       ->type_name("KEY=VALUE")
       ->group(onnx);
@@ -275,12 +276,15 @@ OpenModel open_model(const fs::path& folder, const EngineChoice& choice, Progres
   };
   OpenModel out;
   if (package::is_package_folder(folder)) {
-    out.engine = open_package(std::make_shared<const package::Package>(package::Package::open(folder)), choice, progress);
+    out.engine = open_package(std::make_shared<const package::Package>(package::Package::open(folder)),
+                              choice, progress);
   } else {
-    for (const auto& [option, value] : {std::pair("--vision", &choice.vision), std::pair("--text", &choice.text)}) {
+    for (const auto& [option, value] :
+         {std::pair("--vision", &choice.vision), std::pair("--text", &choice.text)}) {
       if (*value == "onnx") {
         fail(ErrorCode::kUnsupported, folder.string(),
-             fmt::format("{} onnx needs a package, this is a checkpoint (qvl export {} OUT makes one)", option, folder.string()));
+             fmt::format("{} onnx needs a package, this is a checkpoint (qvl export {} OUT makes one)",
+                         option, folder.string()));
       }
     }
     engine::EngineOptions options;

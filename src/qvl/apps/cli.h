@@ -11,11 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "qvl/apps/terminal.h"
 #include "qvl/engine/engine.h"
 #include "qvl/generate/assets.h"
 #include "qvl/generate/pipeline.h"
 #include "qvl/package/package.h"
-#include "qvl/apps/terminal.h"
 
 namespace qvl::apps {
 
@@ -60,7 +60,7 @@ struct EngineChoice {
   std::string vision_dtype = "auto";
   std::string text_dtype = "auto";
   // ONNX Runtime, for stages that run there.
-  std::string onnxruntime;          // library or its folder; empty: looked for
+  std::string onnxruntime;  // library or its folder; empty: looked for
   std::string provider = "cpu";
   std::vector<std::string> provider_options;  // KEY=VALUE
   std::vector<std::string> session_config;    // KEY=VALUE
@@ -110,15 +110,16 @@ struct OpenModel {
   std::shared_ptr<const generate::Assets> assets;  // null unless asked for
   double load_ms = 0;
 };
-// `folder` is a checkpoint or a package. Throws kUnsupported for ONNX stages of a checkpoint or without ONNX Runtime,
-// kCancelled after Ctrl-C.
+// `folder` is a checkpoint or a package. Throws kUnsupported for ONNX stages of a checkpoint or without ONNX
+// Runtime, kCancelled after Ctrl-C.
 OpenModel open_model(const std::filesystem::path& folder, const EngineChoice& choice, ProgressBar& bar,
                      bool with_assets = true);
 
-// The stages of a package as `choice` says, in one engine. Throws UsageError for a --vision-dtype or --text-dtype of an
-// ONNX stage, and what the engines throw.
+// The stages of a package as `choice` says, in one engine. Throws UsageError for a --vision-dtype or
+// --text-dtype of an ONNX stage, and what the engines throw.
 std::shared_ptr<const engine::Engine> open_package(std::shared_ptr<const package::Package> package,
-                                                   const EngineChoice& choice, const engine::ProgressFn& progress);
+                                                   const EngineChoice& choice,
+                                                   const engine::ProgressFn& progress);
 
 // Routes the library's warnings (and with `verbose` its decisions) to stderr.
 void log_to_stderr(bool verbose);

@@ -74,15 +74,21 @@ struct Way {
 };
 
 constexpr Way kWays[] = {
-    {"full precision native", "the checkpoint's own weights and types, qvl's kernels", Files::kCheckpoint, "native", "native"},
-    {"native vision + ONNX INT4 text", "the hybrid: vision by qvl (bf16), text by ONNX Runtime (INT4, fused operators)", Files::kFused,
+    {"full precision native", "the checkpoint's own weights and types, qvl's kernels", Files::kCheckpoint,
+     "native", "native"},
+    {"native vision + ONNX INT4 text",
+     "the hybrid: vision by qvl (bf16), text by ONNX Runtime (INT4, fused operators)", Files::kFused,
      "native", "onnx"},
-    {"ONNX dynamic", "ONNX Runtime, any sizes, standard operators only (qvl export --plain; vision bf16, text INT4)", Files::kPlain,
-     "onnx", "onnx"},
-    {"ONNX static", "ONNX Runtime, fixed shapes (qvl export --static; vision bf16, text INT4): every call costs a full one",
+    {"ONNX dynamic",
+     "ONNX Runtime, any sizes, standard operators only (qvl export --plain; vision bf16, text INT4)",
+     Files::kPlain, "onnx", "onnx"},
+    {"ONNX static",
+     "ONNX Runtime, fixed shapes (qvl export --static; vision bf16, text INT4): every call costs a full one",
      Files::kStatic, "onnx", "onnx"},
-    {"ONNX optimised", "ONNX Runtime, any sizes, fused operators (qvl export; vision bf16, text INT4)", Files::kFused, "onnx", "onnx"},
-    {"native INT4", "qvl's kernels on the same package (vision bf16, text INT4)", Files::kFused, "native", "native"},
+    {"ONNX optimised", "ONNX Runtime, any sizes, fused operators (qvl export; vision bf16, text INT4)",
+     Files::kFused, "onnx", "onnx"},
+    {"native INT4", "qvl's kernels on the same package (vision bf16, text INT4)", Files::kFused, "native",
+     "native"},
 };
 
 // Tokens of one call of the fixed decoder: a decoding step pays for all of them.
@@ -98,7 +104,8 @@ std::string last_line(std::string text) {
 
 std::string child_error(const ChildResult& result) {
   const std::string line = last_line(result.err);
-  if (result.exit_code > 128) return fmt::format("ended by signal {}{}", result.exit_code - 128, line.empty() ? "" : ": " + line);
+  if (result.exit_code > 128)
+    return fmt::format("ended by signal {}{}", result.exit_code - 128, line.empty() ? "" : ": " + line);
   return line.empty() ? fmt::format("exit code {} without a message", result.exit_code) : line;
 }
 
@@ -125,7 +132,8 @@ class Comparer {
     Comparison out;
     out.checkpoint = o_.checkpoint;
     out.reference = "the checkpoint in float32 by qvl's own kernels";
-    if (const std::string error = logits(o_.checkpoint, "native", "native", "fp32", reference_file()); !error.empty()) {
+    if (const std::string error = logits(o_.checkpoint, "native", "native", "fp32", reference_file());
+        !error.empty()) {
       fail(ErrorCode::kUnsupported, o_.checkpoint, "the reference cannot run: " + error);
     }
     for (const Way& way : kWays) out.ways.push_back(measure(way));
@@ -136,10 +144,11 @@ class Comparer {
       if (e.code() != ErrorCode::kUnsupported) throw;
       onnx = "no ONNX Runtime";
     }
-    out.machine = fmt::format("qvl {}, {}, {} threads, {}", QVL_VERSION, kernels::table_name(kernels::active_table()),
-                              o_.threads > 0 ? o_.threads : available_processors(), onnx);
-    out.prompt = fmt::format("one picture of {}: {} patches, {} prompt tokens; {} tokens decoded", o_.size, patches_, prompt_tokens_,
-                             o_.tokens);
+    out.machine =
+        fmt::format("qvl {}, {}, {} threads, {}", QVL_VERSION, kernels::table_name(kernels::active_table()),
+                    o_.threads > 0 ? o_.threads : available_processors(), onnx);
+    out.prompt = fmt::format("one picture of {}: {} patches, {} prompt tokens; {} tokens decoded", o_.size,
+                             patches_, prompt_tokens_, o_.tokens);
     bar_.clear();
     return out;
   }
@@ -152,22 +161,29 @@ class Comparer {
     if (interrupt_flag()) fail(ErrorCode::kCancelled, "compare", "cancelled");
     ChildResult result = run_self(arguments, work_.path());
     ++done_;
-    if (interrupt_flag() || result.exit_code == kExitInterrupted) fail(ErrorCode::kCancelled, "compare", "cancelled");
+    if (interrupt_flag() || result.exit_code == kExitInterrupted)
+      fail(ErrorCode::kCancelled, "compare", "cancelled");
     return result;
   }
 
-  std::vector<std::string> stage_arguments(const std::string& what, const std::string& model, const std::string& vision,
-                                           const std::string& text, const std::string& dtype) const {
-    std::vector<std::string> out = {"compare", model,    "--stage",      what,   "--vision",  vision,      "--text",
-                                    text,      "--dtype", dtype,         "--shape-size", o_.size, "--max-tokens", std::to_string(o_.tokens)};
+  std::vector<std::string> stage_arguments(const std::string& what, const std::string& model,
+                                           const std::string& vision, const std::string& text,
+                                           const std::string& dtype) const {
+    std::vector<std::string> out = {"compare",      model,
+                                    "--stage",      what,
+                                    "--vision",     vision,
+                                    "--text",       text,
+                                    "--dtype",      dtype,
+                                    "--shape-size", o_.size,
+                                    "--max-tokens", std::to_string(o_.tokens)};
     if (o_.threads > 0) out.insert(out.end(), {"--threads", std::to_string(o_.threads)});
     if (!o_.onnxruntime.empty()) out.insert(out.end(), {"--onnxruntime", o_.onnxruntime});
     return out;
   }
 
   // Returns the error, empty when it worked.
-  std::string logits(const std::string& model, const std::string& vision, const std::string& text, const std::string& dtype,
-                     const fs::path& file) {
+  std::string logits(const std::string& model, const std::string& vision, const std::string& text,
+                     const std::string& dtype, const fs::path& file) {
     std::vector<std::string> arguments = stage_arguments("logits", model, vision, text, dtype);
     arguments.insert(arguments.end(), {"--stage-out", file.string()});
     const ChildResult result = child(arguments);
@@ -187,8 +203,9 @@ class Comparer {
     if (files == Files::kStatic) {
       // Room for the prompt and the answer, in whole calls.
       const int64_t context = (prompt_tokens_ + o_.tokens + 2 * kStaticSequence + 255) / 256 * 256;
-      arguments.insert(arguments.end(), {"--static", o_.size, "--static-sequence", std::to_string(kStaticSequence),
-                                         "--static-context", std::to_string(context)});
+      arguments.insert(arguments.end(),
+                       {"--static", o_.size, "--static-sequence", std::to_string(kStaticSequence),
+                        "--static-context", std::to_string(context)});
     }
     if (o_.threads > 0) arguments.insert(arguments.end(), {"--threads", std::to_string(o_.threads)});
     const ChildResult result = child(arguments);
@@ -235,8 +252,10 @@ class Comparer {
   }
 
   void compare_logits(const fs::path& file, ComparedWay& out) const {
-    const generate::Fidelities any{generate::Fidelity::kInt4, generate::Fidelity::kInt4, generate::Fidelity::kInt4};
-    const generate::CaseParity parity = generate::compare_traces("logits", load_logits(reference_file()), load_logits(file), any);
+    const generate::Fidelities any{generate::Fidelity::kInt4, generate::Fidelity::kInt4,
+                                   generate::Fidelity::kInt4};
+    const generate::CaseParity parity =
+        generate::compare_traces("logits", load_logits(reference_file()), load_logits(file), any);
     for (const generate::TensorParity& t : parity.tensors) {
       out.logits_error = t.max_error;
       out.logits_relative_error = t.relative_error;
@@ -283,8 +302,8 @@ int compare(const CompareOptions& o) {
   catch_interrupts();
   std::error_code ec;
   if (!checkpoint::is_checkpoint_folder(o.checkpoint)) {
-    fail(fs::exists(o.checkpoint, ec) ? ErrorCode::kInvalidArgument : ErrorCode::kNotFound, o.checkpoint, "model",
-         "a checkpoint folder", fs::exists(o.checkpoint, ec) ? "something else" : "nothing there");
+    fail(fs::exists(o.checkpoint, ec) ? ErrorCode::kInvalidArgument : ErrorCode::kNotFound, o.checkpoint,
+         "model", "a checkpoint folder", fs::exists(o.checkpoint, ec) ? "something else" : "nothing there");
   }
   ProgressBar bar;
   const Comparison comparison = Comparer(o, bar).run();
@@ -298,25 +317,39 @@ int compare(const CompareOptions& o) {
 
 Registration register_compare(CLI::App& app) {
   auto o = std::make_shared<CompareOptions>();
-  CLI::App* command = app.add_subcommand("compare", "Measure the ways to run a checkpoint: native, ONNX, mixes, INT4");
+  CLI::App* command =
+      app.add_subcommand("compare", "Measure the ways to run a checkpoint: native, ONNX, mixes, INT4");
   set_usage(*command, "qvl compare CHECKPOINT [OPTIONS]");
   command->footer(
-      "Exports what it needs into a temporary folder (--work names one; a 4B model needs about 13 GB there), then measures each\n"
-      "way in processes of its own: full precision native; native vision with ONNX INT4 text; ONNX with standard operators, with\n"
-      "fixed shapes, with fused operators; native INT4. Speeds, peak memory of vision, of text and of both, and the largest error of\n"
+      "Exports what it needs into a temporary folder (--work names one; a 4B model needs about 13 GB there), "
+      "then measures each\n"
+      "way in processes of its own: full precision native; native vision with ONNX INT4 text; ONNX with "
+      "standard operators, with\n"
+      "fixed shapes, with fused operators; native INT4. Speeds, peak memory of vision, of text and of both, "
+      "and the largest error of\n"
       "the logits against the checkpoint in float32. A way that does not work says why.");
-  command->add_option("CHECKPOINT", o->checkpoint, "Hugging Face checkpoint folder")->required()->type_name("FOLDER");
+  command->add_option("CHECKPOINT", o->checkpoint, "Hugging Face checkpoint folder")
+      ->required()
+      ->type_name("FOLDER");
   command->add_option("--shape-size", o->size, "The picture (default 448x448)")->type_name("WxH");
-  command->add_option("--max-tokens", o->tokens, "Tokens to decode (default 32)")->check(whole_between(2, 4096));
+  command->add_option("--max-tokens", o->tokens, "Tokens to decode (default 32)")
+      ->check(whole_between(2, 4096));
   command->add_option("--md", o->markdown, "Also a Markdown table")->type_name("FILE");
   command->add_option("--svg", o->svg, "Also a chart")->type_name("FILE");
-  command->add_option("--work", o->work, "Folder for the packages, kept afterwards (default: a temporary one)")->type_name("FOLDER");
-  command->add_option("--onnxruntime", o->onnxruntime, "The library libonnxruntime.so.1, or its folder (default: looked for)")
+  command
+      ->add_option("--work", o->work, "Folder for the packages, kept afterwards (default: a temporary one)")
+      ->type_name("FOLDER");
+  command
+      ->add_option("--onnxruntime", o->onnxruntime,
+                   "The library libonnxruntime.so.1, or its folder (default: looked for)")
       ->type_name("PATH");
-  command->add_option("--threads", o->threads, "Threads (default: all processors available)")->check(whole_between(1, 1024));
+  command->add_option("--threads", o->threads, "Threads (default: all processors available)")
+      ->check(whole_between(1, 1024));
   command->add_flag("--json", o->json, "One JSON object");
   // What the children are told; not for users.
-  command->add_option("--stage", o->stage.what)->check(CLI::IsMember({"vision", "text", "both", "logits"}))->group("");
+  command->add_option("--stage", o->stage.what)
+      ->check(CLI::IsMember({"vision", "text", "both", "logits"}))
+      ->group("");
   command->add_option("--vision", o->stage.vision)->check(CLI::IsMember({"native", "onnx"}))->group("");
   command->add_option("--text", o->stage.text)->check(CLI::IsMember({"native", "onnx"}))->group("");
   command->add_option("--dtype", o->stage.dtype)->check(CLI::IsMember({"auto", "fp32", "bf16"}))->group("");

@@ -52,7 +52,8 @@ int run_export(const ExportCommandOptions& o) {
   options.precision.vision = exporting::parse_stage_precision(o.vision, "--vision");
   options.precision.text = exporting::parse_stage_precision(o.text, "--text");
   if (!o.head.empty()) options.precision.head = exporting::parse_stage_precision(o.head, "--head");
-  if (!o.embedding.empty()) options.precision.embedding = exporting::parse_stage_precision(o.embedding, "--embedding");
+  if (!o.embedding.empty())
+    options.precision.embedding = exporting::parse_stage_precision(o.embedding, "--embedding");
   options.precision.block = o.block;
   options.precision.zero_points = o.zero_points;
   options.recipe = quant::parse_recipe(o.recipe);
@@ -90,10 +91,12 @@ int run_export(const ExportCommandOptions& o) {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   bar.clear();
 
-  const double read = static_cast<double>(result.checkpoint_bytes), written = static_cast<double>(result.package_bytes);
-  fmt::print(stderr, "qvl: {:.2f} GB became {:.2f} GB in {:.1f} s: {}\n", read * 1e-9, written * 1e-9, seconds,
-             result.folder.string());
-  fmt::print(stderr, "qvl: vision {}, text {}", result.manifest.vision.precision, result.manifest.text.precision);
+  const double read = static_cast<double>(result.checkpoint_bytes),
+               written = static_cast<double>(result.package_bytes);
+  fmt::print(stderr, "qvl: {:.2f} GB became {:.2f} GB in {:.1f} s: {}\n", read * 1e-9, written * 1e-9,
+             seconds, result.folder.string());
+  fmt::print(stderr, "qvl: vision {}, text {}", result.manifest.vision.precision,
+             result.manifest.text.precision);
   if (!result.manifest.quantisation.is_null()) {
     const Json& all = result.manifest.quantisation["all"];
     fmt::print(stderr, " ({} recipe, {:.2f} bits a quantised weight, relative error {:.4f})", o.recipe,
@@ -110,7 +113,9 @@ Registration register_export(CLI::App& app) {
   auto o = std::make_shared<ExportCommandOptions>();
   CLI::App* command = app.add_subcommand("export", "Turn a checkpoint into a package of ONNX graphs");
   set_usage(*command, "qvl export CHECKPOINT OUT [OPTIONS]");
-  command->add_option("CHECKPOINT", o->checkpoint, "Hugging Face checkpoint folder")->required()->type_name("FOLDER");
+  command->add_option("CHECKPOINT", o->checkpoint, "Hugging Face checkpoint folder")
+      ->required()
+      ->type_name("FOLDER");
   command->add_option("OUT", o->out, "Folder to create")->required()->type_name("FOLDER");
   command->add_option("--vision", o->vision, "Vision weights: fp32, fp16, bf16 or int8 (default bf16)")
       ->check(CLI::IsMember({"fp32", "fp16", "bf16", "int8"}))
@@ -128,33 +133,44 @@ Registration register_export(CLI::App& app) {
       ->check(CLI::IsMember({16, 32, 64, 128, 256}))
       ->type_name("N");
   command->add_flag("--zero-points", o->zero_points, "Asymmetric blocks");
-  command->add_option("--recipe", o->recipe,
-                      "plain: round everything; balanced (default): search scales, keep sensitive matrices at 8 bits; "
-                      "best: more of them")
+  command
+      ->add_option(
+          "--recipe", o->recipe,
+          "plain: round everything; balanced (default): search scales, keep sensitive matrices at 8 bits; "
+          "best: more of them")
       ->check(CLI::IsMember({"plain", "balanced", "best"}))
       ->type_name("RECIPE");
   command->add_option("--layout", o->layout, "qvl (default), or genai: a folder that onnxruntime-genai loads")
       ->check(CLI::IsMember({"qvl", "genai"}))
       ->type_name("LAYOUT");
   command->add_flag("--plain", o->plain, "Standard ONNX operators only, for other runtimes");
-  command->add_option("--static", o->static_size, "Fixed shapes everywhere, for pictures of WIDTHxHEIGHT pixels")
+  command
+      ->add_option("--static", o->static_size, "Fixed shapes everywhere, for pictures of WIDTHxHEIGHT pixels")
       ->type_name("WxH");
-  command->add_option("--static-sequence", o->static_sequence, "With --static: tokens of one decoder call (default 128)")
+  command
+      ->add_option("--static-sequence", o->static_sequence,
+                   "With --static: tokens of one decoder call (default 128)")
       ->check(whole_between(1, 1 << 20));
-  command->add_option("--static-context", o->static_context, "With --static: length of the cache (default 2048)")
+  command
+      ->add_option("--static-context", o->static_context, "With --static: length of the cache (default 2048)")
       ->check(whole_between(1, 1 << 24));
-  command->add_option("--opset", o->opset, "Version of the standard operators (default 21)")->check(whole_between(17, 24));
-  command->add_option("--accuracy-level", o->accuracy_level,
-                      "Of MatMulNBits: 4 (default) takes activations in int8, 0 or 1 in float32")
+  command->add_option("--opset", o->opset, "Version of the standard operators (default 21)")
+      ->check(whole_between(17, 24));
+  command
+      ->add_option("--accuracy-level", o->accuracy_level,
+                   "Of MatMulNBits: 4 (default) takes activations in int8, 0 or 1 in float32")
       ->check(CLI::IsMember({0, 1, 4}));
-  command->add_option("--calibrate", o->calibrate,
-                      "Folder of sample pictures, or of pictures and questions as for qvl eval: weights that matter there are "
-                      "rounded with more care")
+  command
+      ->add_option("--calibrate", o->calibrate,
+                   "Folder of sample pictures, or of pictures and questions as for qvl eval: weights that "
+                   "matter there are "
+                   "rounded with more care")
       ->type_name("FOLDER");
   command->add_option("--calibrate-tokens", o->calibrate_tokens, "Longest answer to a sample (default 32)")
       ->check(whole_between(1, 1 << 16));
   command->add_flag("--replace", o->replace, "Replace the package at OUT, in one step at the end");
-  command->add_option("--threads", o->threads, "Threads (default: all processors available)")->check(whole_between(1, 1024));
+  command->add_option("--threads", o->threads, "Threads (default: all processors available)")
+      ->check(whole_between(1, 1024));
   return {command, [o] { return run_export(*o); }};
 }
 

@@ -208,8 +208,8 @@ int info(const InfoOptions& o) {
 
 Registration register_info(CLI::App& app) {
   auto options = std::make_shared<InfoOptions>();
-  CLI::App* command =
-      app.add_subcommand("info", "What a model folder or a package is: sizes, precision, graphs, parity, limits");
+  CLI::App* command = app.add_subcommand(
+      "info", "What a model folder or a package is: sizes, precision, graphs, parity, limits");
   set_usage(*command, "qvl info [MODEL] [--json]");
   command->add_option("MODEL", options->model, "Model or package folder (default: the small model)")
       ->type_name("FOLDER");

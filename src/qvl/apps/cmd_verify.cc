@@ -1,5 +1,6 @@
-// `qvl verify`: does a package compute what the checkpoint computes? Hashes, then stored weights, then the engines that read the
-// package against the native engine in float32 on the checkpoint. The report goes into the package.
+// `qvl verify`: does a package compute what the checkpoint computes? Hashes, then stored weights, then the
+// engines that read the package against the native engine in float32 on the checkpoint. The report goes into
+// the package.
 
 #include <algorithm>
 #include <sstream>
@@ -46,11 +47,13 @@ generate::ParityCaseOptions case_options(const VerifyOptions& o, const package::
   out.greedy_tokens = o.max_tokens;
   if (!o.sizes.empty()) {
     out.sizes.clear();
-    for (const std::string& size : split(o.sizes)) out.sizes.push_back(generate::parse_picture_size(size, "--sizes"));
+    for (const std::string& size : split(o.sizes))
+      out.sizes.push_back(generate::parse_picture_size(size, "--sizes"));
   }
   if (!manifest.static_sizes) return out;
   // Fixed shapes take pictures of one size, one at a time.
-  if (!o.sizes.empty()) throw UsageError("--sizes: expected none for a package of fixed shapes (--static), got some");
+  if (!o.sizes.empty())
+    throw UsageError("--sizes: expected none for a package of fixed shapes (--static), got some");
   out.sizes = {{manifest.static_sizes->image_width_px, manifest.static_sizes->image_height_px}};
   out.several = out.video = false;
   return out;
@@ -97,7 +100,8 @@ class Verification {
     options.vision_precision = options.text_precision = engine::Precision::kF32;
     options.progress = progress("loading", "");
     reference_ = engine::native::open_checkpoint(o_.checkpoint, options);
-    weights_ = exporting::check_weights(*package_, o_.checkpoint, reference_->pool(), progress("checking weights", ""));
+    weights_ = exporting::check_weights(*package_, o_.checkpoint, reference_->pool(),
+                                        progress("checking weights", ""));
     const generate::Fidelities fidelities = fidelities_of(weights_, package_->tied_head());
 
     std::vector<generate::Candidate> candidates;
@@ -105,14 +109,15 @@ class Verification {
       if (name == "native") open_native(fidelities, candidates);
       if (name == "onnx") open_onnx(fidelities, candidates);
     }
-    const std::vector<generate::ParityCase> cases = generate::standard_parity_cases(
-        o_.package, package_->config(), case_options_, &reference_->pool());
+    const std::vector<generate::ParityCase> cases =
+        generate::standard_parity_cases(o_.package, package_->config(), case_options_, &reference_->pool());
     parity_ = generate::measure_parity(*reference_, candidates, cases, progress("comparing", "runs"));
     bar_.clear();
   }
 
   bool passed() const {
-    return weights_.passed() && std::all_of(parity_.begin(), parity_.end(), [](const auto& e) { return e.passed(); });
+    return weights_.passed() &&
+           std::all_of(parity_.begin(), parity_.end(), [](const auto& e) { return e.passed(); });
   }
 
   Json to_json(bool every_tensor) const {
@@ -120,18 +125,21 @@ class Verification {
     out["passed"] = passed();
     out["qvl_version"] = QVL_VERSION;
     out["checkpoint"] = package_->manifest().source.name;
-    out["reference"] = fmt::format("{} / {}, {}", reference_->info().vision, reference_->info().text, reference_->info().isa);
+    out["reference"] = fmt::format("{} / {}, {}", reference_->info().vision, reference_->info().text,
+                                   reference_->info().isa);
     out["weights"] = weights_.to_json();
     out["engines"] = Json::array();
     for (const generate::EngineParity& e : parity_) out["engines"].push_back(e.to_json(every_tensor));
     out["skipped"] = Json::array();
-    for (const auto& [engine, reason] : skipped_) out["skipped"].push_back({{"engine", engine}, {"reason", reason}});
+    for (const auto& [engine, reason] : skipped_)
+      out["skipped"].push_back({{"engine", engine}, {"reason", reason}});
     return out;
   }
 
   std::string to_text() const {
-    std::string out = fmt::format("package    {}\nreference  {}: vision {}, text {} ({})\n\n", o_.package, o_.checkpoint,
-                                  reference_->info().vision, reference_->info().text, reference_->info().isa);
+    std::string out =
+        fmt::format("package    {}\nreference  {}: vision {}, text {} ({})\n\n", o_.package, o_.checkpoint,
+                    reference_->info().vision, reference_->info().text, reference_->info().isa);
     out += weights_.to_text();
     for (const generate::EngineParity& e : parity_) out += "\n" + e.to_text();
     for (const auto& [engine, reason] : skipped_) out += fmt::format("\n{}: skipped: {}\n", engine, reason);
@@ -142,7 +150,8 @@ class Verification {
   std::string fault() const {
     if (const exporting::WeightCheck* w = weights_.worst()) return w->fault();
     for (const generate::EngineParity& e : parity_) {
-      if (const generate::ParityFailure* f = e.worst()) return fmt::format("{} engine, {}", e.name, f->to_text());
+      if (const generate::ParityFailure* f = e.worst())
+        return fmt::format("{} engine, {}", e.name, f->to_text());
     }
     return {};
   }
@@ -177,7 +186,8 @@ class Verification {
     add("native", stages, stages, pool, fidelities, candidates);
   }
 
-  // Once with each vision graph: whoever has only the .onnx files takes vision.onnx, qvl takes vision_host.onnx.
+  // Once with each vision graph: whoever has only the .onnx files takes vision.onnx, qvl takes
+  // vision_host.onnx.
   void open_onnx(const generate::Fidelities& fidelities, std::vector<generate::Candidate>& candidates) {
     try {
       engine::ort::library_info(o_.onnxruntime);
@@ -192,15 +202,18 @@ class Verification {
     options.provider = o_.provider;
     options.progress = progress("loading the package (onnx)", "");
     const auto pool = std::make_shared<ThreadPool>(engine::thread_count(native_options()));
-    const engine::OpenedStages text = engine::ort::open_package(package_, options, {.vision = false, .text = true});
-    using package::GraphKind;
+    const engine::OpenedStages text =
+        engine::ort::open_package(package_, options, {.vision = false, .text = true});
     using engine::ort::VisionGraph;
+    using package::GraphKind;
     for (const auto& [kind, graph] : {std::pair(GraphKind::kVisionHost, VisionGraph::kHost),
                                       std::pair(GraphKind::kVision, VisionGraph::kFull)}) {
       if (!package_->has_graph(kind)) continue;
       options.vision_graph = graph;
-      const engine::OpenedStages vision = engine::ort::open_package(package_, options, {.vision = true, .text = false});
-      add(fmt::format("onnx ({}.onnx)", package::graph_name(kind)), vision, text, pool, fidelities, candidates);
+      const engine::OpenedStages vision =
+          engine::ort::open_package(package_, options, {.vision = true, .text = false});
+      add(fmt::format("onnx ({}.onnx)", package::graph_name(kind)), vision, text, pool, fidelities,
+          candidates);
     }
   }
 
@@ -208,8 +221,8 @@ class Verification {
            std::shared_ptr<ThreadPool> pool, const generate::Fidelities& fidelities,
            std::vector<generate::Candidate>& candidates) {
     candidates.push_back({std::move(name),
-                          engine::compose(package_->config(), vision, text, package_->manifest().source.parameters,
-                                          std::move(pool)),
+                          engine::compose(package_->config(), vision, text,
+                                          package_->manifest().source.parameters, std::move(pool)),
                           fidelities});
   }
 
@@ -227,7 +240,8 @@ class Verification {
 
 int verify(const VerifyOptions& o) {
   for (const std::string& name : split(o.engines)) {
-    if (name != "native" && name != "onnx") throw UsageError(fmt::format("--engines: expected native, onnx or both, got {}", name));
+    if (name != "native" && name != "onnx")
+      throw UsageError(fmt::format("--engines: expected native, onnx or both, got {}", name));
   }
   for (const std::string& size : split(o.sizes)) {
     try {
@@ -252,26 +266,39 @@ int verify(const VerifyOptions& o) {
 
 Registration register_verify(CLI::App& app) {
   auto o = std::make_shared<VerifyOptions>();
-  CLI::App* command = app.add_subcommand("verify", "Prove that a package computes what its checkpoint computes");
+  CLI::App* command =
+      app.add_subcommand("verify", "Prove that a package computes what its checkpoint computes");
   set_usage(*command, "qvl verify PACKAGE --against CHECKPOINT [OPTIONS]");
   command->footer(
-      "Hashes of all files, every stored weight against the checkpoint's, then text, pictures and a video through the native engine\n"
-      "in float32 on the checkpoint (the reference) and through each engine on the package: every tensor that both name, the\n"
-      "distributions of all logits and the greedy tokens. Limits follow from the stored precision: weights that are stored exactly\n"
-      "must agree to 3e-5 (features) and 1e-4 (logits) of the largest value; coarser ones by cosine, KL divergence and first\n"
+      "Hashes of all files, every stored weight against the checkpoint's, then text, pictures and a video "
+      "through the native engine\n"
+      "in float32 on the checkpoint (the reference) and through each engine on the package: every tensor "
+      "that both name, the\n"
+      "distributions of all logits and the greedy tokens. Limits follow from the stored precision: weights "
+      "that are stored exactly\n"
+      "must agree to 3e-5 (features) and 1e-4 (logits) of the largest value; coarser ones by cosine, KL "
+      "divergence and first\n"
       "choices. The report is stored in the package (qvl info shows it). Exit code 1 when anything differs.");
   command->add_option("PACKAGE", o->package, "Folder that qvl export made")->required()->type_name("FOLDER");
-  command->add_option("--against", o->checkpoint, "The checkpoint it was made from")->required()->type_name("CHECKPOINT");
+  command->add_option("--against", o->checkpoint, "The checkpoint it was made from")
+      ->required()
+      ->type_name("CHECKPOINT");
   command->add_option("--sizes", o->sizes, "Pictures to compare with (default 64x64,256x192,320x480)")
       ->type_name("WxH,WxH,...");
-  command->add_option("--engines", o->engines, "native, onnx or both (default: both, onnx if ONNX Runtime is there)")
+  command
+      ->add_option("--engines", o->engines,
+                   "native, onnx or both (default: both, onnx if ONNX Runtime is there)")
       ->type_name("LIST");
   command->add_option("--max-tokens", o->max_tokens, "Greedy tokens after each prompt (default 16)")
       ->check(whole_between(0, 4096));
-  command->add_option("--onnxruntime", o->onnxruntime, "The library libonnxruntime.so.1, or its folder (default: looked for)")
+  command
+      ->add_option("--onnxruntime", o->onnxruntime,
+                   "The library libonnxruntime.so.1, or its folder (default: looked for)")
       ->type_name("PATH");
-  command->add_option("--ep", o->provider, "Execution provider of ONNX Runtime (default cpu)")->type_name("NAME");
-  command->add_option("--threads", o->threads, "Threads (default: all processors available)")->check(whole_between(1, 1024));
+  command->add_option("--ep", o->provider, "Execution provider of ONNX Runtime (default cpu)")
+      ->type_name("NAME");
+  command->add_option("--threads", o->threads, "Threads (default: all processors available)")
+      ->check(whole_between(1, 1024));
   command->add_flag("--no-store", o->no_store, "Leave the package as it is");
   command->add_flag("--json", o->json, "The whole report as one JSON object");
   command->add_flag("--verbose", o->verbose, "Decisions on stderr");

@@ -9,7 +9,9 @@ namespace {
 
 using Value = std::optional<double>;
 
-std::string number(const Value& v, int decimals) { return v ? fmt::format("{:.{}f}", *v, decimals) : std::string("-"); }
+std::string number(const Value& v, int decimals) {
+  return v ? fmt::format("{:.{}f}", *v, decimals) : std::string("-");
+}
 
 // "0.52 (2.1 %)"
 std::string error_text(const ComparedWay& w) {
@@ -18,7 +20,9 @@ std::string error_text(const ComparedWay& w) {
   return fmt::format("{:.2g} ({:.2g} %)", *w.logits_error, 100 * w.logits_relative_error.value_or(0));
 }
 
-std::string works(const ComparedWay& w) { return w.error.empty() ? "yes" : "no"; }
+std::string works(const ComparedWay& w) {
+  return w.error.empty() ? "yes" : "no";
+}
 
 // Three digits are enough for a bar.
 std::string short_number(double v) {
@@ -29,11 +33,20 @@ std::string xml(const std::string& text) {
   std::string out;
   for (char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -55,15 +68,17 @@ std::string cell(std::string text) {
 }  // namespace
 
 std::string Comparison::to_text() const {
-  std::string out = fmt::format("{}\n{}\n{}\nlargest error of the logits against {}\n\n", checkpoint, machine, prompt, reference);
-  out += fmt::format("{:<34} {:>5} {:>10} {:>9} {:>9} {:>9} {:>8} {:>8} {:>18} {:>7}\n", "", "", "vision", "prefill", "decode",
-                     "vision", "text", "total", "logits", "first");
-  out += fmt::format("{:<34} {:>5} {:>10} {:>9} {:>9} {:>9} {:>8} {:>8} {:>18} {:>7}\n", "way to run it", "works", "patches/s",
-                     "tok/s", "tok/s", "MB", "MB", "MB", "largest error", "choice");
+  std::string out = fmt::format("{}\n{}\n{}\nlargest error of the logits against {}\n\n", checkpoint, machine,
+                                prompt, reference);
+  out += fmt::format("{:<34} {:>5} {:>10} {:>9} {:>9} {:>9} {:>8} {:>8} {:>18} {:>7}\n", "", "", "vision",
+                     "prefill", "decode", "vision", "text", "total", "logits", "first");
+  out += fmt::format("{:<34} {:>5} {:>10} {:>9} {:>9} {:>9} {:>8} {:>8} {:>18} {:>7}\n", "way to run it",
+                     "works", "patches/s", "tok/s", "tok/s", "MB", "MB", "MB", "largest error", "choice");
   for (const ComparedWay& w : ways) {
     out += fmt::format("{:<34} {:>5} {:>10} {:>9} {:>9} {:>9} {:>8} {:>8} {:>18} {:>7}\n", w.name, works(w),
-                       number(w.vision_patches_per_s, 0), number(w.prefill_tokens_per_s, 0), number(w.decode_tokens_per_s, 1),
-                       number(w.vision_mb, 0), number(w.text_mb, 0), number(w.total_mb, 0), error_text(w),
+                       number(w.vision_patches_per_s, 0), number(w.prefill_tokens_per_s, 0),
+                       number(w.decode_tokens_per_s, 1), number(w.vision_mb, 0), number(w.text_mb, 0),
+                       number(w.total_mb, 0), error_text(w),
                        w.top1 ? fmt::format("{:.1f} %", 100 * *w.top1) : std::string("-"));
   }
   for (const ComparedWay& w : ways) {
@@ -71,26 +86,33 @@ std::string Comparison::to_text() const {
   }
   out += "\n";
   for (const ComparedWay& w : ways) out += fmt::format("{:<34} {}\n", w.name, w.detail);
-  out += "Memory: peak of a process that does only that (MB of 10^6 bytes). First choice: share of positions where it is the reference's.\n";
+  out +=
+      "Memory: peak of a process that does only that (MB of 10^6 bytes). First choice: share of positions "
+      "where it is the reference's.\n";
   return out;
 }
 
 std::string Comparison::to_markdown() const {
-  std::string out = fmt::format("# Ways to run {}\n\n{}. {}. Errors are against {}.\n\n", checkpoint, machine, prompt, reference);
-  out += "| way | works | vision, patches/s | prefill, tok/s | decode, tok/s | memory of vision, MB | of text, MB | in total, MB | "
-         "largest error of the logits | first choice equal |\n";
+  std::string out = fmt::format("# Ways to run {}\n\n{}. {}. Errors are against {}.\n\n", checkpoint, machine,
+                                prompt, reference);
+  out +=
+      "| way | works | vision, patches/s | prefill, tok/s | decode, tok/s | memory of vision, MB | of text, "
+      "MB | in total, MB | "
+      "largest error of the logits | first choice equal |\n";
   out += "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n";
   for (const ComparedWay& w : ways) {
     out += fmt::format("| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n", cell(w.name),
                        w.error.empty() ? "yes" : cell("no: " + w.error), number(w.vision_patches_per_s, 0),
-                       number(w.prefill_tokens_per_s, 0), number(w.decode_tokens_per_s, 1), number(w.vision_mb, 0),
-                       number(w.text_mb, 0), number(w.total_mb, 0), error_text(w),
+                       number(w.prefill_tokens_per_s, 0), number(w.decode_tokens_per_s, 1),
+                       number(w.vision_mb, 0), number(w.text_mb, 0), number(w.total_mb, 0), error_text(w),
                        w.top1 ? fmt::format("{:.1f} %", 100 * *w.top1) : std::string("-"));
   }
   out += "\n";
   for (const ComparedWay& w : ways) out += fmt::format("- **{}**: {}\n", cell(w.name), cell(w.detail));
-  out += "\nMemory is the peak of a process that does only that (vision, text, both), in MB of 10^6 bytes. `qvl compare` measured "
-         "all of it in one go.\n";
+  out +=
+      "\nMemory is the peak of a process that does only that (vision, text, both), in MB of 10^6 bytes. `qvl "
+      "compare` measured "
+      "all of it in one go.\n";
   return out;
 }
 
@@ -102,19 +124,24 @@ std::string Comparison::to_svg() const {
     Value ComparedWay::*value;
     const char* colour;
   };
-  const Panel panels[] = {{"Vision", "patches/s, more is better", &ComparedWay::vision_patches_per_s, "#2f6db5"},
-                          {"Text", "decoded tokens/s, more is better", &ComparedWay::decode_tokens_per_s, "#2e8b57"},
-                          {"Memory", "MB in total, less is better", &ComparedWay::total_mb, "#b5652f"}};
+  const Panel panels[] = {
+      {"Vision", "patches/s, more is better", &ComparedWay::vision_patches_per_s, "#2f6db5"},
+      {"Text", "decoded tokens/s, more is better", &ComparedWay::decode_tokens_per_s, "#2e8b57"},
+      {"Memory", "MB in total, less is better", &ComparedWay::total_mb, "#b5652f"}};
   constexpr int kPanels = 3;
   const int width = kLabel + kPanels * (kPanel + kGap) + kErrors;
   const int height = kTop + static_cast<int>(ways.size()) * kRow + 44;
   std::string out = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" font-family=\"system-ui, "
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" "
+      "font-family=\"system-ui, "
       "'Segoe UI', Helvetica, Arial, sans-serif\">\n<rect width=\"{0}\" height=\"{1}\" fill=\"#ffffff\"/>\n",
       width, height);
-  const auto text = [&out](int x, int y, int size, const char* colour, const char* anchor, const char* weight, const std::string& s) {
-    out += fmt::format("<text x=\"{}\" y=\"{}\" font-size=\"{}\" fill=\"{}\" text-anchor=\"{}\" font-weight=\"{}\">{}</text>\n", x, y,
-                       size, colour, anchor, weight, xml(s));
+  const auto text = [&out](int x, int y, int size, const char* colour, const char* anchor, const char* weight,
+                           const std::string& s) {
+    out += fmt::format(
+        "<text x=\"{}\" y=\"{}\" font-size=\"{}\" fill=\"{}\" text-anchor=\"{}\" "
+        "font-weight=\"{}\">{}</text>\n",
+        x, y, size, colour, anchor, weight, xml(s));
   };
   text(16, 28, 17, "#1a1a1a", "start", "600", "Ways to run " + cut(checkpoint, 80));
   text(16, 47, 12, "#666666", "start", "400", cut(machine + "; " + prompt, 150));
@@ -129,7 +156,9 @@ std::string Comparison::to_svg() const {
   for (size_t i = 0; i < ways.size(); ++i) {
     const ComparedWay& w = ways[i];
     const int y = kTop + static_cast<int>(i) * kRow;
-    if (i % 2 == 0) out += fmt::format("<rect x=\"8\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"#f5f6f8\"/>\n", y, width - 16, kRow);
+    if (i % 2 == 0)
+      out += fmt::format("<rect x=\"8\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"#f5f6f8\"/>\n", y,
+                         width - 16, kRow);
     text(16, y + 21, 12, "#1a1a1a", "start", "400", w.name);
     if (!w.error.empty()) {
       text(kLabel, y + 21, 11, "#a03030", "start", "400", cut("does not work: " + w.error, 120));
@@ -145,18 +174,23 @@ std::string Comparison::to_svg() const {
         continue;
       }
       const int length = largest > 0 ? std::max(1, static_cast<int>(*v / largest * kPanel + 0.5)) : 1;
-      out += fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"2\" fill=\"{}\"/>\n", x, y + (kRow - kBar) / 2,
-                         length, kBar, panels[p].colour);
+      out += fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"2\" fill=\"{}\"/>\n", x,
+                         y + (kRow - kBar) / 2, length, kBar, panels[p].colour);
       text(x + length + 5, y + 21, 11, "#1a1a1a", "start", "400", short_number(*v));
     }
     text(error_x, y + 21, 11, "#1a1a1a", "start", "400", error_text(w));
   }
-  text(16, height - 16, 11, "#666666", "start", "400", "Errors against " + reference + ". Measured by qvl compare, each way in processes of its own.");
+  text(16, height - 16, 11, "#666666", "start", "400",
+       "Errors against " + reference + ". Measured by qvl compare, each way in processes of its own.");
   return out + "</svg>\n";
 }
 
 Json Comparison::to_json() const {
-  Json out = {{"checkpoint", checkpoint}, {"machine", machine}, {"prompt", prompt}, {"reference", reference}, {"ways", Json::array()}};
+  Json out = {{"checkpoint", checkpoint},
+              {"machine", machine},
+              {"prompt", prompt},
+              {"reference", reference},
+              {"ways", Json::array()}};
   const auto value = [](const Value& v) { return v ? Json(*v) : Json(nullptr); };
   for (const ComparedWay& w : ways) {
     out["ways"].push_back({{"name", w.name},

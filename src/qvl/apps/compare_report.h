@@ -10,19 +10,19 @@
 namespace qvl::apps {
 
 struct ComparedWay {
-  std::string name;     // "native, vision native + text ONNX INT4"
-  std::string detail;   // which files and engines
-  std::string error;    // empty: it works
+  std::string name;    // "native, vision native + text ONNX INT4"
+  std::string detail;  // which files and engines
+  std::string error;   // empty: it works
   std::optional<double> vision_patches_per_s;
   std::optional<double> prefill_tokens_per_s;
   std::optional<double> decode_tokens_per_s;
   std::optional<double> vision_mb;  // peak memory of a process that only does that
   std::optional<double> text_mb;
-  std::optional<double> total_mb;   // of one that does both
+  std::optional<double> total_mb;               // of one that does both
   std::optional<double> logits_error;           // largest, absolute
   std::optional<double> logits_relative_error;  // divided by the largest logit
   std::optional<double> mean_kl_nats;
-  std::optional<double> top1;       // share of positions
+  std::optional<double> top1;  // share of positions
   std::optional<double> package_mb;
 };
 

@@ -59,7 +59,9 @@ Opened open_stages(const StageOptions& o, bool vision, bool text) {
                             : engine::native::open_package(package, native, stages, out.pool);
   };
   engine::OpenedStages seeing, saying;
-  if (vision) seeing = open(o.vision, {.vision = true, .text = false}), out.vision = seeing.vision, out.isa = seeing.isa;
+  if (vision)
+    seeing = open(o.vision, {.vision = true, .text = false}), out.vision = seeing.vision,
+    out.isa = seeing.isa;
   if (text) {
     saying = open(o.text, {.vision = false, .text = true});
     out.embed = saying.embed, out.decoder = saying.decoder, out.isa = saying.isa;
@@ -71,7 +73,8 @@ Opened open_stages(const StageOptions& o, bool vision, bool text) {
 }
 
 void write_logits(const Opened& opened, const generate::ParityCase& prompt, const std::string& path) {
-  const auto trace = generate::trace_prefill(*opened.engine, prompt.input, prompt.greedy_tokens, {}, /*stages_only=*/true);
+  const auto trace =
+      generate::trace_prefill(*opened.engine, prompt.input, prompt.greedy_tokens, {}, /*stages_only=*/true);
   std::vector<checkpoint::NamedTensor> tensors;
   for (const generate::TracedTensor& t : trace) {
     if (t.name == "logits" || t.name == "greedy_tokens") tensors.push_back({t.name, &t.value});
@@ -89,8 +92,8 @@ Json measure_stage(const StageOptions& o) {
   cases.greedy_tokens = o.tokens;
   cases.text = cases.several = cases.video = false;
   ThreadPool single(1);
-  const generate::ParityCase prompt =
-      std::move(generate::standard_parity_cases(o.model, opened.config, cases, opened.pool ? opened.pool.get() : &single)[0]);
+  const generate::ParityCase prompt = std::move(generate::standard_parity_cases(
+      o.model, opened.config, cases, opened.pool ? opened.pool.get() : &single)[0]);
 
   Json out;
   out["isa"] = opened.isa;

@@ -22,8 +22,8 @@ struct StageOptions {
   int threads = 0;
 };
 
-// {"patches", "vision_patches_per_s", "prompt_tokens", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_bytes", "isa"}, as far
-// as `what` measures them.
+// {"patches", "vision_patches_per_s", "prompt_tokens", "prefill_tokens_per_s", "decode_tokens_per_s",
+// "peak_bytes", "isa"}, as far as `what` measures them.
 Json measure_stage(const StageOptions& options);
 
 }  // namespace qvl::apps

@@ -36,10 +36,10 @@ int run_program(int argc, char** argv) {
   app.require_subcommand(0, 1);
   app.get_formatter()->column_width(34);
   app.set_version_flag("--version", "qvl " QVL_VERSION);
-  const std::vector<Registration> commands = {register_run(app),   register_chat(app), register_info(app),
-                                              register_trace(app), register_eval(app), register_synth(app),
-                                              register_export(app), register_verify(app),
-                                              register_compare(app)};
+  const std::vector<Registration> commands = {
+      register_run(app),    register_chat(app),   register_info(app),
+      register_trace(app),  register_eval(app),   register_synth(app),
+      register_export(app), register_verify(app), register_compare(app)};
   std::string names;
   for (const Registration& c : commands) names += (names.empty() ? "" : ", ") + c.app->get_name();
 

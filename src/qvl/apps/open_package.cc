@@ -10,11 +10,13 @@
 namespace qvl::apps {
 namespace {
 
-std::map<std::string, std::string> key_values(std::string_view option, const std::vector<std::string>& given) {
+std::map<std::string, std::string> key_values(std::string_view option,
+                                              const std::vector<std::string>& given) {
   std::map<std::string, std::string> out;
   for (const std::string& text : given) {
     const size_t at = text.find('=');
-    if (at == 0 || at == text.npos) throw UsageError(fmt::format("{}: expected KEY=VALUE, got '{}'", option, text));
+    if (at == 0 || at == text.npos)
+      throw UsageError(fmt::format("{}: expected KEY=VALUE, got '{}'", option, text));
     if (!out.emplace(text.substr(0, at), text.substr(at + 1)).second) {
       throw UsageError(fmt::format("{}: '{}' is given twice", option, text.substr(0, at)));
     }
@@ -38,14 +40,16 @@ engine::ort::OrtOptions ort_options(const EngineChoice& choice, const engine::Pr
 
 void refuse_precision(std::string_view stage, const std::string& engine, const std::string& dtype) {
   if (engine != "onnx" || dtype == "auto") return;
-  throw UsageError(fmt::format("--{}-dtype: expected auto with --{} onnx, got {} (qvl export decides an ONNX stage's precision)",
-                               stage, stage, dtype));
+  throw UsageError(fmt::format(
+      "--{}-dtype: expected auto with --{} onnx, got {} (qvl export decides an ONNX stage's precision)",
+      stage, stage, dtype));
 }
 
 }  // namespace
 
 std::shared_ptr<const engine::Engine> open_package(std::shared_ptr<const package::Package> package,
-                                                   const EngineChoice& choice, const engine::ProgressFn& progress) {
+                                                   const EngineChoice& choice,
+                                                   const engine::ProgressFn& progress) {
   refuse_precision("vision", choice.vision, choice.vision_dtype);
   refuse_precision("text", choice.text, choice.text_dtype);
   engine::EngineOptions native;

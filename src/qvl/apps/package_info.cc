@@ -29,13 +29,15 @@ struct Stored {
     return {{"tensors", tensors},
             {"weights", weights},
             {"bytes", bytes},
-            {"bits_per_weight", weights > 0 ? 8.0 * static_cast<double>(bytes) / static_cast<double>(weights) : 0.0}};
+            {"bits_per_weight",
+             weights > 0 ? 8.0 * static_cast<double>(bytes) / static_cast<double>(weights) : 0.0}};
   }
 };
 
 Json stage_facts(const package::Package& p, const package::StageEntry& stage, bool vision) {
   std::map<std::string, bool> of_stage;
-  for (const model::TensorSpec& spec : model::tensor_table(p.config())) of_stage[spec.name] = model::is_vision_role(spec.role);
+  for (const model::TensorSpec& spec : model::tensor_table(p.config()))
+    of_stage[spec.name] = model::is_vision_role(spec.role);
   Stored all;
   std::map<std::string, Stored> formats;
   for (const package::PackageTensor& t : p.tensors()) {
@@ -58,7 +60,10 @@ Json graph_facts(const package::Package& p, package::GraphKind kind, const packa
     operators[name] = count;
     const exporting::FusedOperator* f = exporting::find_fused(name);
     if (!f) continue;
-    fused.push_back({{"operator", name}, {"nodes", count}, {"plain_nodes_each", f->plain_nodes}, {"stands_for", f->stands_for}});
+    fused.push_back({{"operator", name},
+                     {"nodes", count},
+                     {"plain_nodes_each", f->plain_nodes},
+                     {"stands_for", f->stands_for}});
   }
   return {{"file", graph.file.file},
           {"bytes", graph.file.bytes},
@@ -105,14 +110,19 @@ Json parity_facts(const Json& report) {
 Json runtime_facts() {
   try {
     const engine::ort::LibraryInfo info = engine::ort::library_info();
-    return {{"version", info.version}, {"path", info.path.string()}, {"api_version", info.api_version}, {"providers", info.providers}};
+    return {{"version", info.version},
+            {"path", info.path.string()},
+            {"api_version", info.api_version},
+            {"providers", info.providers}};
   } catch (const Error& e) {
     if (e.code() != ErrorCode::kUnsupported) throw;
     return {{"missing", e.what()}};
   }
 }
 
-std::string megabytes(const Json& bytes) { return fmt::format("{:.1f} MB", bytes.get<double>() * 1e-6); }
+std::string megabytes(const Json& bytes) {
+  return fmt::format("{:.1f} MB", bytes.get<double>() * 1e-6);
+}
 
 std::string words(const Json& list) {
   std::string out;
@@ -120,28 +130,33 @@ std::string words(const Json& list) {
   return out;
 }
 
-void stage_text(const std::string& name, const Json& s, const std::function<void(std::string_view, const std::string&)>& line) {
+void stage_text(const std::string& name, const Json& s,
+                const std::function<void(std::string_view, const std::string&)>& line) {
   const std::string recipe = s["recipe"].get<std::string>();
   line(name, fmt::format("{}{}: {} in {} tensors, {:.2f} bits a weight", s["precision"].get<std::string>(),
-                         recipe.empty() ? "" : " (" + recipe + " recipe)", megabytes(s["bytes"]), s["tensors"].get<int64_t>(),
-                         s["bits_per_weight"].get<double>()));
+                         recipe.empty() ? "" : " (" + recipe + " recipe)", megabytes(s["bytes"]),
+                         s["tensors"].get<int64_t>(), s["bits_per_weight"].get<double>()));
   for (const auto& [format, f] : s["formats"].items()) {
-    line("", fmt::format("{:<26} {:>5} tensors {:>14} weights {:>12}  {:>5.2f} bits each", format, f["tensors"].get<int64_t>(),
-                         f["weights"].get<int64_t>(), megabytes(f["bytes"]), f["bits_per_weight"].get<double>()));
+    line("", fmt::format("{:<26} {:>5} tensors {:>14} weights {:>12}  {:>5.2f} bits each", format,
+                         f["tensors"].get<int64_t>(), f["weights"].get<int64_t>(), megabytes(f["bytes"]),
+                         f["bits_per_weight"].get<double>()));
   }
 }
 
 std::string graph_text(const Json& g) {
-  std::string out = fmt::format("  {} ({}): {} nodes; with standard operators only {}\n", g["file"].get<std::string>(),
-                                megabytes(g["bytes"]), g["nodes"].get<int64_t>(), g["plain_nodes"].get<int64_t>());
+  std::string out =
+      fmt::format("  {} ({}): {} nodes; with standard operators only {}\n", g["file"].get<std::string>(),
+                  megabytes(g["bytes"]), g["nodes"].get<int64_t>(), g["plain_nodes"].get<int64_t>());
   for (const Json& f : g["fused"]) {
     const auto each = f["plain_nodes_each"].get<int64_t>(), nodes = f["nodes"].get<int64_t>();
-    out += fmt::format("    {:>4} x {:<48} {:>2} each, {:>5} in all: {}\n", nodes, f["operator"].get<std::string>(), each,
-                       nodes * each, f["stands_for"].get<std::string>());
+    out +=
+        fmt::format("    {:>4} x {:<48} {:>2} each, {:>5} in all: {}\n", nodes,
+                    f["operator"].get<std::string>(), each, nodes * each, f["stands_for"].get<std::string>());
   }
   std::string rest;
   for (const auto& [name, count] : g["operators"].items()) {
-    const bool fused = std::any_of(g["fused"].begin(), g["fused"].end(), [&](const Json& f) { return f["operator"] == name; });
+    const bool fused = std::any_of(g["fused"].begin(), g["fused"].end(),
+                                   [&](const Json& f) { return f["operator"] == name; });
     if (!fused) rest += fmt::format("{}{} {}", rest.empty() ? "" : ", ", count.get<int64_t>(), name);
   }
   return out + "    others: " + rest + "\n";
@@ -155,15 +170,20 @@ Json describe_package(const std::filesystem::path& folder) {
   Json out;
   out["folder"] = folder.string();
   out["package"] = {{"format_version", m.format_version}, {"qvl_version", m.qvl_version}};
-  out["source"] = {{"name", m.source.name}, {"dtype", m.source.dtype}, {"parameters", m.source.parameters},
-                   {"tied_head", m.source.tied_head}, {"config_sha256", m.source.config_sha256}};
+  out["source"] = {{"name", m.source.name},
+                   {"dtype", m.source.dtype},
+                   {"parameters", m.source.parameters},
+                   {"tied_head", m.source.tied_head},
+                   {"config_sha256", m.source.config_sha256}};
   out["layout"] = package::layout_name(m.layout);
   out["opset"] = m.opset;
   out["plain"] = m.plain;
   out["static"] = nullptr;
   if (const auto& s = m.static_sizes) {
-    out["static"] = {{"image_width_px", s->image_width_px},       {"image_height_px", s->image_height_px},
-                     {"grid_thw", {s->grid_t, s->grid_h, s->grid_w}}, {"sequence_tokens", s->sequence_tokens},
+    out["static"] = {{"image_width_px", s->image_width_px},
+                     {"image_height_px", s->image_height_px},
+                     {"grid_thw", {s->grid_t, s->grid_h, s->grid_w}},
+                     {"sequence_tokens", s->sequence_tokens},
                      {"context_tokens", s->context_tokens}};
   }
   out["stages"] = {{"vision", stage_facts(p, m.vision, true)}, {"text", stage_facts(p, m.text, false)}};
@@ -183,51 +203,62 @@ Json describe_package(const std::filesystem::path& folder) {
   if (m.quantisation.is_object()) {
     out["quantisation"] = m.quantisation;
     out["quantisation"].erase("tensors");
-    out["quantisation"]["tensors"] = m.quantisation.contains("tensors") ? m.quantisation["tensors"].size() : 0;
+    out["quantisation"]["tensors"] =
+        m.quantisation.contains("tensors") ? m.quantisation["tensors"].size() : 0;
   }
   out["parity"] = parity_facts(m.parity);
   out["onnxruntime"] = runtime_facts();
-  out["machine"] = {{"isa", kernels::table_name(kernels::active_table())}, {"threads", available_processors()}};
+  out["machine"] = {{"isa", kernels::table_name(kernels::active_table())},
+                    {"threads", available_processors()}};
   return out;
 }
 
 std::string package_text(const Json& j) {
   std::string out;
-  const std::function<void(std::string_view, const std::string&)> line = [&out](std::string_view key, const std::string& value) {
+  const std::function<void(std::string_view, const std::string&)> line = [&out](std::string_view key,
+                                                                                const std::string& value) {
     out += fmt::format("{:<16} {}\n", key, value);
   };
   const auto text = [](const Json& v) { return v.is_string() ? v.get<std::string>() : v.dump(); };
-  line("package", fmt::format("{} ({}, written by qvl {})", text(j["folder"]), megabytes(j["bytes"]), text(j["package"]["qvl_version"])));
-  line("made from", fmt::format("{}: {} parameters, {}, head {}", text(j["source"]["name"]), text(j["source"]["parameters"]),
-                                text(j["source"]["dtype"]),
-                                j["source"]["tied_head"].get<bool>() ? "tied to the embedding" : "of its own"));
-  line("form", fmt::format("{} layout, opset {}, {}, {}", text(j["layout"]), text(j["opset"]),
-                           j["plain"].get<bool>() ? "standard operators only" : "fused operators of ONNX Runtime",
-                           j["static"].is_null()
-                               ? std::string("any image sizes and lengths")
-                               : fmt::format("fixed: {}x{} pixels, grid {}, {} tokens a call, context {}",
-                                             text(j["static"]["image_width_px"]), text(j["static"]["image_height_px"]),
-                                             text(j["static"]["grid_thw"]), text(j["static"]["sequence_tokens"]),
-                                             text(j["static"]["context_tokens"]))));
+  line("package", fmt::format("{} ({}, written by qvl {})", text(j["folder"]), megabytes(j["bytes"]),
+                              text(j["package"]["qvl_version"])));
+  line("made from",
+       fmt::format("{}: {} parameters, {}, head {}", text(j["source"]["name"]),
+                   text(j["source"]["parameters"]), text(j["source"]["dtype"]),
+                   j["source"]["tied_head"].get<bool>() ? "tied to the embedding" : "of its own"));
+  line(
+      "form",
+      fmt::format("{} layout, opset {}, {}, {}", text(j["layout"]), text(j["opset"]),
+                  j["plain"].get<bool>() ? "standard operators only" : "fused operators of ONNX Runtime",
+                  j["static"].is_null()
+                      ? std::string("any image sizes and lengths")
+                      : fmt::format("fixed: {}x{} pixels, grid {}, {} tokens a call, context {}",
+                                    text(j["static"]["image_width_px"]), text(j["static"]["image_height_px"]),
+                                    text(j["static"]["grid_thw"]), text(j["static"]["sequence_tokens"]),
+                                    text(j["static"]["context_tokens"]))));
   stage_text("vision", j["stages"]["vision"], line);
   stage_text("text", j["stages"]["text"], line);
   if (const Json& q = j["quantisation"]; !q.is_null()) {
-    line("quantisation", fmt::format("{} recipe{}: {} tensors, {:.2f} bits a weight, relative error {:.4f}", text(q["recipe"]),
-                                     q.value("calibrated", false) ? ", calibrated" : "", text(q["tensors"]),
-                                     q["all"]["bits_per_weight"].get<double>(), q["all"]["relative_rms"].get<double>()));
+    line("quantisation", fmt::format("{} recipe{}: {} tensors, {:.2f} bits a weight, relative error {:.4f}",
+                                     text(q["recipe"]), q.value("calibrated", false) ? ", calibrated" : "",
+                                     text(q["tensors"]), q["all"]["bits_per_weight"].get<double>(),
+                                     q["all"]["relative_rms"].get<double>()));
   } else {
     line("quantisation", "none");
   }
   if (const Json& p = j["parity"]; !p.is_null()) {
-    line("parity", fmt::format("{} (qvl {} verify)", p["passed"].get<bool>() ? "PASSED" : "FAILED", text(p["qvl_version"])));
+    line("parity", fmt::format("{} (qvl {} verify)", p["passed"].get<bool>() ? "PASSED" : "FAILED",
+                               text(p["qvl_version"])));
     for (const Json& e : p["engines"]) {
-      line("", fmt::format("{}: {}, {} cases, lowest cosine {:.5f}, mean KL at most {:.1e}, first choice equal {}/{}, greedy {}/{}",
-                           text(e["engine"]), e["passed"].get<bool>() ? "equal within limits" : "FAILED", text(e["cases"]),
-                           e["lowest_cosine"].get<double>(),
+      line("", fmt::format("{}: {}, {} cases, lowest cosine {:.5f}, mean KL at most {:.1e}, first choice "
+                           "equal {}/{}, greedy {}/{}",
+                           text(e["engine"]), e["passed"].get<bool>() ? "equal within limits" : "FAILED",
+                           text(e["cases"]), e["lowest_cosine"].get<double>(),
                            // Infinite numbers became null on the way.
                            e["largest_mean_kl_nats"].is_number() ? e["largest_mean_kl_nats"].get<double>()
                                                                  : std::numeric_limits<double>::infinity(),
-                           text(e["top1_equal"]), text(e["positions"]), text(e["greedy_equal"]), text(e["greedy_tokens"])));
+                           text(e["top1_equal"]), text(e["positions"]), text(e["greedy_equal"]),
+                           text(e["greedy_tokens"])));
     }
     for (const Json& s : p["skipped"]) line("", fmt::format("{}: skipped", text(s["engine"])));
   } else {
@@ -235,10 +266,11 @@ std::string package_text(const Json& j) {
   }
   const Json& r = j["onnxruntime"];
   line("ONNX Runtime", r.contains("missing") ? text(r["missing"])
-                                             : fmt::format("{} ({}), headers of API {}", text(r["version"]), text(r["path"]),
-                                                           text(r["api_version"])));
+                                             : fmt::format("{} ({}), headers of API {}", text(r["version"]),
+                                                           text(r["path"]), text(r["api_version"])));
   if (r.contains("providers")) line("", "execution providers: " + words(r["providers"]));
-  line("machine", fmt::format("{} kernels, {} threads", text(j["machine"]["isa"]), text(j["machine"]["threads"])));
+  line("machine",
+       fmt::format("{} kernels, {} threads", text(j["machine"]["isa"]), text(j["machine"]["threads"])));
   out += "\ngraphs\n";
   for (const auto& [kind, graph] : j["graphs"].items()) out += graph_text(graph);
   return out;

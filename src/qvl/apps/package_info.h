@@ -8,8 +8,9 @@
 
 namespace qvl::apps {
 
-// {"folder", "source", "layout", "opset", "plain", "static", "stages", "graphs", "files", "quantisation", "parity",
-// "onnxruntime", "machine"}. Throws what opening a package throws; without ONNX Runtime "onnxruntime" holds the reason.
+// {"folder", "source", "layout", "opset", "plain", "static", "stages", "graphs", "files", "quantisation",
+// "parity", "onnxruntime", "machine"}. Throws what opening a package throws; without ONNX Runtime
+// "onnxruntime" holds the reason.
 Json describe_package(const std::filesystem::path& folder);
 std::string package_text(const Json& facts);
 

@@ -40,11 +40,14 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   written_bytes_ += bytes.size();
 }
 
-void AtomicFile::write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
+void AtomicFile::write(std::string_view text) {
+  write(std::as_bytes(std::span(text.data(), text.size())));
+}
 
 void AtomicFile::commit() {
   if (::fsync(fd_) != 0) fail_errno(target_.string(), "cannot flush");
-  if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail_errno(target_.string(), "cannot rename into place");
+  if (::rename(temporary_.c_str(), target_.c_str()) != 0)
+    fail_errno(target_.string(), "cannot rename into place");
   ::close(fd_);
   fd_ = -1;
 }

@@ -19,7 +19,9 @@
 namespace qvl {
 namespace {
 
-std::filesystem::path temp_path(const char* name) { return std::filesystem::path(testing::TempDir()) / name; }
+std::filesystem::path temp_path(const char* name) {
+  return std::filesystem::path(testing::TempDir()) / name;
+}
 
 template <typename Fn>
 Error error_of(Fn fn) {
@@ -33,7 +35,8 @@ Error error_of(Fn fn) {
 }
 
 TEST(Error, MessageHasWhereWhatExpectedGotHint) {
-  const Error e = error_of([] { fail(ErrorCode::kMismatch, "a.safetensors", "shape of x", "[2, 3]", "[3, 2]", "transposed?"); });
+  const Error e = error_of(
+      [] { fail(ErrorCode::kMismatch, "a.safetensors", "shape of x", "[2, 3]", "[3, 2]", "transposed?"); });
   EXPECT_STREQ(e.what(), "[a.safetensors] shape of x: expected [2, 3], got [3, 2] (transposed?)");
   EXPECT_EQ(e.code(), ErrorCode::kMismatch);
 }
@@ -59,7 +62,7 @@ TEST(DType, EveryFloat16SurvivesTheRoundTrip) {
   }
   EXPECT_EQ(to_float16(65520.0f).bits, 0x7c00);
   EXPECT_EQ(to_float16(65519.0f).bits, 0x7bff);
-  EXPECT_EQ(to_float16(0x1p-25f).bits, 0);        // tie to even zero
+  EXPECT_EQ(to_float16(0x1p-25f).bits, 0);  // tie to even zero
   EXPECT_EQ(to_float16(0x1.8p-25f).bits, 1);
   EXPECT_EQ(to_float16(1.0f + 0x1p-11f).bits, 0x3c00);
 }

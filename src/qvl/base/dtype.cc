@@ -29,7 +29,9 @@ constexpr std::array<DTypeRow, 13> kDTypes{{{DType::kF64, "F64", 8},
                                             {DType::kU8, "U8", 1},
                                             {DType::kBool, "BOOL", 1}}};
 
-const DTypeRow& row(DType dtype) { return kDTypes[static_cast<size_t>(dtype)]; }
+const DTypeRow& row(DType dtype) {
+  return kDTypes[static_cast<size_t>(dtype)];
+}
 
 template <typename Src, typename Dst>
 void convert(const void* src, void* dst, int64_t count) {
@@ -55,18 +57,26 @@ void convert(const void* src, void* dst, int64_t count) {
 template <typename Src>
 void convert_from(const void* src, void* dst, DType dst_dtype, int64_t count) {
   switch (dst_dtype) {
-    case DType::kF32: return convert<Src, float>(src, dst, count);
-    case DType::kBF16: return convert<Src, BFloat16>(src, dst, count);
-    case DType::kF16: return convert<Src, Float16>(src, dst, count);
-    default: fail(ErrorCode::kUnsupported, "convert", "target type", "F32, BF16 or F16", dtype_name(dst_dtype));
+    case DType::kF32:
+      return convert<Src, float>(src, dst, count);
+    case DType::kBF16:
+      return convert<Src, BFloat16>(src, dst, count);
+    case DType::kF16:
+      return convert<Src, Float16>(src, dst, count);
+    default:
+      fail(ErrorCode::kUnsupported, "convert", "target type", "F32, BF16 or F16", dtype_name(dst_dtype));
   }
 }
 
 }  // namespace
 
-size_t dtype_size_bytes(DType dtype) { return row(dtype).size_bytes; }
+size_t dtype_size_bytes(DType dtype) {
+  return row(dtype).size_bytes;
+}
 
-std::string_view dtype_name(DType dtype) { return row(dtype).name; }
+std::string_view dtype_name(DType dtype) {
+  return row(dtype).name;
+}
 
 DType parse_dtype(std::string_view name, std::string_view where) {
   for (const DTypeRow& r : kDTypes) {
@@ -79,7 +89,8 @@ int64_t element_count(const Shape& shape) {
   constexpr int64_t kMax = int64_t{1} << 62;
   int64_t n = 1;
   for (int64_t d : shape) {
-    if (d < 0 || (d > 0 && n > kMax / d)) fail(ErrorCode::kLimit, "shape", "impossible shape " + shape_string(shape));
+    if (d < 0 || (d > 0 && n > kMax / d))
+      fail(ErrorCode::kLimit, "shape", "impossible shape " + shape_string(shape));
     n *= d;
   }
   return n;
@@ -126,10 +137,14 @@ void convert_elements(const void* src, DType src_dtype, void* dst, DType dst_dty
     return;
   }
   switch (src_dtype) {
-    case DType::kF32: return convert_from<float>(src, dst, dst_dtype, count);
-    case DType::kBF16: return convert_from<BFloat16>(src, dst, dst_dtype, count);
-    case DType::kF16: return convert_from<Float16>(src, dst, dst_dtype, count);
-    default: fail(ErrorCode::kUnsupported, "convert", "source type", "F32, BF16 or F16", dtype_name(src_dtype));
+    case DType::kF32:
+      return convert_from<float>(src, dst, dst_dtype, count);
+    case DType::kBF16:
+      return convert_from<BFloat16>(src, dst, dst_dtype, count);
+    case DType::kF16:
+      return convert_from<Float16>(src, dst, dst_dtype, count);
+    default:
+      fail(ErrorCode::kUnsupported, "convert", "source type", "F32, BF16 or F16", dtype_name(src_dtype));
   }
 }
 

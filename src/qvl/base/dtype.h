@@ -38,7 +38,9 @@ struct Float16 {
 };
 static_assert(sizeof(Float16) == 2);
 
-inline float to_float(BFloat16 v) { return std::bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
+inline float to_float(BFloat16 v) {
+  return std::bit_cast<float>(static_cast<uint32_t>(v.bits) << 16);
+}
 
 // Round to nearest even; NaN stays NaN (quiet).
 inline BFloat16 to_bfloat16(float v) {
@@ -52,7 +54,9 @@ float to_float(Float16 v);
 Float16 to_float16(float v);
 
 // v rounded to bfloat16 and back.
-inline float round_to_bf16(float v) { return to_float(to_bfloat16(v)); }
+inline float round_to_bf16(float v) {
+  return to_float(to_bfloat16(v));
+}
 
 // Converts `count` elements between F32, BF16 and F16 (any pair); other types throw kUnsupported.
 // The buffers must not overlap unless both types and addresses are equal.

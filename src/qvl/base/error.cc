@@ -7,14 +7,22 @@ namespace qvl {
 
 std::string_view error_code_name(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kInvalidArgument: return "invalid_argument";
-    case ErrorCode::kNotFound: return "not_found";
-    case ErrorCode::kIo: return "io";
-    case ErrorCode::kFormat: return "format";
-    case ErrorCode::kMismatch: return "mismatch";
-    case ErrorCode::kUnsupported: return "unsupported";
-    case ErrorCode::kLimit: return "limit";
-    case ErrorCode::kCancelled: return "cancelled";
+    case ErrorCode::kInvalidArgument:
+      return "invalid_argument";
+    case ErrorCode::kNotFound:
+      return "not_found";
+    case ErrorCode::kIo:
+      return "io";
+    case ErrorCode::kFormat:
+      return "format";
+    case ErrorCode::kMismatch:
+      return "mismatch";
+    case ErrorCode::kUnsupported:
+      return "unsupported";
+    case ErrorCode::kLimit:
+      return "limit";
+    case ErrorCode::kCancelled:
+      return "cancelled";
   }
   return "unknown";
 }
@@ -28,7 +36,13 @@ void fail(ErrorCode code, std::string_view where, std::string_view what) {
 void fail(ErrorCode code, std::string_view where, std::string_view what, std::string_view expected,
           std::string_view got, std::string_view hint) {
   std::string message = "[";
-  message.append(where).append("] ").append(what).append(": expected ").append(expected).append(", got ").append(got);
+  message.append(where)
+      .append("] ")
+      .append(what)
+      .append(": expected ")
+      .append(expected)
+      .append(", got ")
+      .append(got);
   if (!hint.empty()) message.append(" (").append(hint).append(")");
   throw Error(code, message);
 }

@@ -37,8 +37,8 @@ class Error : public std::runtime_error {
 [[noreturn]] void fail(ErrorCode code, std::string_view where, std::string_view what);
 
 // Throws Error{code, "[where] what: expected EXPECTED, got GOT (HINT)"}; an empty hint is left out.
-[[noreturn]] void fail(ErrorCode code, std::string_view where, std::string_view what, std::string_view expected,
-                       std::string_view got, std::string_view hint = {});
+[[noreturn]] void fail(ErrorCode code, std::string_view where, std::string_view what,
+                       std::string_view expected, std::string_view got, std::string_view hint = {});
 
 // Throws Error{kIo, "[where] what: <text of errno>"}; reads errno first.
 [[noreturn]] void fail_errno(std::string_view where, std::string_view what);

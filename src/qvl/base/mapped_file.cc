@@ -49,8 +49,8 @@ MappedFile MappedFile::open(const std::filesystem::path& path) {
     fail_errno(path.string(), "cannot map");
   }
   file.data_ = static_cast<const std::byte*>(p);
-  // Large pages: faults then read 2 MiB at a time and a pass over the weights misses the TLB less. Only a hint; file
-  // systems without large folios refuse it.
+  // Large pages: faults then read 2 MiB at a time and a pass over the weights misses the TLB less. Only a
+  // hint; file systems without large folios refuse it.
   ::madvise(p, file.size_bytes_, MADV_HUGEPAGE);
   return file;
 }
@@ -79,8 +79,12 @@ void MappedFile::advise(size_t offset, size_t length_bytes, int advice) const {
   ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, advice);
 }
 
-void MappedFile::will_need(size_t offset, size_t length_bytes) const { advise(offset, length_bytes, MADV_WILLNEED); }
-void MappedFile::drop(size_t offset, size_t length_bytes) const { advise(offset, length_bytes, MADV_DONTNEED); }
+void MappedFile::will_need(size_t offset, size_t length_bytes) const {
+  advise(offset, length_bytes, MADV_WILLNEED);
+}
+void MappedFile::drop(size_t offset, size_t length_bytes) const {
+  advise(offset, length_bytes, MADV_DONTNEED);
+}
 
 std::string read_file(const std::filesystem::path& path, size_t max_bytes) {
   Fd fd(path);

@@ -40,24 +40,29 @@ int rename_with(const fs::path& from, const fs::path& to, unsigned flags) {
   return ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), flags);
 }
 
-bool not_supported() { return errno == EINVAL || errno == ENOSYS; }
+bool not_supported() {
+  return errno == EINVAL || errno == ENOSYS;
+}
 
 }  // namespace
 
-PartialFolder::PartialFolder(const fs::path& target, ExistingFolder existing) : target_(target), existing_(existing) {
+PartialFolder::PartialFolder(const fs::path& target, ExistingFolder existing)
+    : target_(target), existing_(existing) {
   if (!target_.has_filename()) target_ = target_.parent_path();  // "out/" means "out"
   if (target_.empty()) fail(ErrorCode::kInvalidArgument, "output", "name", "the name of a folder", "nothing");
   std::error_code ignored;
   there_ = is_there(target_);
   if (there_ && existing_ == ExistingFolder::kRefuse) {
-    fail(ErrorCode::kInvalidArgument, target_.string(), "output", "a folder that does not exist yet", "an existing one",
+    fail(ErrorCode::kInvalidArgument, target_.string(), "output", "a folder that does not exist yet",
+         "an existing one",
          "remove it, choose another name, or replace it where the command can (--replace)");
   }
   if (there_ && fs::symlink_status(target_, ignored).type() != fs::file_type::directory) {
     fail(ErrorCode::kInvalidArgument, target_.string(), "output", "a folder", "something else");
   }
   const fs::path parent = parent_of(target_);
-  if (!fs::is_directory(parent, ignored)) fail(ErrorCode::kNotFound, parent.string(), "no such folder for the output");
+  if (!fs::is_directory(parent, ignored))
+    fail(ErrorCode::kNotFound, parent.string(), "no such folder for the output");
   std::string pattern = target_.string() + ".partial-XXXXXX";
   if (!::mkdtemp(pattern.data())) fail_errno(target_.string(), "cannot create a folder");
   path_ = pattern;
@@ -77,7 +82,8 @@ void PartialFolder::publish() {
     int rc = rename_with(path_, target_, RENAME_EXCHANGE);
     if (rc != 0 && not_supported()) {  // not every file system can: the old one steps aside for a moment
       const fs::path aside = path_.string() + ".old";
-      if (::rename(target_.c_str(), aside.c_str()) != 0) fail_errno(target_.string(), "cannot move the old folder aside");
+      if (::rename(target_.c_str(), aside.c_str()) != 0)
+        fail_errno(target_.string(), "cannot move the old folder aside");
       rc = ::rename(path_.c_str(), target_.c_str());
       if (rc != 0) {
         const int saved = errno;

@@ -16,8 +16,9 @@ namespace fs = std::filesystem;
 class PartialFolderTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    base_ = fs::path(::testing::TempDir()) /
-            (std::string("partial_folder_") + ::testing::UnitTest::GetInstance()->current_test_info()->name());
+    base_ =
+        fs::path(::testing::TempDir()) /
+        (std::string("partial_folder_") + ::testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::remove_all(base_);
     fs::create_directories(base_);
   }
@@ -84,7 +85,8 @@ TEST_F(PartialFolderTest, RefusesWhatCannotBeMeant) {
   fs::create_directory(base_ / "out");
   put(base_ / "file", "x");
   EXPECT_EQ(code_of([&] { PartialFolder f(base_ / "out"); }), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(code_of([&] { PartialFolder f(base_ / "file", ExistingFolder::kReplace); }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of([&] { PartialFolder f(base_ / "file", ExistingFolder::kReplace); }),
+            ErrorCode::kInvalidArgument);
   EXPECT_EQ(code_of([&] { PartialFolder f(""); }), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code_of([&] { PartialFolder f(base_ / "no/such/parent"); }), ErrorCode::kNotFound);
 }

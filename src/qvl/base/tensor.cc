@@ -18,7 +18,9 @@ AlignedBuffer::AlignedBuffer(size_t size_bytes) : size_bytes_(size_bytes) {
   if (!data_) fail(ErrorCode::kLimit, "memory", "cannot allocate " + std::to_string(size_bytes) + " bytes");
 }
 
-void AlignedBuffer::Free::operator()(std::byte* p) const { std::free(p); }
+void AlignedBuffer::Free::operator()(std::byte* p) const {
+  std::free(p);
+}
 
 Tensor::Tensor(DType dtype, Shape shape)
     : dtype_(dtype),
@@ -32,7 +34,9 @@ Tensor Tensor::zeros(DType dtype, Shape shape) {
   return t;
 }
 
-Tensor Tensor::copy() const { return to(dtype_); }
+Tensor Tensor::copy() const {
+  return to(dtype_);
+}
 
 Tensor Tensor::to(DType dtype) const {
   Tensor t(dtype, shape_);
@@ -42,7 +46,8 @@ Tensor Tensor::to(DType dtype) const {
 
 void Tensor::reshape(Shape shape) {
   if (element_count(shape) != size_) {
-    fail(ErrorCode::kMismatch, "tensor", "reshape", shape_string(shape_) + " kept in size", shape_string(shape));
+    fail(ErrorCode::kMismatch, "tensor", "reshape", shape_string(shape_) + " kept in size",
+         shape_string(shape));
   }
   shape_ = std::move(shape);
 }

@@ -1,6 +1,6 @@
-// A fixed group of threads that run one parallel loop at a time. The caller is thread 0, so a pool of one runs
-// everything inline. Waking costs a few microseconds: workers spin shortly before they sleep, because a decode
-// step issues hundreds of loops in a row.
+// A fixed group of threads that run one parallel loop at a time. The caller is thread 0, so a pool of one
+// runs everything inline. Waking costs a few microseconds: workers spin shortly before they sleep, because a
+// decode step issues hundreds of loops in a row.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@
 
 namespace qvl {
 
-// The number of processors this process may run on (affinity mask and cgroup CPU quota respected), at least 1.
+// The number of processors this process may run on (affinity mask and cgroup CPU quota respected), at
+// least 1.
 int available_processors();
 
 class ThreadPool {
@@ -22,13 +23,13 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // Runs fn(thread) once on each thread, 0 <= thread < threads(), and returns when all have. The first exception
-  // thrown by any of them is rethrown here. Not reentrant: fn must not call into the same pool. Concurrent
-  // callers are serialised.
+  // Runs fn(thread) once on each thread, 0 <= thread < threads(), and returns when all have. The first
+  // exception thrown by any of them is rethrown here. Not reentrant: fn must not call into the same pool.
+  // Concurrent callers are serialised.
   void run(const std::function<void(int thread)>& fn);
 
-  // Runs fn(task, thread) for 0 <= task < tasks; tasks are handed out one by one in ascending order, so uneven
-  // tasks balance. Which thread gets which task is not fixed: results must not depend on it.
+  // Runs fn(task, thread) for 0 <= task < tasks; tasks are handed out one by one in ascending order, so
+  // uneven tasks balance. Which thread gets which task is not fixed: results must not depend on it.
   void parallel_for(int64_t tasks, const std::function<void(int64_t task, int thread)>& fn);
 
  private:

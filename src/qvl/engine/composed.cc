@@ -9,8 +9,8 @@ namespace {
 
 class ComposedEngine : public Engine {
  public:
-  ComposedEngine(model::ModelConfig config, const OpenedStages& vision, const OpenedStages& text, int64_t parameters,
-                 std::shared_ptr<ThreadPool> pool)
+  ComposedEngine(model::ModelConfig config, const OpenedStages& vision, const OpenedStages& text,
+                 int64_t parameters, std::shared_ptr<ThreadPool> pool)
       : config_(std::move(config)),
         pool_(std::move(pool)),
         vision_(vision.vision),
@@ -42,8 +42,9 @@ class ComposedEngine : public Engine {
 
 }  // namespace
 
-std::shared_ptr<const Engine> compose(model::ModelConfig config, const OpenedStages& vision, const OpenedStages& text,
-                                      int64_t parameters, std::shared_ptr<ThreadPool> pool) {
+std::shared_ptr<const Engine> compose(model::ModelConfig config, const OpenedStages& vision,
+                                      const OpenedStages& text, int64_t parameters,
+                                      std::shared_ptr<ThreadPool> pool) {
   if (!vision.vision) fail(ErrorCode::kInvalidArgument, "load", "no vision stage was opened");
   if (!text.embed || !text.decoder) fail(ErrorCode::kInvalidArgument, "load", "no text stages were opened");
   return std::make_shared<ComposedEngine>(std::move(config), vision, text, parameters, std::move(pool));
@@ -51,7 +52,8 @@ std::shared_ptr<const Engine> compose(model::ModelConfig config, const OpenedSta
 
 int thread_count(const EngineOptions& options) {
   if (options.threads < 0) {
-    fail(ErrorCode::kInvalidArgument, "load", "threads", "0 (all processors) or more", std::to_string(options.threads));
+    fail(ErrorCode::kInvalidArgument, "load", "threads", "0 (all processors) or more",
+         std::to_string(options.threads));
   }
   return options.threads > 0 ? options.threads : available_processors();
 }

@@ -13,9 +13,12 @@ Precision parse_precision(std::string_view name) {
 
 std::string_view precision_name(Precision precision) {
   switch (precision) {
-    case Precision::kAuto: return "auto";
-    case Precision::kF32: return "fp32";
-    case Precision::kBF16: return "bf16";
+    case Precision::kAuto:
+      return "auto";
+    case Precision::kF32:
+      return "fp32";
+    case Precision::kBF16:
+      return "bf16";
   }
   return "auto";
 }

@@ -1,4 +1,5 @@
-// An opened model: configuration plus the three stages. Immutable and shared; sessions hold a shared_ptr to it.
+// An opened model: configuration plus the three stages. Immutable and shared; sessions hold a shared_ptr to
+// it.
 #pragma once
 
 #include <cstdint>
@@ -22,19 +23,20 @@ struct EngineOptions {
   int threads = 0;  // 0: all processors available to the process
   Precision vision_precision = Precision::kAuto;
   Precision text_precision = Precision::kAuto;
-  // Kernel table of the native stages ("scalar", "avx2", ...); empty: QVL_KERNELS, else the best one of this processor.
+  // Kernel table of the native stages ("scalar", "avx2", ...); empty: QVL_KERNELS, else the best one of this
+  // processor.
   std::string kernels;
   // Called while weights are checked, converted or read ahead: bytes done, bytes in all.
   ProgressFn progress;
 };
 
 struct EngineInfo {
-  std::string vision;       // "native bf16"
-  std::string text;         // "native f32"
-  std::string isa;          // kernel table, "avx512bf16"
+  std::string vision;  // "native bf16"
+  std::string text;    // "native f32"
+  std::string isa;     // kernel table, "avx512bf16"
   int threads = 0;
   int64_t parameters = 0;
-  int64_t weight_bytes = 0; // mapped and owned
+  int64_t weight_bytes = 0;  // mapped and owned
 };
 
 class Engine {

@@ -12,7 +12,8 @@ int64_t check_vision_input(std::span<const float> pixels, std::span<const image:
   int64_t patches = 0;
   for (const image::Grid& g : grids) {
     if (g.t < 1 || g.h < merge || g.w < merge || g.h % merge != 0 || g.w % merge != 0) {
-      fail(ErrorCode::kMismatch, "vision", "grid (t, h, w)", "positive, h and w multiples of " + std::to_string(merge),
+      fail(ErrorCode::kMismatch, "vision", "grid (t, h, w)",
+           "positive, h and w multiples of " + std::to_string(merge),
            "(" + std::to_string(g.t) + ", " + std::to_string(g.h) + ", " + std::to_string(g.w) + ")");
     }
     patches += g.patches();
@@ -20,7 +21,8 @@ int64_t check_vision_input(std::span<const float> pixels, std::span<const image:
   if (patches == 0) fail(ErrorCode::kMismatch, "vision", "number of images", "at least 1", "0");
   if (static_cast<int64_t>(pixels.size()) != patches * config.patch_width()) {
     fail(ErrorCode::kMismatch, "vision", "pixel values",
-         shape_string({patches, config.patch_width()}) + " for these grids", std::to_string(pixels.size()) + " values");
+         shape_string({patches, config.patch_width()}) + " for these grids",
+         std::to_string(pixels.size()) + " values");
   }
   return patches;
 }
@@ -36,12 +38,13 @@ void check_decoder_input(const DecoderInput& input, const model::TextConfig& con
   const int64_t rows = e.dim(0);
   for (const auto& axis : input.positions) {
     if (static_cast<int64_t>(axis.size()) != rows) {
-      fail(ErrorCode::kMismatch, "decoder", "position ids", "3 x " + std::to_string(rows), std::to_string(axis.size()));
+      fail(ErrorCode::kMismatch, "decoder", "position ids", "3 x " + std::to_string(rows),
+           std::to_string(axis.size()));
     }
   }
   if (input.decode && rows > kMaxDecodeRows) {
-    fail(ErrorCode::kInvalidArgument, "decoder", "rows of a decode step", "at most " + std::to_string(kMaxDecodeRows),
-         std::to_string(rows));
+    fail(ErrorCode::kInvalidArgument, "decoder", "rows of a decode step",
+         "at most " + std::to_string(kMaxDecodeRows), std::to_string(rows));
   }
   if (static_cast<int64_t>(input.deepstack.size()) > config.num_layers) {
     fail(ErrorCode::kMismatch, "decoder", "DeepStack levels", "at most " + std::to_string(config.num_layers),
@@ -50,8 +53,8 @@ void check_decoder_input(const DecoderInput& input, const model::TextConfig& con
   for (size_t i = 0; i < input.visual_rows.size(); ++i) {
     const int64_t r = input.visual_rows[i];
     if (r < 0 || r >= rows || (i > 0 && r <= input.visual_rows[i - 1])) {
-      fail(ErrorCode::kInvalidArgument, "decoder", "visual rows", "ascending, in 0.." + std::to_string(rows - 1),
-           std::to_string(r));
+      fail(ErrorCode::kInvalidArgument, "decoder", "visual rows",
+           "ascending, in 0.." + std::to_string(rows - 1), std::to_string(r));
     }
   }
   if (input.visual_rows.empty()) return;
@@ -60,7 +63,8 @@ void check_decoder_input(const DecoderInput& input, const model::TextConfig& con
         input.deepstack_offset < 0 ||
         input.deepstack_offset + static_cast<int64_t>(input.visual_rows.size()) > d.dim(0)) {
       fail(ErrorCode::kMismatch, "decoder", "DeepStack features",
-           "at least " + std::to_string(input.deepstack_offset + static_cast<int64_t>(input.visual_rows.size())) +
+           "at least " +
+               std::to_string(input.deepstack_offset + static_cast<int64_t>(input.visual_rows.size())) +
                " rows of " + std::to_string(config.hidden_size) + " " + std::string(dtype_name(activation)),
            shape_string(d.shape()) + " " + std::string(dtype_name(d.dtype())));
     }

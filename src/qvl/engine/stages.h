@@ -1,6 +1,6 @@
-// The three stages of Qwen3-VL as interfaces: vision, embed, decoder (spec sections 5 and 6). Each exists natively
-// and as ONNX graphs; whoever generates text sees only these. A stage is immutable after opening and may be called
-// from several threads at once; all changing state sits in the KvCache that the caller owns.
+// The three stages of Qwen3-VL as interfaces: vision, embed, decoder (spec sections 5 and 6). Each exists
+// natively and as ONNX graphs; whoever generates text sees only these. A stage is immutable after opening and
+// may be called from several threads at once; all changing state sits in the KvCache that the caller owns.
 #pragma once
 
 #include <cstdint>
@@ -17,16 +17,16 @@
 
 namespace qvl::engine {
 
-// Receives intermediate tensors by the names of the trace contract ("vision.block3", "layer0", ...), converted to
-// float32. A stage computes what only the trace needs only when one is given.
+// Receives intermediate tensors by the names of the trace contract ("vision.block3", "layer0", ...),
+// converted to float32. A stage computes what only the trace needs only when one is given.
 using TraceSink = std::function<void(std::string_view name, Tensor value)>;
 
-// Called between units of work with done/total in units of the stage (blocks, layers x chunks). Return false to
-// cancel: the stage throws kCancelled and leaves the cache as it was before the call.
+// Called between units of work with done/total in units of the stage (blocks, layers x chunks). Return false
+// to cancel: the stage throws kCancelled and leaves the cache as it was before the call.
 using ProgressFn = std::function<bool(int64_t done, int64_t total)>;
 
-// Receives what flows into a linear layer: the role and layer of its weight and x [S, K] in the activation type. What
-// calibration gathers; only the native stages call it.
+// Receives what flows into a linear layer: the role and layer of its weight and x [S, K] in the activation
+// type. What calibration gathers; only the native stages call it.
 using LinearInputFn = std::function<void(model::TensorRole role, int layer, const Tensor& x)>;
 
 struct StageHooks {
@@ -37,8 +37,8 @@ struct StageHooks {
 
 // Merged visual tokens of one or more images or videos, rows in prompt order. M = sum of t*h*w/4.
 struct VisionFeatures {
-  Tensor merged;                   // [M, out_hidden], F32 or BF16
-  std::vector<Tensor> deepstack;   // one [M, out_hidden] per DeepStack level
+  Tensor merged;                  // [M, out_hidden], F32 or BF16
+  std::vector<Tensor> deepstack;  // one [M, out_hidden] per DeepStack level
 };
 
 class VisionStage {
@@ -53,8 +53,8 @@ class VisionStage {
 class EmbedStage {
  public:
   virtual ~EmbedStage() = default;
-  // [S, D] rows of the embedding table, in the decoder's activation type. Throws kInvalidArgument for an id outside
-  // the vocabulary.
+  // [S, D] rows of the embedding table, in the decoder's activation type. Throws kInvalidArgument for an id
+  // outside the vocabulary.
   virtual Tensor embed(std::span<const int32_t> ids) const = 0;
 };
 
@@ -73,13 +73,13 @@ struct DecoderInput {
   const Tensor* embeds = nullptr;
   // M-RoPE positions t, h, w of the S rows (spec 6.2).
   std::span<const int64_t> positions[3];
-  // Rows of `embeds` (ascending, relative to this call) that hold visual tokens, and for each DeepStack level the
-  // features to add there: feature row of visual_rows[i] is deepstack_offset + i. Empty for text.
+  // Rows of `embeds` (ascending, relative to this call) that hold visual tokens, and for each DeepStack level
+  // the features to add there: feature row of visual_rows[i] is deepstack_offset + i. Empty for text.
   std::span<const int64_t> visual_rows;
   std::span<const Tensor> deepstack;
   int64_t deepstack_offset = 0;
-  // True for generated tokens (S <= 16): weights are streamed once per call instead of being tiled. Prompts use
-  // false, also for a last chunk of one row, so that results do not depend on the chunk size.
+  // True for generated tokens (S <= 16): weights are streamed once per call instead of being tiled. Prompts
+  // use false, also for a last chunk of one row, so that results do not depend on the chunk size.
   bool decode = false;
 };
 
@@ -89,8 +89,8 @@ class DecoderStage {
  public:
   virtual ~DecoderStage() = default;
   virtual std::unique_ptr<KvCache> new_cache() const = 0;
-  // Appends the S rows to the cache and returns float32 logits: [0, V], [1, V] or [S, V]. On any error the cache is
-  // as before the call.
+  // Appends the S rows to the cache and returns float32 logits: [0, V], [1, V] or [S, V]. On any error the
+  // cache is as before the call.
   virtual Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits,
                          const StageHooks& hooks = {}) const = 0;
 };

@@ -8,13 +8,15 @@
 namespace qvl::engine {
 namespace {
 
-int64_t feature_rows(const VisionFeatures* features) { return features ? features->merged.dim(0) : 0; }
+int64_t feature_rows(const VisionFeatures* features) {
+  return features ? features->merged.dim(0) : 0;
+}
 
 void check(const char* kind, const VisionFeatures* features, int64_t placeholders, int64_t width) {
   const int64_t rows = feature_rows(features);
   if (rows != placeholders) {
-    fail(ErrorCode::kMismatch, "prompt", std::string(kind) + " placeholder tokens", std::to_string(rows) + " (one per merged token)",
-         std::to_string(placeholders));
+    fail(ErrorCode::kMismatch, "prompt", std::string(kind) + " placeholder tokens",
+         std::to_string(rows) + " (one per merged token)", std::to_string(placeholders));
   }
   if (features && rows > 0 && features->merged.dim(1) != width) {
     fail(ErrorCode::kMismatch, "prompt", std::string(kind) + " feature width", std::to_string(width),
@@ -25,8 +27,10 @@ void check(const char* kind, const VisionFeatures* features, int64_t placeholder
 // Copies one row, converting the element type.
 void copy_row(const Tensor& src, int64_t src_row, Tensor& dst, int64_t dst_row) {
   const int64_t width = dst.dim(1);
-  const auto* in = static_cast<const std::byte*>(src.data()) + static_cast<size_t>(src_row * width) * dtype_size_bytes(src.dtype());
-  auto* out = static_cast<std::byte*>(dst.data()) + static_cast<size_t>(dst_row * width) * dtype_size_bytes(dst.dtype());
+  const auto* in = static_cast<const std::byte*>(src.data()) +
+                   static_cast<size_t>(src_row * width) * dtype_size_bytes(src.dtype());
+  auto* out = static_cast<std::byte*>(dst.data()) +
+              static_cast<size_t>(dst_row * width) * dtype_size_bytes(dst.dtype());
   convert_elements(in, src.dtype(), out, dst.dtype(), width);
 }
 
@@ -35,7 +39,8 @@ void copy_row(const Tensor& src, int64_t src_row, Tensor& dst, int64_t dst_row) 
 VisualRows place_visual_features(std::span<const int32_t> ids, int32_t image_token_id, int32_t video_token_id,
                                  const VisionFeatures* images, const VisionFeatures* videos, Tensor& embeds) {
   if (embeds.shape().size() != 2 || embeds.dim(0) != static_cast<int64_t>(ids.size())) {
-    fail(ErrorCode::kMismatch, "prompt", "embedding rows", std::to_string(ids.size()), shape_string(embeds.shape()));
+    fail(ErrorCode::kMismatch, "prompt", "embedding rows", std::to_string(ids.size()),
+         shape_string(embeds.shape()));
   }
   const int64_t width = embeds.dim(1);
   VisualRows result;
@@ -66,7 +71,8 @@ VisualRows place_visual_features(std::span<const int32_t> ids, int32_t image_tok
     const VisionFeatures& features = is_image ? *images : *videos;
     const int64_t row = is_image ? next_image++ : next_video++;
     copy_row(features.merged, row, embeds, result.rows[n]);
-    for (size_t j = 0; j < levels; ++j) copy_row(features.deepstack[j], row, result.deepstack[j], static_cast<int64_t>(n));
+    for (size_t j = 0; j < levels; ++j)
+      copy_row(features.deepstack[j], row, result.deepstack[j], static_cast<int64_t>(n));
   }
   return result;
 }

@@ -40,7 +40,8 @@ TEST(VisualFeatures, FollowSequenceOrderAcrossKinds) {
 
 TEST(VisualFeatures, CountsMustMatchExactly) {
   const VisionFeatures images = features(2, 0);
-  for (const std::vector<int32_t>& ids : {std::vector<int32_t>{kImage}, {kImage, kImage, kImage}, {kVideo}, {1, 2}}) {
+  for (const std::vector<int32_t>& ids :
+       {std::vector<int32_t>{kImage}, {kImage, kImage, kImage}, {kVideo}, {1, 2}}) {
     Tensor embeds = Tensor::zeros(DType::kF32, {static_cast<int64_t>(ids.size()), 2});
     try {
       place_visual_features(ids, kImage, kVideo, &images, nullptr, embeds);

@@ -13,7 +13,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::array<std::string_view, 6> kPictureExtensions = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"};
+constexpr std::array<std::string_view, 6> kPictureExtensions = {".jpg",  ".jpeg", ".png",
+                                                                ".webp", ".gif",  ".bmp"};
 
 bool is_picture(const fs::path& path) {
   std::string extension = path.extension().string();
@@ -31,7 +32,8 @@ class Gatherer {
     s.squares.resize(columns);
     const auto values = wide.as<float>();
     for (size_t row = 0; row < values.size(); row += columns) {
-      for (size_t c = 0; c < columns; ++c) s.squares[c] += static_cast<double>(values[row + c]) * values[row + c];
+      for (size_t c = 0; c < columns; ++c)
+        s.squares[c] += static_cast<double>(values[row + c]) * values[row + c];
     }
     s.rows += wide.dim(0);
   }
@@ -94,7 +96,8 @@ class ListeningEngine : public engine::Engine {
 
 std::vector<EvalQuestion> calibration_samples(const fs::path& folder) {
   std::error_code ignored;
-  if (!fs::is_directory(folder, ignored)) fail(ErrorCode::kNotFound, folder.string(), "no such folder of samples");
+  if (!fs::is_directory(folder, ignored))
+    fail(ErrorCode::kNotFound, folder.string(), "no such folder of samples");
   std::vector<fs::path> pictures;
   bool questions = false;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
@@ -103,15 +106,18 @@ std::vector<EvalQuestion> calibration_samples(const fs::path& folder) {
   }
   if (questions) return read_questions(find_questions(folder));
   if (pictures.empty()) {
-    fail(ErrorCode::kNotFound, folder.string(), "samples", "pictures, or a .jsonl file of questions", "neither");
+    fail(ErrorCode::kNotFound, folder.string(), "samples", "pictures, or a .jsonl file of questions",
+         "neither");
   }
   std::ranges::sort(pictures);
   std::vector<EvalQuestion> samples;
-  for (fs::path& picture : pictures) samples.push_back({{std::move(picture)}, "Describe this image.", "", ""});
+  for (fs::path& picture : pictures)
+    samples.push_back({{std::move(picture)}, "Describe this image.", "", ""});
   return samples;
 }
 
-ColumnMeanSquares calibrate(const std::shared_ptr<const engine::Engine>& engine, const std::shared_ptr<const Assets>& assets,
+ColumnMeanSquares calibrate(const std::shared_ptr<const engine::Engine>& engine,
+                            const std::shared_ptr<const Assets>& assets,
                             const std::vector<EvalQuestion>& samples, int64_t max_tokens,
                             const engine::ProgressFn& progress) {
   Gatherer gatherer;
@@ -131,8 +137,9 @@ ColumnMeanSquares calibrate(const std::shared_ptr<const engine::Engine>& engine,
     pipeline.answer({user_message(std::move(visuals), sample.question)}, options);
   }
   if (gatherer.empty()) {
-    fail(ErrorCode::kUnsupported, "calibrate", "the decoder of this engine does not tell what flows into its matrices",
-         "the native one", engine->info().text);
+    fail(ErrorCode::kUnsupported, "calibrate",
+         "the decoder of this engine does not tell what flows into its matrices", "the native one",
+         engine->info().text);
   }
   return gatherer.means();
 }

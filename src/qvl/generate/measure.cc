@@ -13,7 +13,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 int32_t likeliest(const Tensor& logits) {
   const auto v = logits.as<float>();
@@ -21,10 +23,12 @@ int32_t likeliest(const Tensor& logits) {
 }
 
 // Prefill and greedy decoding of one timeline.
-TextSpeed run_text(const engine::EmbedStage& embed, const engine::DecoderStage& decoder, const model::ModelConfig& config,
-                   const std::vector<int32_t>& ids, const std::vector<image::Grid>& images,
-                   const std::vector<image::Grid>& videos, int64_t tokens) {
-  TextSpeed out{.prompt_tokens = static_cast<int64_t>(ids.size()), .decoded_tokens = std::max<int64_t>(0, tokens - 1)};
+TextSpeed run_text(const engine::EmbedStage& embed, const engine::DecoderStage& decoder,
+                   const model::ModelConfig& config, const std::vector<int32_t>& ids,
+                   const std::vector<image::Grid>& images, const std::vector<image::Grid>& videos,
+                   int64_t tokens) {
+  TextSpeed out{.prompt_tokens = static_cast<int64_t>(ids.size()),
+                .decoded_tokens = std::max<int64_t>(0, tokens - 1)};
   const model::Positions positions = model::mrope_positions(config, ids, images, videos);
   const std::unique_ptr<engine::KvCache> cache = decoder.new_cache();
   const Clock::time_point start = Clock::now();
@@ -52,7 +56,8 @@ TextSpeed run_text(const engine::EmbedStage& embed, const engine::DecoderStage& 
 }  // namespace
 
 VisionSpeed measure_vision(const engine::VisionStage& vision, const TraceInput& input, double min_seconds) {
-  if (input.image_grids.empty()) fail(ErrorCode::kInvalidArgument, "measure", "images", "at least one", "none");
+  if (input.image_grids.empty())
+    fail(ErrorCode::kInvalidArgument, "measure", "images", "at least one", "none");
   VisionSpeed out{.patches = 0, .seconds = std::numeric_limits<double>::infinity()};
   for (const image::Grid& g : input.image_grids) out.patches += g.patches();
   const Clock::time_point start = Clock::now();
@@ -64,11 +69,12 @@ VisionSpeed measure_vision(const engine::VisionStage& vision, const TraceInput& 
   return out;
 }
 
-TextSpeed measure_text(const engine::EmbedStage& embed, const engine::DecoderStage& decoder, const model::ModelConfig& config,
-                       const TraceInput& input, int64_t tokens) {
+TextSpeed measure_text(const engine::EmbedStage& embed, const engine::DecoderStage& decoder,
+                       const model::ModelConfig& config, const TraceInput& input, int64_t tokens) {
   const auto needed = static_cast<int64_t>(input.ids.size()) + tokens;
   if (needed > config.text.max_positions) {
-    fail(ErrorCode::kLimit, "measure", "prompt and answer", cat("at most ", config.text.max_positions, " tokens"), cat(needed));
+    fail(ErrorCode::kLimit, "measure", "prompt and answer",
+         cat("at most ", config.text.max_positions, " tokens"), cat(needed));
   }
   run_text(embed, decoder, config, {input.ids.front()}, {}, {}, 4);
   return run_text(embed, decoder, config, input.ids, input.image_grids, input.video_grids, tokens);

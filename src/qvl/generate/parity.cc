@@ -20,8 +20,8 @@ const TracedTensor* find(const std::vector<TracedTensor>& trace, std::string_vie
 }
 
 bool is_input(std::string_view name) {
-  return name == "input_ids" || name == "pixel_values" || name == "image_grid_thw" || name == "pixel_values_videos" ||
-         name == "video_grid_thw" || name == "position_ids";
+  return name == "input_ids" || name == "pixel_values" || name == "image_grid_thw" ||
+         name == "pixel_values_videos" || name == "video_grid_thw" || name == "position_ids";
 }
 
 ParityStage stage_of(std::string_view name) {
@@ -31,21 +31,25 @@ ParityStage stage_of(std::string_view name) {
 
 // What a stage hands on; layers and blocks inside are extra.
 bool is_stage_output(std::string_view name) {
-  return name == "vision.merged" || name.starts_with("vision.deepstack") || name == "inputs_embeds" || name == "logits" ||
-         name == "greedy_tokens";
+  return name == "vision.merged" || name.starts_with("vision.deepstack") || name == "inputs_embeds" ||
+         name == "logits" || name == "greedy_tokens";
 }
 
 Fidelity fidelity_at(const Fidelities& f, ParityStage stage, bool has_vision) {
   const Fidelity features = has_vision ? f.vision : Fidelity::kExact;
   switch (stage) {
-    case ParityStage::kVision: return f.vision;
-    case ParityStage::kEmbed: return std::max(features, f.embedding);
-    case ParityStage::kDecoder: return std::max({features, f.embedding, f.decoder});
+    case ParityStage::kVision:
+      return f.vision;
+    case ParityStage::kEmbed:
+      return std::max(features, f.embedding);
+    case ParityStage::kDecoder:
+      return std::max({features, f.embedding, f.decoder});
   }
   return f.decoder;
 }
 
-TensorParity compare(const std::string& name, std::span<const float> reference, std::span<const float> candidate) {
+TensorParity compare(const std::string& name, std::span<const float> reference,
+                     std::span<const float> candidate) {
   TensorParity out{.name = name, .stage = stage_of(name), .count = static_cast<int64_t>(reference.size())};
   double sum_error = 0, sum_squared_error = 0, rr = 0, cc = 0, rc = 0;
   bool finite = true;
@@ -65,7 +69,9 @@ TensorParity compare(const std::string& name, std::span<const float> reference, 
     out.cosine = 0;
     return out;
   }
-  auto ratio = [](double error, double scale) { return error == 0 ? 0.0 : scale > 0 ? error / scale : kInfinity; };
+  auto ratio = [](double error, double scale) {
+    return error == 0 ? 0.0 : scale > 0 ? error / scale : kInfinity;
+  };
   out.mean_error = sum_error / n;
   out.relative_error = ratio(out.max_error, out.reference_max);
   out.relative_rms = ratio(std::sqrt(sum_squared_error / n), out.reference_rms);
@@ -139,7 +145,8 @@ class Judge {
 
 void judge_tensor(const TensorParity& t, const ParityLimits& limits, Judge& judge) {
   const bool logits = t.name == "logits";
-  judge.at_most(t.name, "relative error", t.relative_error, logits ? limits.logits_error : limits.feature_error);
+  judge.at_most(t.name, "relative error", t.relative_error,
+                logits ? limits.logits_error : limits.feature_error);
   judge.at_least(t.name, "cosine", t.cosine, logits ? limits.logits_cosine : limits.feature_cosine);
 }
 
@@ -152,7 +159,9 @@ void judge_logits(const LogitsParity& l, const ParityLimits& limits, Judge& judg
   }
 }
 
-Json number(double v) { return std::isfinite(v) ? Json(v) : Json(nullptr); }
+Json number(double v) {
+  return std::isfinite(v) ? Json(v) : Json(nullptr);
+}
 
 Json tensor_json(const TensorParity& t) {
   return {{"tensor", t.name},
@@ -175,8 +184,12 @@ Json failure_json(const ParityFailure& f) {
 }
 
 Json limits_json(const ParityLimits& l) {
-  return {{"feature_error", l.feature_error}, {"logits_error", l.logits_error}, {"feature_cosine", l.feature_cosine},
-          {"logits_cosine", l.logits_cosine}, {"mean_kl_nats", l.mean_kl_nats}, {"max_kl_nats", l.max_kl_nats},
+  return {{"feature_error", l.feature_error},
+          {"logits_error", l.logits_error},
+          {"feature_cosine", l.feature_cosine},
+          {"logits_cosine", l.logits_cosine},
+          {"mean_kl_nats", l.mean_kl_nats},
+          {"max_kl_nats", l.max_kl_nats},
           {"sure_top1", l.sure_top1}};
 }
 
@@ -221,61 +234,97 @@ std::string cosine_text(double cosine) {
   return from_one < 1e-4 ? fmt::format("1-{:.0e}", from_one) : fmt::format("{:.5f}", cosine);
 }
 
-std::string share(int64_t part, int64_t all) { return all > 0 ? fmt::format("{}/{}", part, all) : std::string("-"); }
+std::string share(int64_t part, int64_t all) {
+  return all > 0 ? fmt::format("{}/{}", part, all) : std::string("-");
+}
 
 }  // namespace
 
 std::string_view fidelity_name(Fidelity fidelity) {
   switch (fidelity) {
-    case Fidelity::kExact: return "exact";
-    case Fidelity::kF16: return "fp16";
-    case Fidelity::kBF16: return "bf16";
-    case Fidelity::kInt8: return "int8";
-    case Fidelity::kInt4: return "int4";
+    case Fidelity::kExact:
+      return "exact";
+    case Fidelity::kF16:
+      return "fp16";
+    case Fidelity::kBF16:
+      return "bf16";
+    case Fidelity::kInt8:
+      return "int8";
+    case Fidelity::kInt4:
+      return "int4";
   }
   return "";
 }
 
 std::string_view parity_stage_name(ParityStage stage) {
   switch (stage) {
-    case ParityStage::kVision: return "vision";
-    case ParityStage::kEmbed: return "embed";
-    case ParityStage::kDecoder: return "decoder";
+    case ParityStage::kVision:
+      return "vision";
+    case ParityStage::kEmbed:
+      return "embed";
+    case ParityStage::kDecoder:
+      return "decoder";
   }
   return "";
 }
 
-// Exact: what the reference itself is held to by the goldens; healthy packages stay at 1.2e-6, in both engines.
-// The rest: a healthy package must pass whatever its depth, a wrong graph must not. Measured on the small model, worst of all
-// cases and engines (lowest cosine, mean KL, largest KL, sure first choices):
+// Exact: what the reference itself is held to by the goldens; healthy packages stay at 1.2e-6, in both
+// engines. The rest: a healthy package must pass whatever its depth, a wrong graph must not. Measured on the
+// small model, worst of all cases and engines (lowest cosine, mean KL, largest KL, sure first choices):
 //   fp16            1 - 5e-13  2e-12   2e-11   100 %
 //   int8            0.9998     0.0017  0.021   100 %
 //   int4 block 32   0.994      0.051   0.45    96 %
 //   int4 block 128, plain rounding
 //                   0.989      0.10    0.73    96 %
-// Noise of independent layers adds up with the root of their number, so 36 layers instead of 4 have up to three times
-// the relative noise and nine times the distance of the cosine from 1; KL grows alike. The limits are these figures with that
-// room. Still, one q_proj of the int4 package swapped with the next layer's gives a mean KL of 0.70 and a largest of 6.4, a
-// down_proj 1.3 and 8.2; smaller faults of stored weights are what export/weight_check.h finds. The largest KL guards
-// against single broken positions. fp16 and bf16 lie between exact and int8 by their units in the last place.
+// Noise of independent layers adds up with the root of their number, so 36 layers instead of 4 have up to
+// three times the relative noise and nine times the distance of the cosine from 1; KL grows alike. The limits
+// are these figures with that room. Still, one q_proj of the int4 package swapped with the next layer's gives
+// a mean KL of 0.70 and a largest of 6.4, a down_proj 1.3 and 8.2; smaller faults of stored weights are what
+// export/weight_check.h finds. The largest KL guards against single broken positions. fp16 and bf16 lie
+// between exact and int8 by their units in the last place.
 ParityLimits parity_limits(Fidelity fidelity) {
   constexpr double kAny = kInfinity;
   switch (fidelity) {
     case Fidelity::kExact:
-      return {.feature_error = 3e-5, .logits_error = 1e-4, .feature_cosine = 0.99999, .logits_cosine = 0.99999,
-              .mean_kl_nats = 1e-4, .max_kl_nats = 1e-3, .sure_top1 = 0.98};
+      return {.feature_error = 3e-5,
+              .logits_error = 1e-4,
+              .feature_cosine = 0.99999,
+              .logits_cosine = 0.99999,
+              .mean_kl_nats = 1e-4,
+              .max_kl_nats = 1e-3,
+              .sure_top1 = 0.98};
     case Fidelity::kF16:
-      return {.feature_error = kAny, .logits_error = kAny, .feature_cosine = 0.9995, .logits_cosine = 0.9995,
-              .mean_kl_nats = 0.005, .max_kl_nats = 0.25, .sure_top1 = 0.97};
+      return {.feature_error = kAny,
+              .logits_error = kAny,
+              .feature_cosine = 0.9995,
+              .logits_cosine = 0.9995,
+              .mean_kl_nats = 0.005,
+              .max_kl_nats = 0.25,
+              .sure_top1 = 0.97};
     case Fidelity::kBF16:
-      return {.feature_error = kAny, .logits_error = kAny, .feature_cosine = 0.998, .logits_cosine = 0.998,
-              .mean_kl_nats = 0.02, .max_kl_nats = 1, .sure_top1 = 0.95};
+      return {.feature_error = kAny,
+              .logits_error = kAny,
+              .feature_cosine = 0.998,
+              .logits_cosine = 0.998,
+              .mean_kl_nats = 0.02,
+              .max_kl_nats = 1,
+              .sure_top1 = 0.95};
     case Fidelity::kInt8:
-      return {.feature_error = kAny, .logits_error = kAny, .feature_cosine = 0.99, .logits_cosine = 0.99,
-              .mean_kl_nats = 0.1, .max_kl_nats = 3, .sure_top1 = 0.9};
+      return {.feature_error = kAny,
+              .logits_error = kAny,
+              .feature_cosine = 0.99,
+              .logits_cosine = 0.99,
+              .mean_kl_nats = 0.1,
+              .max_kl_nats = 3,
+              .sure_top1 = 0.9};
     case Fidelity::kInt4:
-      return {.feature_error = kAny, .logits_error = kAny, .feature_cosine = 0.9, .logits_cosine = 0.9,
-              .mean_kl_nats = 0.5, .max_kl_nats = 8, .sure_top1 = 0.75};
+      return {.feature_error = kAny,
+              .logits_error = kAny,
+              .feature_cosine = 0.9,
+              .logits_cosine = 0.9,
+              .mean_kl_nats = 0.5,
+              .max_kl_nats = 8,
+              .sure_top1 = 0.75};
   }
   return {};
 }
@@ -284,7 +333,8 @@ std::string ParityFailure::to_text() const {
   const std::string where = fmt::format("case '{}', {}: ", case_name, tensor);
   if (!message.empty()) return where + message;
   const bool least = measure == "cosine" || measure.starts_with("agreement");
-  return where + fmt::format("{} {:.4g}, expected at {} {:.4g}", measure, got, least ? "least" : "most", limit);
+  return where +
+         fmt::format("{} {:.4g}, expected at {} {:.4g}", measure, got, least ? "least" : "most", limit);
 }
 
 CaseParity compare_traces(const std::string& name, const std::vector<TracedTensor>& reference,
@@ -298,8 +348,10 @@ CaseParity compare_traces(const std::string& name, const std::vector<TracedTenso
     if (is_input(r.name)) continue;
     const TracedTensor* c = find(candidate, r.name);
     if (!c) {
-      if (is_stage_output(r.name)) judge.refused(r.name, "the engine gives no such tensor");
-      else out.not_compared.push_back(r.name);
+      if (is_stage_output(r.name))
+        judge.refused(r.name, "the engine gives no such tensor");
+      else
+        out.not_compared.push_back(r.name);
       continue;
     }
     if (r.name == "greedy_tokens") {
@@ -343,11 +395,13 @@ std::vector<TensorParity> EngineParity::worst_by_tensor() const {
   std::vector<TensorParity> out;
   std::vector<const CaseParity*> by_length;
   for (const CaseParity& c : cases) by_length.push_back(&c);
-  std::stable_sort(by_length.begin(), by_length.end(),
-                   [](const CaseParity* a, const CaseParity* b) { return a->tensors.size() > b->tensors.size(); });
+  std::stable_sort(by_length.begin(), by_length.end(), [](const CaseParity* a, const CaseParity* b) {
+    return a->tensors.size() > b->tensors.size();
+  });
   for (const CaseParity* c : by_length) {
     for (const TensorParity& t : c->tensors) {
-      const auto known = std::find_if(out.begin(), out.end(), [&](const TensorParity& o) { return o.name == t.name; });
+      const auto known =
+          std::find_if(out.begin(), out.end(), [&](const TensorParity& o) { return o.name == t.name; });
       if (known == out.end()) {
         out.push_back(t);
         continue;
@@ -388,27 +442,28 @@ Json EngineParity::to_json(bool every_tensor) const {
 }
 
 std::string EngineParity::to_text() const {
-  std::string out = fmt::format("{}: {} ({}, {}); weights: vision {}, embedding {}, decoder {}\n", name,
-                                passed() ? "equal within limits" : "FAILED", vision, text,
-                                fidelity_name(fidelities.vision), fidelity_name(fidelities.embedding),
-                                fidelity_name(fidelities.decoder));
-  out += fmt::format("  {:<28} {:>6} {:>7} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7}  {}\n", "case", "tokens",
-                     "patches", "vision", "embeds", "logits", "mean KL", "max KL", "top-1", "sure", "greedy", "");
+  std::string out =
+      fmt::format("{}: {} ({}, {}); weights: vision {}, embedding {}, decoder {}\n", name,
+                  passed() ? "equal within limits" : "FAILED", vision, text, fidelity_name(fidelities.vision),
+                  fidelity_name(fidelities.embedding), fidelity_name(fidelities.decoder));
+  out += fmt::format("  {:<28} {:>6} {:>7} {:>8} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8} {:>7}  {}\n", "case",
+                     "tokens", "patches", "vision", "embeds", "logits", "mean KL", "max KL", "top-1", "sure",
+                     "greedy", "");
   for (const CaseParity& c : cases) {
     const LogitsParity& l = c.logits;
-    out += fmt::format(
-        "  {:<28} {:>6} {:>7} {:>8} {:>8} {:>8} {:>9.2e} {:>9.2e} {:>8} {:>8} {:>7}  {}\n", c.name, c.prompt_tokens, c.patches,
-        table_number(find(c, "vision.merged"), &TensorParity::relative_error),
-        table_number(find(c, "inputs_embeds"), &TensorParity::relative_error),
-        table_number(find(c, "logits"), &TensorParity::relative_error), l.mean_kl_nats, l.max_kl_nats,
-        share(l.top1_equal, l.positions), share(l.sure_equal, l.sure), share(l.greedy_equal, l.greedy_tokens),
-        c.failures.empty() ? "ok" : "FAILED");
+    out += fmt::format("  {:<28} {:>6} {:>7} {:>8} {:>8} {:>8} {:>9.2e} {:>9.2e} {:>8} {:>8} {:>7}  {}\n",
+                       c.name, c.prompt_tokens, c.patches,
+                       table_number(find(c, "vision.merged"), &TensorParity::relative_error),
+                       table_number(find(c, "inputs_embeds"), &TensorParity::relative_error),
+                       table_number(find(c, "logits"), &TensorParity::relative_error), l.mean_kl_nats,
+                       l.max_kl_nats, share(l.top1_equal, l.positions), share(l.sure_equal, l.sure),
+                       share(l.greedy_equal, l.greedy_tokens), c.failures.empty() ? "ok" : "FAILED");
   }
-  out += fmt::format("  {:<28} {:>10} {:>10} {:>12} {:>12} {:>10}\n", "tensor (worst of all cases)", "max error", "mean error",
-                     "max/largest", "rms/rms", "cosine");
+  out += fmt::format("  {:<28} {:>10} {:>10} {:>12} {:>12} {:>10}\n", "tensor (worst of all cases)",
+                     "max error", "mean error", "max/largest", "rms/rms", "cosine");
   for (const TensorParity& t : worst_by_tensor()) {
-    out += fmt::format("  {:<28} {:>10.2e} {:>10.2e} {:>12.2e} {:>12.2e} {:>10}\n", t.name, t.max_error, t.mean_error,
-                       t.relative_error, t.relative_rms, cosine_text(t.cosine));
+    out += fmt::format("  {:<28} {:>10.2e} {:>10.2e} {:>12.2e} {:>12.2e} {:>10}\n", t.name, t.max_error,
+                       t.mean_error, t.relative_error, t.relative_rms, cosine_text(t.cosine));
   }
   if (const ParityFailure* f = worst()) out += fmt::format("  worst: {}\n", f->to_text());
   for (const CaseParity& c : cases) {
@@ -419,8 +474,10 @@ std::string EngineParity::to_text() const {
   return out;
 }
 
-std::vector<EngineParity> measure_parity(const engine::Engine& reference, std::span<const Candidate> candidates,
-                                         std::span<const ParityCase> cases, const engine::ProgressFn& progress) {
+std::vector<EngineParity> measure_parity(const engine::Engine& reference,
+                                         std::span<const Candidate> candidates,
+                                         std::span<const ParityCase> cases,
+                                         const engine::ProgressFn& progress) {
   std::vector<EngineParity> out;
   for (const Candidate& c : candidates) {
     out.push_back({c.name, c.engine->info().vision, c.engine->info().text, c.fidelities, {}});
@@ -433,7 +490,8 @@ std::vector<EngineParity> measure_parity(const engine::Engine& reference, std::s
     ++done;
     for (size_t i = 0; i < candidates.size(); ++i) {
       try {
-        const std::vector<TracedTensor> got = trace_prefill(*candidates[i].engine, c.input, c.greedy_tokens, inner);
+        const std::vector<TracedTensor> got =
+            trace_prefill(*candidates[i].engine, c.input, c.greedy_tokens, inner);
         out[i].cases.push_back(compare_traces(c.name, wanted, got, candidates[i].fidelities));
       } catch (const Error& e) {
         if (e.code() == ErrorCode::kCancelled) throw;

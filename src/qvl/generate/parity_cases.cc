@@ -19,7 +19,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kFrames = 6;
-constexpr double kFramesPerSecond = 3;  // above the sampling rate of no released model: all frames are used as they are
+constexpr double kFramesPerSecond =
+    3;  // above the sampling rate of no released model: all frames are used as they are
 
 constexpr const char* kTexts[] = {
     "Hello!",
@@ -53,7 +54,8 @@ Tensor stacked(const std::vector<Drawn>& drawn, bool videos) {
 
 class CaseMaker {
  public:
-  CaseMaker(const fs::path& folder, const model::ModelConfig& config, const ParityCaseOptions& options, ThreadPool* pool)
+  CaseMaker(const fs::path& folder, const model::ModelConfig& config, const ParityCaseOptions& options,
+            ThreadPool* pool)
       : config_(config), options_(options), pool_(pool) {
     std::error_code ec;
     if (fs::exists(folder / "tokenizer.json", ec)) {
@@ -72,7 +74,8 @@ class CaseMaker {
     return {{.is_video = false, .key = "", .grid = p.grid}, std::move(p.pixel_values)};
   }
 
-  // One picture after the other as frames, which no real video would be: every frame pair has its own features.
+  // One picture after the other as frames, which no real video would be: every frame pair has its own
+  // features.
   Drawn video(PictureSize size) const {
     std::vector<image::RgbImage> frames;
     std::vector<int64_t> indexes;
@@ -80,7 +83,8 @@ class CaseMaker {
       frames.push_back(draw_picture(size, static_cast<uint32_t>(100 + i)));
       indexes.push_back(i);
     }
-    image::PreprocessedVideo p = image::preprocess_video(frames, indexes, kFramesPerSecond, video_, {}, pool_);
+    image::PreprocessedVideo p =
+        image::preprocess_video(frames, indexes, kFramesPerSecond, video_, {}, pool_);
     return {{.is_video = true, .key = "", .grid = p.grid, .timestamps_s = std::move(p.timestamps_s)},
             std::move(p.pixel_values)};
   }
@@ -98,7 +102,8 @@ class CaseMaker {
     const auto tokens = static_cast<int64_t>(out.input.ids.size());
     if (tokens > config_.text.max_positions) {
       fail(ErrorCode::kLimit, "parity case '" + out.name + "'", "prompt",
-           fmt::format("at most {} tokens", config_.text.max_positions), fmt::format("{}", tokens), "choose smaller pictures");
+           fmt::format("at most {} tokens", config_.text.max_positions), fmt::format("{}", tokens),
+           "choose smaller pictures");
     }
     return out;
   }
@@ -113,7 +118,8 @@ class CaseMaker {
     return chat_token_ids(*assets_, config_.vision, {user}, visuals);
   }
 
-  // About as many tokens as the text would have; a video's frames stand apart as its time stamps would set them.
+  // About as many tokens as the text would have; a video's frames stand apart as its time stamps would set
+  // them.
   std::vector<int32_t> random_ids(size_t characters, const std::vector<VisualInfo>& visuals) const {
     std::mt19937 random(static_cast<uint32_t>(characters));
     const int64_t special[] = {config_.image_token_id, config_.video_token_id, config_.vision_start_token_id,
@@ -121,7 +127,8 @@ class CaseMaker {
     const auto word = [&] {
       for (;;) {
         const auto id = static_cast<int64_t>(random() % static_cast<uint64_t>(config_.text.vocab_size));
-        if (std::find(std::begin(special), std::end(special), id) == std::end(special)) return static_cast<int32_t>(id);
+        if (std::find(std::begin(special), std::end(special), id) == std::end(special))
+          return static_cast<int32_t>(id);
       }
     };
     std::vector<int32_t> ids = {word(), word(), word()};
@@ -147,7 +154,9 @@ class CaseMaker {
   image::VideoProcessorConfig video_;
 };
 
-std::string size_name(PictureSize size) { return fmt::format("{}x{}", size.width, size.height); }
+std::string size_name(PictureSize size) {
+  return fmt::format("{}x{}", size.width, size.height);
+}
 
 }  // namespace
 
@@ -161,7 +170,8 @@ PictureSize parse_picture_size(std::string_view text, std::string_view where) {
     const auto height = std::from_chars(width.ptr + 1, end, size.height);
     ok = height.ec == std::errc() && height.ptr == end;
   }
-  if (ok && size.width >= 1 && size.height >= 1 && size.width <= kMostPx && size.height <= kMostPx) return size;
+  if (ok && size.width >= 1 && size.height >= 1 && size.width <= kMostPx && size.height <= kMostPx)
+    return size;
   fail(ErrorCode::kInvalidArgument, where, "picture size",
        fmt::format("WIDTHxHEIGHT in pixels, each 1..{}, such as 640x480", kMostPx), text);
 }
@@ -189,7 +199,8 @@ image::RgbImage draw_picture(PictureSize size, uint32_t seed) {
       p[2] = static_cast<uint8_t>((x + y) / stripe % 2 * 90 + (u ^ v) / 8);
       for (const Shape& s : shapes) {
         const int64_t dx = std::abs(u - s.x), dy = std::abs(v - s.y);
-        if (s.round ? dx * dx + dy * dy < s.r * s.r : dx < s.r && dy < s.r) std::copy(s.colour, s.colour + 3, p);
+        if (s.round ? dx * dx + dy * dy < s.r * s.r : dx < s.r && dy < s.r)
+          std::copy(s.colour, s.colour + 3, p);
       }
     }
   }
@@ -201,7 +212,8 @@ std::vector<ParityCase> standard_parity_cases(const fs::path& folder, const mode
   const CaseMaker maker(folder, config, options, pool);
   std::vector<ParityCase> cases;
   if (options.text) {
-    for (size_t i = 0; i < std::size(kTexts); ++i) cases.push_back(maker.make(fmt::format("text {}", i + 1), kTexts[i], {}));
+    for (size_t i = 0; i < std::size(kTexts); ++i)
+      cases.push_back(maker.make(fmt::format("text {}", i + 1), kTexts[i], {}));
   }
   uint32_t seed = 1;
   for (PictureSize size : options.sizes) {

@@ -1,5 +1,6 @@
-// The prompts that `qvl verify` and `qvl compare` run on two engines: text, pictures of several sizes, several pictures, a
-// video. Pictures are drawn here, the same on every machine, and go through the image room like any other (spec 3, 4).
+// The prompts that `qvl verify` and `qvl compare` run on two engines: text, pictures of several sizes,
+// several pictures, a video. Pictures are drawn here, the same on every machine, and go through the image
+// room like any other (spec 3, 4).
 #pragma once
 
 #include <cstdint>
@@ -32,10 +33,12 @@ struct ParityCaseOptions {
   bool video = true;
 };
 
-// Chat prompts when `folder` has a tokenizer, else seeded random ids around the placeholders (synthetic checkpoints). One
-// case for each size; `folder` also tells the pixel budgets. `pool` may be null. Throws what loading these files throws,
-// kMismatch when they do not fit `config`, kLimit for a prompt beyond the model's context.
-std::vector<ParityCase> standard_parity_cases(const std::filesystem::path& folder, const model::ModelConfig& config,
+// Chat prompts when `folder` has a tokenizer, else seeded random ids around the placeholders (synthetic
+// checkpoints). One case for each size; `folder` also tells the pixel budgets. `pool` may be null. Throws
+// what loading these files throws, kMismatch when they do not fit `config`, kLimit for a prompt beyond the
+// model's context.
+std::vector<ParityCase> standard_parity_cases(const std::filesystem::path& folder,
+                                              const model::ModelConfig& config,
                                               const ParityCaseOptions& options, ThreadPool* pool);
 
 }  // namespace qvl::generate

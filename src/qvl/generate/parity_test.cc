@@ -233,7 +233,8 @@ TEST(Parity, TheWorstAndTheFirstTensorAreNamed) {
   EXPECT_EQ(out[0].cases[0].failures.front().tensor, "vision.deepstack1");
   const std::string text = out[0].to_text();
   EXPECT_NE(text.find("onnx: FAILED"), std::string::npos) << text;
-  EXPECT_NE(text.find("first off: case 'mixed', vision.deepstack1: the engine gives no such tensor"), std::string::npos)
+  EXPECT_NE(text.find("first off: case 'mixed', vision.deepstack1: the engine gives no such tensor"),
+            std::string::npos)
       << text;
   const Json json = out[0].to_json(true);
   EXPECT_EQ(json["passed"], false);
@@ -254,7 +255,8 @@ TEST(Parity, RefusalsFailTheCaseAndCancellingStops) {
   const auto out = measure_parity(reference, candidates, cases);
   EXPECT_TRUE(out[0].cases[0].failures.empty());
   ASSERT_EQ(out[0].cases[1].failures.size(), 1U);
-  EXPECT_NE(out[0].worst()->to_text().find("at most 4 tokens"), std::string::npos) << out[0].worst()->to_text();
+  EXPECT_NE(out[0].worst()->to_text().find("at most 4 tokens"), std::string::npos)
+      << out[0].worst()->to_text();
   // The reference itself must not fail.
   FakeEngine broken;
   broken.config_.text.max_positions = 4;
@@ -280,7 +282,8 @@ TEST(ParityCases, PicturesAreTheSameEverywhereAndNoTwoAlike) {
 TEST(ParityCases, SizesAreParsedOrRefused) {
   EXPECT_EQ(parse_picture_size("640x480", "--sizes"), (PictureSize{640, 480}));
   EXPECT_EQ(parse_picture_size("1X65536", "--sizes"), (PictureSize{1, 65536}));
-  for (const char* bad : {"", "640", "640x", "x480", "640x480x3", "0x5", "5x0", "-4x4", "65537x1", "6 4x4", "99999999999999999999x1"}) {
+  for (const char* bad : {"", "640", "640x", "x480", "640x480x3", "0x5", "5x0", "-4x4", "65537x1", "6 4x4",
+                          "99999999999999999999x1"}) {
     EXPECT_THROW(parse_picture_size(bad, "--sizes"), Error) << bad;
   }
 }
@@ -292,13 +295,15 @@ TEST(ParityCases, StandardCasesFitTheModel) {
   const model::ModelConfig config = model::ModelConfig::load(small);
   const fs::path bare = fs::temp_directory_path() / "qvl_parity_cases_test";
   fs::create_directories(bare);
-  fs::copy_file(small / "preprocessor_config.json", bare / "preprocessor_config.json", fs::copy_options::overwrite_existing);
+  fs::copy_file(small / "preprocessor_config.json", bare / "preprocessor_config.json",
+                fs::copy_options::overwrite_existing);
   for (const fs::path& folder : {small, bare}) {
     const auto cases = standard_parity_cases(folder, config, {}, nullptr);
     ASSERT_EQ(cases.size(), 8U);
     for (const ParityCase& c : cases) {
       int64_t images = 0, videos = 0, image_rows = 0, video_rows = 0;
-      for (int32_t id : c.input.ids) images += id == config.image_token_id, videos += id == config.video_token_id;
+      for (int32_t id : c.input.ids)
+        images += id == config.image_token_id, videos += id == config.video_token_id;
       for (const image::Grid& g : c.input.image_grids) image_rows += g.patches();
       for (const image::Grid& g : c.input.video_grids) video_rows += g.patches();
       EXPECT_EQ(images * 4, image_rows) << c.name;

@@ -128,7 +128,9 @@ TEST_F(PipelineTest, TheSamePictureIsRememberedAcrossSessions) {
   EXPECT_EQ(again.visuals.at(0).info.width, 128);
   // Other pixel limits make other features.
   const Answer larger = b.answer(
-      {user_message({b.load({.path = kExamples / "first.png"}, {.min_pixels = 20000, .max_pixels = 40000})}, "?")}, greedy());
+      {user_message({b.load({.path = kExamples / "first.png"}, {.min_pixels = 20000, .max_pixels = 40000})},
+                    "?")},
+      greedy());
   EXPECT_EQ(engine_->calls_.encodes, 2);
   EXPECT_GT(larger.visuals.at(0).tokens, again.visuals.at(0).tokens);
 }

@@ -30,8 +30,8 @@ struct TracedTensor {
 // inputs_embeds [S, D], layer{i} [S, D] after DeepStack, logits [S, V], greedy_tokens [n]. Ids, grids,
 // positions and tokens are I64, all else F32. With images and videos, vision rows are those of the images,
 // then those of the videos. Greedy tokens go on whatever their meaning; fewer than asked for when the context
-// ends. `stages_only` leaves out what is inside the stages (vision.pos_embed, blocks, layers): less memory, and
-// the engine runs as it does for an answer. Throws kMismatch, kLimit, kCancelled.
+// ends. `stages_only` leaves out what is inside the stages (vision.pos_embed, blocks, layers): less memory,
+// and the engine runs as it does for an answer. Throws kMismatch, kLimit, kCancelled.
 std::vector<TracedTensor> trace_prefill(const engine::Engine& engine, const TraceInput& input,
                                         int64_t greedy_tokens, const engine::ProgressFn& progress = {},
                                         bool stages_only = false);

@@ -1,7 +1,7 @@
-// Norms, rotary embedding and attention for AVX-512 with BF16. All as for AVX-512 but for attention on bfloat16
-// activations, which runs on VDPBF16PS: two products per lane of operands that are half as large, with the weights of
-// the values rounded to bfloat16. Twice as fast as float FMA on AMD's processors, half as fast on Intel's, where the
-// default is the AVX-512 table (CpuFeatures::slow_bf16_dot).
+// Norms, rotary embedding and attention for AVX-512 with BF16. All as for AVX-512 but for attention on
+// bfloat16 activations, which runs on VDPBF16PS: two products per lane of operands that are half as large,
+// with the weights of the values rounded to bfloat16. Twice as fast as float FMA on AMD's processors, half as
+// fast on Intel's, where the default is the AVX-512 table (CpuFeatures::slow_bf16_dot).
 #include "qvl/kernels/attention_kernels.h"
 
 #if defined(__x86_64__)
@@ -79,7 +79,8 @@ void pack_values(const void* src, int64_t stride, int64_t first, int64_t count, 
     for (int64_t d = 0; d < hd; d += 16) {
       const __mmask16 mask = hd - d < 16 ? static_cast<__mmask16>((1u << (hd - d)) - 1u) : __mmask16{0xffff};
       const auto row = [=](int64_t i) {
-        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(i < count ? mask : __mmask16{0}, p + i * stride + d));
+        return _mm512_cvtepu16_epi32(
+            _mm256_maskz_loadu_epi16(i < count ? mask : __mmask16{0}, p + i * stride + d));
       };
       _mm512_storeu_si512(dst + d, _mm512_or_si512(row(key), _mm512_slli_epi32(row(key + 1), 16)));
     }

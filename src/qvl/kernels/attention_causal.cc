@@ -1,11 +1,11 @@
 // attention_causal: the decoder's attention over the paged cache (spec 6.4). Query head n uses kv head
-// n / (heads / kv_heads); the query heads of one kv head are handled together, so that its keys and values are read
-// once for all of them.
+// n / (heads / kv_heads); the query heads of one kv head are handled together, so that its keys and values
+// are read once for all of them.
 //
 // kGemm: a unit of the tile frame is one kv head with rows (position, head of the group).
-// kGemv: tasks are (kv head, run of kSplitTokens positions); every task leaves the maximum, the sum and the weighted
-// values of its run, which are then merged in ascending order. Runs start at fixed positions, so neither the number
-// of threads nor the other rows of the call matter.
+// kGemv: tasks are (kv head, run of kSplitTokens positions); every task leaves the maximum, the sum and the
+// weighted values of its run, which are then merged in ascending order. Runs start at fixed positions, so
+// neither the number of threads nor the other rows of the call matter.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -38,7 +38,8 @@ struct Causal {
     return element(q.data, q.dtype, row / group * q.stride + (kv_head * group + row % group) * kv.head_dim);
   }
   void* output(int64_t kv_head, int64_t row) const {
-    return element(out.data, out.dtype, row / group * out.stride + (kv_head * group + row % group) * kv.head_dim);
+    return element(out.data, out.dtype,
+                   row / group * out.stride + (kv_head * group + row % group) * kv.head_dim);
   }
   int64_t visible_keys(int64_t row) const { return past + row / group + 1; }
 
@@ -156,8 +157,8 @@ void run_attention_stream(const Context& ctx, const AttentionStream& kernel, con
 
 }  // namespace
 
-void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const KvView& kv, int64_t heads, int64_t past,
-                      float scale, Matrix out) {
+void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const KvView& kv, int64_t heads,
+                      int64_t past, float scale, Matrix out) {
   constexpr std::string_view kWhere = "attention_causal";
   check_matrix(kWhere, "q", q);
   check_like(kWhere, "out", q, out);
@@ -181,7 +182,8 @@ void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const 
     run_attention_tiles(ctx, q.dtype, kv.head_dim, scale, CausalUnits(causal));
   } else {
     const AttentionKernels& kernels = *ctx.table->attention;
-    run_attention_stream(ctx, q.dtype == DType::kF32 ? kernels.stream_f32 : kernels.stream_bf16, causal, scale);
+    run_attention_stream(ctx, q.dtype == DType::kF32 ? kernels.stream_f32 : kernels.stream_bf16, causal,
+                         scale);
   }
 }
 

@@ -1,5 +1,5 @@
-// attention_causal on every table that runs here: both paths against plain double loops, and bit equality over
-// chunks, rows and threads.
+// attention_causal on every table that runs here: both paths against plain double loops, and bit equality
+// over chunks, rows and threads.
 #include "qvl/base/error.h"
 #include "qvl/kernels/attention_testing.h"
 
@@ -15,8 +15,8 @@ struct Case {
 };
 
 std::ostream& operator<<(std::ostream& os, const Case& c) {
-  return os << "kv_heads " << c.kv_heads << " group " << c.group << " head_dim " << c.head_dim << " block_tokens "
-            << c.block_tokens << " past " << c.past << " rows " << c.rows;
+  return os << "kv_heads " << c.kv_heads << " group " << c.group << " head_dim " << c.head_dim
+            << " block_tokens " << c.block_tokens << " past " << c.past << " rows " << c.rows;
 }
 
 class AttentionCausal : public VariantTest {
@@ -31,7 +31,8 @@ class AttentionCausal : public VariantTest {
     for (int64_t r = 0; r < c.rows; r += (r + step < c.rows ? step : 1)) {
       for (int64_t h = 0; h < heads; ++h) {
         const auto e = testing::attend_in_double(
-            c.past + r + 1, c.head_dim, scale(c), bf16(), [&](int64_t d) { return q.at(r, h * c.head_dim + d); },
+            c.past + r + 1, c.head_dim, scale(c), bf16(),
+            [&](int64_t d) { return q.at(r, h * c.head_dim + d); },
             [&](int64_t i, int64_t d) { return cache.key(i, h / c.group, d); },
             [&](int64_t i, int64_t d) { return cache.value(i, h / c.group, d); });
         for (int64_t d = 0; d < c.head_dim; ++d) {
@@ -55,13 +56,15 @@ class AttentionCausal : public VariantTest {
   Activations run(const Context& ctx, LinearPath path, Activations& q, const Cache& cache, int64_t heads,
                   int64_t position, int64_t first, int64_t rows) {
     Activations out(dtype(), rows, q.cols);
-    attention_causal(ctx, path, q.view(first, rows, 0, q.cols), cache.view, heads, position, 0.09f, out.matrix());
+    attention_causal(ctx, path, q.view(first, rows, 0, q.cols), cache.view, heads, position, 0.09f,
+                     out.matrix());
     return out;
   }
 };
 
 TEST_P(AttentionCausal, GemmHeadDims) {
-  for (int64_t hd : {4, 16, 32, 48, 64, 72, 80, 128}) check_random(LinearPath::kGemm, {2, 2, hd, 16, 3, 40}, 1);
+  for (int64_t hd : {4, 16, 32, 48, 64, 72, 80, 128})
+    check_random(LinearPath::kGemm, {2, 2, hd, 16, 3, 40}, 1);
 }
 
 TEST_P(AttentionCausal, GemmPastAndBlocks) {
@@ -103,14 +106,15 @@ TEST_P(AttentionCausal, GemvGroupsAndRows) {
   }
 }
 
-// The weights of streamed attention against exp2 in double, at arguments that floats hold: relative error of a few units down to the smallest
-// normal result, nothing negative or infinite below.
+// The weights of streamed attention against exp2 in double, at arguments that floats hold: relative error of
+// a few units down to the smallest normal result, nothing negative or infinite below.
 TEST_P(AttentionCausal, WeightsAreAccurate) {
   const AttentionStream& stream =
       bf16() ? context().table->attention->stream_bf16 : context().table->attention->stream_f32;
   for (int64_t count : {1, 7, 16, 17, 256}) {
     std::vector<float> scores(static_cast<size_t>(count));
-    for (int64_t i = 0; i < count; ++i) scores[static_cast<size_t>(i)] = -0.609375f * static_cast<float>((i * 37) % count);
+    for (int64_t i = 0; i < count; ++i)
+      scores[static_cast<size_t>(i)] = -0.609375f * static_cast<float>((i * 37) % count);
     std::vector<float> weights = scores;
     float max = NAN;
     const int64_t visible = count > 2 ? count - 2 : count;
@@ -127,7 +131,8 @@ TEST_P(AttentionCausal, WeightsAreAccurate) {
       const double expected = std::exp2(2.0 * scores[static_cast<size_t>(i)] - largest);
       expected_sum += expected;
       // Below 2^-126 a kernel may lose bits or give zero.
-      ASSERT_NEAR(w, expected, expected < 0x1p-126 ? 0x1p-126 : expected * 4 * testing::kUnit) << i << " of " << count;
+      ASSERT_NEAR(w, expected, expected < 0x1p-126 ? 0x1p-126 : expected * 4 * testing::kUnit)
+          << i << " of " << count;
       ASSERT_GE(w, 0.0f);
     }
     ASSERT_NEAR(sum, expected_sum, expected_sum * 16 * testing::kUnit);
@@ -159,7 +164,8 @@ TEST_P(AttentionCausal, OneKeyReturnsItsValue) {
   }
 }
 
-// Prefill in chunks gives the bits of the whole prompt: with the later part of the cache not yet written (NaN).
+// Prefill in chunks gives the bits of the whole prompt: with the later part of the cache not yet written
+// (NaN).
 TEST_P(AttentionCausal, ChunksDoNotMatter) {
   const int64_t kv_heads = 2, group = 4, hd = 64, prompt = 300, past = 77;
   for (float spread : {0.5f, 30.0f}) {
@@ -182,7 +188,8 @@ TEST_P(AttentionCausal, ChunksDoNotMatter) {
             }
           }
         }
-        const Activations part = run(context(), LinearPath::kGemm, q, cache, kv_heads * group, past + first, first, rows);
+        const Activations part =
+            run(context(), LinearPath::kGemm, q, cache, kv_heads * group, past + first, first, rows);
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t c = 0; c < q.cols; ++c) pieces.set(first + r, c, part.at(r, c));
         }
@@ -250,7 +257,8 @@ TEST_P(AttentionCausal, RejectsWhatDoesNotFit) {
   EXPECT_THROW(call(LinearPath::kGemm, 4, 44, 1.0f, odd), Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tables, AttentionCausal, ::testing::ValuesIn(testing::all_variants()), testing::variant_name);
+INSTANTIATE_TEST_SUITE_P(Tables, AttentionCausal, ::testing::ValuesIn(testing::all_variants()),
+                         testing::variant_name);
 
 }  // namespace
 }  // namespace qvl::kernels

@@ -1,5 +1,5 @@
-// attention_full: the vision encoder's attention, every row of a segment (one image or one frame) sees every other
-// (spec 5.4). A unit is one head of one segment.
+// attention_full: the vision encoder's attention, every row of a segment (one image or one frame) sees every
+// other (spec 5.4). A unit is one head of one segment.
 #include <string>
 #include <vector>
 
@@ -32,9 +32,10 @@ class FullUnits final : public AttentionUnits {
   void pack(const AttentionTile& kernel, int64_t unit, int64_t first, int64_t count, void* keys,
             void* values) const override {
     const int64_t row = segment(unit).start + first;
-    kernel.pack_keys(element(k_.data, k_.dtype, row * k_.stride + column(unit)), k_.stride, 0, count, head_dim_, keys);
-    kernel.pack_values(element(v_.data, v_.dtype, row * v_.stride + column(unit)), v_.stride, 0, count, head_dim_,
-                       values);
+    kernel.pack_keys(element(k_.data, k_.dtype, row * k_.stride + column(unit)), k_.stride, 0, count,
+                     head_dim_, keys);
+    kernel.pack_values(element(v_.data, v_.dtype, row * v_.stride + column(unit)), v_.stride, 0, count,
+                       head_dim_, values);
   }
 
  private:
@@ -56,8 +57,8 @@ class FullUnits final : public AttentionUnits {
 
 }  // namespace
 
-void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, int64_t head_dim,
-                    std::span<const int64_t> segment_lengths, float scale, Matrix out) {
+void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads,
+                    int64_t head_dim, std::span<const int64_t> segment_lengths, float scale, Matrix out) {
   constexpr std::string_view kWhere = "attention_full";
   check_matrix(kWhere, "q", q);
   check_like(kWhere, "k", q, k);
@@ -68,7 +69,8 @@ void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatri
   check_scale(kWhere, scale);
   int64_t total = 0;
   for (int64_t length : segment_lengths) {
-    if (length < 0) fail(ErrorCode::kInvalidArgument, kWhere, "segment length", ">= 0", std::to_string(length));
+    if (length < 0)
+      fail(ErrorCode::kInvalidArgument, kWhere, "segment length", ">= 0", std::to_string(length));
     total += length;
   }
   check_size(kWhere, "sum of the segment lengths", q.rows, total);

@@ -18,13 +18,15 @@ class AttentionFull : public VariantTest {
     std::vector<int64_t> segments;
   };
 
-  int64_t tokens(const Case& c) const { return std::accumulate(c.segments.begin(), c.segments.end(), int64_t{0}); }
+  int64_t tokens(const Case& c) const {
+    return std::accumulate(c.segments.begin(), c.segments.end(), int64_t{0});
+  }
 
   Activations run(const Context& ctx, const Case& c, Activations& qkv, float scale) {
     const int64_t p = tokens(c), width = c.heads * c.head_dim;
     Activations out(dtype(), p, width, 3);
-    attention_full(ctx, qkv.view(0, p, 0, width), qkv.view(0, p, width, width), qkv.view(0, p, 2 * width, width),
-                   c.heads, c.head_dim, c.segments, scale, out.matrix());
+    attention_full(ctx, qkv.view(0, p, 0, width), qkv.view(0, p, width, width),
+                   qkv.view(0, p, 2 * width, width), c.heads, c.head_dim, c.segments, scale, out.matrix());
     return out;
   }
 
@@ -45,8 +47,8 @@ class AttentionFull : public VariantTest {
           for (int64_t d = 0; d < c.head_dim; ++d) {
             const auto i = static_cast<size_t>(d);
             ASSERT_NEAR(out.at(row, column + d), e.out[i], e.tolerance[i])
-                << "heads " << c.heads << " head_dim " << c.head_dim << " segment of " << length << " row " << row
-                << " head " << h << " element " << d;
+                << "heads " << c.heads << " head_dim " << c.head_dim << " segment of " << length << " row "
+                << row << " head " << h << " element " << d;
           }
         }
       }
@@ -66,8 +68,8 @@ TEST_P(AttentionFull, HeadDims) {
 }
 
 TEST_P(AttentionFull, LengthsAroundTiles) {
-  for (int64_t n : {1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127, 128, 129, 191, 192,
-                    193, 255, 256, 257, 300, 511, 512, 513}) {
+  for (int64_t n : {1,  2,  3,  4,   5,   15,  16,  17,  31,  32,  33,  47,  48,  49,  63,  64, 65,
+                    95, 96, 97, 127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 511, 512, 513}) {
     check_random({1, 64, {n}}, 2);
   }
   for (int64_t n : {63, 64, 65, 129, 257}) check_random({1, 72, {n}}, 3);
@@ -171,9 +173,10 @@ TEST_P(AttentionFull, OtherSegmentsDoNotMatter) {
 
 TEST_P(AttentionFull, RejectsWhatDoesNotFit) {
   Activations qkv(dtype(), 8, 48), out(dtype(), 8, 16);
-  const auto call = [&](int64_t heads, int64_t hd, std::vector<int64_t> segments, float scale, int64_t v_cols) {
-    attention_full(context(), qkv.view(0, 8, 0, 16), qkv.view(0, 8, 16, 16), qkv.view(0, 8, 32, v_cols), heads, hd,
-                   segments, scale, out.matrix());
+  const auto call = [&](int64_t heads, int64_t hd, std::vector<int64_t> segments, float scale,
+                        int64_t v_cols) {
+    attention_full(context(), qkv.view(0, 8, 0, 16), qkv.view(0, 8, 16, 16), qkv.view(0, 8, 32, v_cols),
+                   heads, hd, segments, scale, out.matrix());
   };
   EXPECT_THROW(call(2, 16, {8}, 1.0f, 16), Error);      // 32 columns
   EXPECT_THROW(call(8, 2, {8}, 1.0f, 16), Error);       // head_dim not a multiple of 4
@@ -184,7 +187,8 @@ TEST_P(AttentionFull, RejectsWhatDoesNotFit) {
   EXPECT_THROW(call(1, 16, {8}, 1.0f, 12), Error);  // v of another width
 }
 
-INSTANTIATE_TEST_SUITE_P(Tables, AttentionFull, ::testing::ValuesIn(testing::all_variants()), testing::variant_name);
+INSTANTIATE_TEST_SUITE_P(Tables, AttentionFull, ::testing::ValuesIn(testing::all_variants()),
+                         testing::variant_name);
 
 }  // namespace
 }  // namespace qvl::kernels

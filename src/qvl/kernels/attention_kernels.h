@@ -1,6 +1,6 @@
-// The building blocks of norms, rotary embedding and attention for one instruction set. The operators (norm.cc,
-// rope.cc, attention_full.cc, attention_causal.cc) check their arguments, cut the work into tasks and call these;
-// nothing here allocates, locks or checks. Spec sections 5.3, 5.4, 6.3, 6.4 and B.
+// The building blocks of norms, rotary embedding and attention for one instruction set. The operators
+// (norm.cc, rope.cc, attention_full.cc, attention_causal.cc) check their arguments, cut the work into tasks
+// and call these; nothing here allocates, locks or checks. Spec sections 5.3, 5.4, 6.3, 6.4 and B.
 #pragma once
 
 #include <cstddef>
@@ -36,24 +36,25 @@ struct RowKernels {
 
 // One step of the online softmax: `rows` query rows meet one packed tile of keys and values.
 struct AttendArgs {
-  const void* queries;     // packed rows, query_bytes apart
-  int64_t rows;            // a multiple of row_group
+  const void* queries;  // packed rows, query_bytes apart
+  int64_t rows;         // a multiple of row_group
   int64_t head_dim;
-  const void* keys;        // packed tile
-  const void* values;      // packed tile
-  int64_t key_count;       // valid keys of the tile, 1..key_tile
-  const int32_t* visible;  // [rows] how many keys of the tile, from its start, each row sees; null = all key_count
-  float scale;             // score scale * log2(e), > 0
-  float* max;              // [rows] running maximum of the scaled scores, in powers of two
-  float* sum;              // [rows, kAttentionLanes] running partial sums of the weights
-  float* out;              // [rows, round_up(head_dim, kAttentionLanes)] running weighted sums of values
-  void* scratch;           // scratch_bytes, 64-byte aligned
+  const void* keys;    // packed tile
+  const void* values;  // packed tile
+  int64_t key_count;   // valid keys of the tile, 1..key_tile
+  const int32_t*
+      visible;    // [rows] how many keys of the tile, from its start, each row sees; null = all key_count
+  float scale;    // score scale * log2(e), > 0
+  float* max;     // [rows] running maximum of the scaled scores, in powers of two
+  float* sum;     // [rows, kAttentionLanes] running partial sums of the weights
+  float* out;     // [rows, round_up(head_dim, kAttentionLanes)] running weighted sums of values
+  void* scratch;  // scratch_bytes, 64-byte aligned
 };
 
 // Compute-bound attention over packed tiles (flash attention), for one activation type.
 //
-// Per row, the arithmetic and its order depend on that row, on the tile boundaries and on the visible keys alone.
-// Hidden keys add an exact zero, so a tile may hold more keys than a row sees.
+// Per row, the arithmetic and its order depend on that row, on the tile boundaries and on the visible keys
+// alone. Hidden keys add an exact zero, so a tile may hold more keys than a row sees.
 struct AttentionTile {
   int64_t key_tile = 0;   // keys per packed tile, a multiple of kAttentionLanes
   int64_t row_group = 0;  // query rows handled together
@@ -80,8 +81,8 @@ struct AttentionTile {
 
 // Bandwidth-bound attention of few rows over unpacked keys and values, for one activation type of the cache.
 struct AttentionStream {
-  // scores[r, i] = q[r] . k[i] for rows r < rows, keys i < count; q is float [rows, head_dim], k is contiguous
-  // [count, head_dim].
+  // scores[r, i] = q[r] . k[i] for rows r < rows, keys i < count; q is float [rows, head_dim], k is
+  // contiguous [count, head_dim].
   void (*scores)(const float* q, int64_t rows, const void* k, int64_t count, int64_t head_dim, float* scores,
                  int64_t score_stride) = nullptr;
 
@@ -98,7 +99,8 @@ struct AttentionStream {
 
   // Between one head of activations and the float heads above, whose order of elements is the kernel's own.
   void (*widen)(const void* src, int64_t head_dim, float* dst) = nullptr;
-  void (*narrow)(const float* src, int64_t head_dim, void* dst) = nullptr;  // rounds once; zeros come out positive
+  void (*narrow)(const float* src, int64_t head_dim,
+                 void* dst) = nullptr;  // rounds once; zeros come out positive
 };
 
 struct AttentionKernels {
@@ -107,8 +109,8 @@ struct AttentionKernels {
   AttentionStream stream_f32, stream_bf16;
 };
 
-// Filled once; valid for the life of the process. The x86 ones may be called on any x86-64 processor, what they
-// point to only where cpu_features() says so.
+// Filled once; valid for the life of the process. The x86 ones may be called on any x86-64 processor, what
+// they point to only where cpu_features() says so.
 const AttentionKernels& attention_kernels_scalar();
 #if defined(__x86_64__)
 const AttentionKernels& attention_kernels_avx2();

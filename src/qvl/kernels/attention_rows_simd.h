@@ -1,6 +1,6 @@
-// Norms and rotary embedding of single rows over a vector type V (attention_vec_*.h) and an element type T (float or
-// BFloat16). Spec sections 5.3, 5.4, 6.3, 6.4 and B. Include after the target pragma and V's header; everything is a
-// template, so that each instruction set gets functions of its own.
+// Norms and rotary embedding of single rows over a vector type V (attention_vec_*.h) and an element type T
+// (float or BFloat16). Spec sections 5.3, 5.4, 6.3, 6.4 and B. Include after the target pragma and V's
+// header; everything is a template, so that each instruction set gets functions of its own.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ QVL_INLINE void for_vectors(int64_t count, const Whole& whole, const Part& part)
   if (i < count) part(i, count - i);
 }
 
-// Sum of term(vector) over x[0..count). term of the zero lanes of the last vector must be masked by the caller
-// through `tail`. Four chains of sums hide the latency.
+// Sum of term(vector) over x[0..count). term of the zero lanes of the last vector must be masked by the
+// caller through `tail`. Four chains of sums hide the latency.
 template <typename V, typename T, typename Term, typename Tail>
 QVL_INLINE float sum_of(const T* x, int64_t count, const Term& term, const Tail& tail) {
   constexpr int64_t kW = V::kWidth;
@@ -51,18 +51,21 @@ template <typename V, typename T>
 QVL_INLINE float inverse_rms(const T* x, int64_t count, float eps) {
   using F = typename V::F;
   const float sum = sum_of<V>(
-      x, count, [=](F s, F v) { return V::fma(v, v, s); }, [=](F s, F v, int64_t) { return V::fma(v, v, s); });
+      x, count, [=](F s, F v) { return V::fma(v, v, s); },
+      [=](F s, F v, int64_t) { return V::fma(v, v, s); });
   return 1.0f / __builtin_sqrtf(sum / static_cast<float>(count) + eps);
 }
 
 template <typename V, typename T>
-void layer_norm(const void* x_data, int64_t count, const float* weight, const float* bias, float eps, void* y_data) {
+void layer_norm(const void* x_data, int64_t count, const float* weight, const float* bias, float eps,
+                void* y_data) {
   using F = typename V::F;
   const T* x = static_cast<const T*>(x_data);
   T* y = static_cast<T*>(y_data);
-  const float mean = sum_of<V>(
-                         x, count, [=](F s, F v) { return V::add(s, v); }, [=](F s, F v, int64_t) { return V::add(s, v); }) /
-                     static_cast<float>(count);
+  const float mean =
+      sum_of<V>(
+          x, count, [=](F s, F v) { return V::add(s, v); }, [=](F s, F v, int64_t) { return V::add(s, v); }) /
+      static_cast<float>(count);
   const F m = V::set1(mean);
   // The sum of squared deviations, not the difference of two large sums.
   const float squares = sum_of<V>(
@@ -130,8 +133,8 @@ void rope_heads(void* data, int64_t heads, int64_t hd, const float* cos, const f
 }
 
 template <typename V, typename T>
-void norm_rope_head(const void* src, int64_t hd, const float* weight, float eps, const float* cos, const float* sin,
-                    void* dst) {
+void norm_rope_head(const void* src, int64_t hd, const float* weight, float eps, const float* cos,
+                    const float* sin, void* dst) {
   using F = typename V::F;
   constexpr bool kRounds = !std::is_same_v<T, float>;
   const T* x = static_cast<const T*>(src);
@@ -158,7 +161,8 @@ void norm_rope_head(const void* src, int64_t hd, const float* weight, float eps,
   for_vectors<V>(
       half,
       [=](int64_t i) {
-        F a = normed(V::load(x + i), V::load(weight + i)), b = normed(V::load(x + half + i), V::load(weight + half + i));
+        F a = normed(V::load(x + i), V::load(weight + i)),
+          b = normed(V::load(x + half + i), V::load(weight + half + i));
         rotate(a, b, V::load(cos + i), V::load(sin + i));
         V::store(y + i, a);
         V::store(y + half + i, b);

@@ -1,5 +1,5 @@
-// The oracle: norms, rotary embedding and attention in plain loops. Every other instruction set is tested against
-// this one, and this one against double precision. Spec sections 5.3, 5.4, 6.3, 6.4 and B.
+// The oracle: norms, rotary embedding and attention in plain loops. Every other instruction set is tested
+// against this one, and this one against double precision. Spec sections 5.3, 5.4, 6.3, 6.4 and B.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -45,7 +45,8 @@ float inverse_rms(const typename T::Element* x, int64_t n, float eps) {
 }
 
 template <typename T>
-void layer_norm_row(const void* x_data, int64_t n, const float* weight, const float* bias, float eps, void* y_data) {
+void layer_norm_row(const void* x_data, int64_t n, const float* weight, const float* bias, float eps,
+                    void* y_data) {
   const auto* x = static_cast<const typename T::Element*>(x_data);
   auto* y = static_cast<typename T::Element*>(y_data);
   const float mean = lane_sum(n, [&](int64_t i) { return T::load(x + i); }) / static_cast<float>(n);
@@ -79,8 +80,8 @@ void rope_heads(void* data, int64_t heads, int64_t hd, const float* cos, const f
 }
 
 template <typename T>
-void norm_rope_head(const void* src, int64_t hd, const float* weight, float eps, const float* cos, const float* sin,
-                    void* dst) {
+void norm_rope_head(const void* src, int64_t hd, const float* weight, float eps, const float* cos,
+                    const float* sin, void* dst) {
   const auto* x = static_cast<const typename T::Element*>(src);
   auto* y = static_cast<typename T::Element*>(dst);
   const int64_t half = hd / 2;
@@ -95,9 +96,15 @@ void norm_rope_head(const void* src, int64_t hd, const float* weight, float eps,
 }
 
 // Attention tiles: keys and values as float, key-major.
-size_t query_bytes(int64_t hd) { return static_cast<size_t>(hd) * sizeof(float); }
-size_t tile_bytes(int64_t hd) { return static_cast<size_t>(kKeyTile * hd) * sizeof(float); }
-size_t scratch_bytes(int64_t) { return static_cast<size_t>(kKeyTile) * sizeof(float); }
+size_t query_bytes(int64_t hd) {
+  return static_cast<size_t>(hd) * sizeof(float);
+}
+size_t tile_bytes(int64_t hd) {
+  return static_cast<size_t>(kKeyTile * hd) * sizeof(float);
+}
+size_t scratch_bytes(int64_t) {
+  return static_cast<size_t>(kKeyTile) * sizeof(float);
+}
 
 template <typename T>
 void widen(const void* src, int64_t count, float* dst) {
@@ -188,8 +195,8 @@ float stream_weights(float* scores, int64_t visible, int64_t count, float scale,
 }
 
 template <typename T>
-void stream_gather(const float* weights, int64_t weight_stride, int64_t rows, const void* v, int64_t count, int64_t hd,
-                   float* out) {
+void stream_gather(const float* weights, int64_t weight_stride, int64_t rows, const void* v, int64_t count,
+                   int64_t hd, float* out) {
   const auto* values = static_cast<const typename T::Element*>(v);
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -233,8 +240,8 @@ AttentionStream make_stream() {
 }  // namespace
 
 const AttentionKernels& attention_kernels_scalar() {
-  static const AttentionKernels kernels = {make_rows<F32>(),    make_rows<Bf16>(),    make_tile<F32>(),
-                                           make_tile<Bf16>(),   make_stream<F32>(),   make_stream<Bf16>()};
+  static const AttentionKernels kernels = {make_rows<F32>(),  make_rows<Bf16>(),  make_tile<F32>(),
+                                           make_tile<Bf16>(), make_stream<F32>(), make_stream<Bf16>()};
   return kernels;
 }
 

@@ -1,10 +1,10 @@
-// Attention of few rows over unpacked keys and values (decode), over a vector type V and an element type T. Spec
-// section 6.4. Bandwidth-bound: every element of the cache is loaded and widened once for a group of up to four
-// query heads. Include after the target pragma and V's header; everything is a template, so that each instruction set gets
-// functions of its own.
+// Attention of few rows over unpacked keys and values (decode), over a vector type V and an element type T.
+// Spec section 6.4. Bandwidth-bound: every element of the cache is loaded and widened once for a group of up
+// to four query heads. Include after the target pragma and V's header; everything is a template, so that each
+// instruction set gets functions of its own.
 //
-// bfloat16 heads of whole double vectors are widened as even and odd elements (two instructions for two vectors);
-// queries and sums then keep that order inside the kernels.
+// bfloat16 heads of whole double vectors are widened as even and odd elements (two instructions for two
+// vectors); queries and sums then keep that order inside the kernels.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ struct Stream {
 
   static bool interleaved(int64_t hd) { return !std::is_same_v<T, float> && hd % (2 * kW) == 0; }
 
-  // Two vectors of elements d.. in internal order. The second vector lies wholly behind hd when it is not loaded.
+  // Two vectors of elements d.. in internal order. The second vector lies wholly behind hd when it is not
+  // loaded.
   template <bool Interleaved>
   QVL_INLINE void load2(const T* p, int64_t d, int64_t hd, F& a, F& b) {
     if constexpr (Interleaved) {
@@ -87,7 +88,8 @@ struct Stream {
 
   // R rows and so many keys at a time that their sums share one reduction.
   template <bool Interleaved, int R>
-  static void score_rows(const float* q, const T* k, int64_t count, int64_t hd, float* scores, int64_t stride) {
+  static void score_rows(const float* q, const T* k, int64_t count, int64_t hd, float* scores,
+                         int64_t stride) {
     constexpr int kSums = V::kScoreSums, kKeys = kSums / R;
     constexpr bool kHoldQueries = R <= kKeys;
     constexpr int kHeld = kHoldQueries ? R : kKeys;
@@ -149,7 +151,8 @@ struct Stream {
 
   // out[R, columns] += weights . values for two vectors' worth of columns at a time, keys in ascending order.
   template <bool Interleaved, int R>
-  static void gather_rows(const float* weights, int64_t stride, const T* v, int64_t count, int64_t hd, float* out) {
+  static void gather_rows(const float* weights, int64_t stride, const T* v, int64_t count, int64_t hd,
+                          float* out) {
     constexpr int kPairs = V::kGatherPairs;  // vector pairs held at once
     int64_t d = 0;
     for (; Interleaved && d + 2 * kPairs * kW <= hd; d += 2 * kPairs * kW) {
@@ -162,7 +165,8 @@ struct Stream {
       for (int64_t i = 0; i < count; ++i) {
         F x[2 * kPairs];
 #pragma GCC unroll 2
-        for (int c = 0; c < kPairs; ++c) load2<Interleaved>(v + i * hd, d + 2 * c * kW, hd, x[2 * c], x[2 * c + 1]);
+        for (int c = 0; c < kPairs; ++c)
+          load2<Interleaved>(v + i * hd, d + 2 * c * kW, hd, x[2 * c], x[2 * c + 1]);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const F w = V::set1(weights[r * stride + i]);
@@ -213,7 +217,8 @@ struct Stream {
     const T* keys = static_cast<const T*>(k);
     for_groups(rows, [&]<int R>(int64_t r) {
       if constexpr (!std::is_same_v<T, float>) {
-        if (interleaved(hd)) return score_rows<true, R>(q + r * hd, keys, count, hd, out + r * stride, stride);
+        if (interleaved(hd))
+          return score_rows<true, R>(q + r * hd, keys, count, hd, out + r * stride, stride);
       }
       score_rows<false, R>(q + r * hd, keys, count, hd, out + r * stride, stride);
     });
@@ -250,7 +255,8 @@ struct Stream {
     const T* values = static_cast<const T*>(v);
     for_groups(rows, [&]<int R>(int64_t r) {
       if constexpr (!std::is_same_v<T, float>) {
-        if (interleaved(hd)) return gather_rows<true, R>(w + r * stride, stride, values, count, hd, out + r * hd);
+        if (interleaved(hd))
+          return gather_rows<true, R>(w + r * stride, stride, values, count, hd, out + r * hd);
       }
       gather_rows<false, R>(w + r * stride, stride, values, count, hd, out + r * hd);
     });

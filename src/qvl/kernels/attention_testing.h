@@ -1,5 +1,5 @@
-// Helpers of the tests of norms, rotary embedding and attention: random activations of either type, widened views of
-// them, tables and threads to run with. Test code only.
+// Helpers of the tests of norms, rotary embedding and attention: random activations of either type, widened
+// views of them, tables and threads to run with. Test code only.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -19,7 +19,8 @@ namespace qvl::kernels::testing {
 
 inline constexpr double kUnit = 5.9604644775390625e-8;  // 2^-24, the unit roundoff of float32
 
-// Owned activations [rows, stride] of one type with `cols` used columns; the gap holds NaN, so that reading it shows.
+// Owned activations [rows, stride] of one type with `cols` used columns; the gap holds NaN, so that reading
+// it shows.
 struct Activations {
   Tensor tensor;
   int64_t rows, cols, stride;
@@ -51,7 +52,8 @@ struct Activations {
   // Columns [first, first + count) of rows [row, row + n).
   Matrix view(int64_t row, int64_t n, int64_t first, int64_t count) {
     const auto size = static_cast<int64_t>(dtype_size_bytes(tensor.dtype()));
-    return {static_cast<std::byte*>(tensor.data()) + (row * stride + first) * size, tensor.dtype(), n, count, stride};
+    return {static_cast<std::byte*>(tensor.data()) + (row * stride + first) * size, tensor.dtype(), n, count,
+            stride};
   }
 };
 
@@ -63,7 +65,8 @@ inline void fill_normal(Activations& a, uint32_t seed, float scale = 1.0f, float
   }
 }
 
-inline std::vector<float> random_floats(int64_t count, uint32_t seed, float scale, float offset, DType dtype) {
+inline std::vector<float> random_floats(int64_t count, uint32_t seed, float scale, float offset,
+                                        DType dtype) {
   std::mt19937 g(seed);
   std::normal_distribution<float> n;
   std::vector<float> v(static_cast<size_t>(count));
@@ -172,12 +175,13 @@ struct Cache {
   }
 };
 
-// softmax(q . K^T * scale) . V for one query in double, and how far a correct kernel may be from each element.
+// softmax(q . K^T * scale) . V for one query in double, and how far a correct kernel may be from each
+// element.
 //
-// With u = 2^-24: a score is a float sum of head_dim products (error about sqrt(head_dim) u of its magnitudes, four
-// more roundings for the scaling), which moves every weight by at most twice that; exp2 and the sums over n keys add
-// (16 + 4 sqrt(n)) u of the sum of |weight * value|. bf16 (unit roundoff 2^-8): the weights may be rounded, in the
-// numerator and perhaps not in the sum, and the result is rounded once.
+// With u = 2^-24: a score is a float sum of head_dim products (error about sqrt(head_dim) u of its
+// magnitudes, four more roundings for the scaling), which moves every weight by at most twice that; exp2 and
+// the sums over n keys add (16 + 4 sqrt(n)) u of the sum of |weight * value|. bf16 (unit roundoff 2^-8): the
+// weights may be rounded, in the numerator and perhaps not in the sum, and the result is rounded once.
 struct Expected {
   std::vector<double> out;
   std::vector<double> tolerance;
@@ -202,7 +206,8 @@ Expected attend_in_double(int64_t keys, int64_t hd, double scale, bool bf16, con
   double sum = 0;
   for (double& s : scores) sum += s = std::exp(s - max);
   const double score_error = kUnit * magnitude * (4 + std::sqrt(static_cast<double>(hd)));
-  const double relative = std::expm1(2 * score_error) + kUnit * (16 + 4 * std::sqrt(static_cast<double>(keys)));
+  const double relative =
+      std::expm1(2 * score_error) + kUnit * (16 + 4 * std::sqrt(static_cast<double>(keys)));
   Expected e;
   for (int64_t d = 0; d < hd; ++d) {
     double out = 0, absolute = 0;

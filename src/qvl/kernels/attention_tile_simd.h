@@ -1,7 +1,7 @@
-// Flash attention on packed tiles over a vector type V and a dot product D (below). Spec sections 5.4 and 6.4. One
-// group of kTileRows query rows meets one tile: scores in registers, their maxima, weights by a fast exp2, and the
-// weighted sum of values, again in registers. Include after the target pragma and V's header; everything is a
-// template, so that each instruction set gets functions of its own.
+// Flash attention on packed tiles over a vector type V and a dot product D (below). Spec sections 5.4
+// and 6.4. One group of kTileRows query rows meets one tile: scores in registers, their maxima, weights by a
+// fast exp2, and the weighted sum of values, again in registers. Include after the target pragma and V's
+// header; everything is a template, so that each instruction set gets functions of its own.
 //
 // Packed operands are arrays of 32-bit words; a word is D::kUnit elements along the summed axis:
 //   query  [head_dim/kUnit]
@@ -78,8 +78,8 @@ struct Tile {
 
   // c[r, v] += sum over steps of a[r][step] * b[step][v]: the inner loop of both products.
   template <int C>
-  QVL_INLINE void multiply(F (&acc)[kR][C], const float* a, int64_t a_stride, const float* b, int64_t b_stride,
-                           int64_t steps) {
+  QVL_INLINE void multiply(F (&acc)[kR][C], const float* a, int64_t a_stride, const float* b,
+                           int64_t b_stride, int64_t steps) {
     for (int64_t k = 0; k < steps; ++k, b += b_stride) {
       F operand[C];
 #pragma GCC unroll 8
@@ -94,8 +94,8 @@ struct Tile {
   }
 
   template <int C>
-  static __attribute__((noinline)) void score_block(const float* q, int64_t words, const float* keys, float* scores,
-                                                    float* lane_max, bool first) {
+  static __attribute__((noinline)) void score_block(const float* q, int64_t words, const float* keys,
+                                                    float* scores, float* lane_max, bool first) {
     F acc[kR][C];
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
@@ -117,8 +117,9 @@ struct Tile {
   }
 
   template <int C>
-  static __attribute__((noinline)) void value_block(const float* weights, int64_t weight_stride, const float* shrink,
-                                                    const float* values, int64_t value_stride, int64_t steps, float* out,
+  static __attribute__((noinline)) void value_block(const float* weights, int64_t weight_stride,
+                                                    const float* shrink, const float* values,
+                                                    int64_t value_stride, int64_t steps, float* out,
                                                     int64_t out_stride) {
     F acc[kR][C];
 #pragma GCC unroll 8
@@ -166,8 +167,8 @@ struct Tile {
     }
   }
 
-  // First half of a group's way: scores, new maxima, and by how much the sums so far shrink. False if no row of the
-  // group sees a key of this tile.
+  // First half of a group's way: scores, new maxima, and by how much the sums so far shrink. False if no row
+  // of the group sees a key of this tile.
   QVL_INLINE bool score(const AttendArgs& args, int64_t first, Group* g) {
     int32_t visible[kR];
     int64_t most = 0, least = args.key_count;
@@ -209,12 +210,13 @@ struct Tile {
     const float* weights = D::kWeightsInPlace ? g->scores : g->weights;
     float* out = args.out + g->first * out_stride;
     for_columns((args.head_dim + kW - 1) / kW, [&]<int C>(int64_t j) {
-      value_block<C>(weights, kWeightWords, g->row, values + j * kW, out_stride, (g->seen + D::kUnit - 1) / D::kUnit,
-                     out + j * kW, out_stride);
+      value_block<C>(weights, kWeightWords, g->row, values + j * kW, out_stride,
+                     (g->seen + D::kUnit - 1) / D::kUnit, out + j * kW, out_stride);
     });
   }
 
-  // The scores of a group come before the weights of the group ahead: the latency of its maxima hides behind them.
+  // The scores of a group come before the weights of the group ahead: the latency of its maxima hides behind
+  // them.
   static void attend(const AttendArgs& args) {
     Scratch* s = static_cast<Scratch*>(args.scratch);
     Group* next = &s->groups[0];
@@ -240,12 +242,18 @@ struct Tile {
     if (i < hd) V::store_n(p + i, V::fma(V::load(out + i), inverse, V::zero()), hd - i);
   }
 
-  static size_t query_bytes(int64_t hd) { return static_cast<size_t>(hd / D::kUnit) * sizeof(float); }
-  static size_t key_tile_bytes(int64_t hd) { return static_cast<size_t>(hd / D::kUnit * kKeys) * sizeof(float); }
+  static size_t query_bytes(int64_t hd) {
+    return static_cast<size_t>(hd / D::kUnit) * sizeof(float);
+  }
+  static size_t key_tile_bytes(int64_t hd) {
+    return static_cast<size_t>(hd / D::kUnit * kKeys) * sizeof(float);
+  }
   static size_t value_tile_bytes(int64_t hd) {
     return static_cast<size_t>(round_up(hd, kAttentionLanes) * kWeightWords) * sizeof(float);
   }
-  static size_t scratch_bytes(int64_t) { return sizeof(Scratch); }
+  static size_t scratch_bytes(int64_t) {
+    return sizeof(Scratch);
+  }
 
   // Packing of float words from elements T, widened where needed.
   template <typename T>
@@ -258,14 +266,15 @@ struct Tile {
   }
 
   template <typename T>
-  static void pack_keys(const void* src, int64_t stride, int64_t first, int64_t count, int64_t hd, void* tile) {
+  static void pack_keys(const void* src, int64_t stride, int64_t first, int64_t count, int64_t hd,
+                        void* tile) {
     const T* p = static_cast<const T*>(src);
     float* dst = static_cast<float*>(tile) + first;
     transpose_rows([=](int64_t key) { return p + key * stride; }, count, hd, dst);
   }
 
-  // row(key) is a row of `words` elements that V loads as words; dst[words][kKeys] gets them as columns, and zeros up
-  // to a whole panel.
+  // row(key) is a row of `words` elements that V loads as words; dst[words][kKeys] gets them as columns, and
+  // zeros up to a whole panel.
   template <typename Row>
   QVL_INLINE void transpose_rows(const Row& row, int64_t count, int64_t words, float* dst) {
     const int64_t padded = round_up(count, kAttentionLanes);
@@ -289,7 +298,8 @@ struct Tile {
   }
 
   template <typename T>
-  static void pack_values(const void* src, int64_t stride, int64_t first, int64_t count, int64_t hd, void* tile) {
+  static void pack_values(const void* src, int64_t stride, int64_t first, int64_t count, int64_t hd,
+                          void* tile) {
     const T* p = static_cast<const T*>(src);
     const int64_t out_stride = round_up(hd, kAttentionLanes);
     float* dst = static_cast<float*>(tile) + first * out_stride;

@@ -1,4 +1,5 @@
-// The frame of compute-bound attention: batches of units, packing, blocks of query rows. See attention_tiles.h.
+// The frame of compute-bound attention: batches of units, packing, blocks of query rows. See
+// attention_tiles.h.
 #include "qvl/kernels/attention_tiles.h"
 
 #include <algorithm>
@@ -14,15 +15,17 @@ namespace {
 
 constexpr double kLog2E = 1.44269504088896340736;
 
-// Rows of one task: the more, the more often a packed tile is used while it is in the near caches; but every thread
-// should find several tasks. Results do not depend on it.
+// Rows of one task: the more, the more often a packed tile is used while it is in the near caches; but every
+// thread should find several tasks. Results do not depend on it.
 constexpr int64_t kMinBlockRows = 48, kMaxBlockRows = 384, kTasksPerThread = 8;
 
-// Packed units kept at once, for each thread; at least one unit always is. Small enough for units to be used while
-// they are in the far cache.
+// Packed units kept at once, for each thread; at least one unit always is. Small enough for units to be used
+// while they are in the far cache.
 constexpr size_t kPackedBudgetBytes = size_t{8} << 20;
 
-constexpr size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+constexpr size_t align64(size_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
 
 // A slice of work: one tile to pack or one block of rows to attend.
 struct Slice {
@@ -38,7 +41,8 @@ class RowCursor {
       : group_(rows.group),
         member_(first % rows.group),
         head_bytes_(head_bytes),
-        jump_bytes_(static_cast<size_t>(rows.stride) * element_bytes - static_cast<size_t>(rows.group) * head_bytes) {
+        jump_bytes_(static_cast<size_t>(rows.stride) * element_bytes -
+                    static_cast<size_t>(rows.group) * head_bytes) {
     at_ = static_cast<std::byte*>(const_cast<void*>(rows.base)) +
           static_cast<size_t>(first / rows.group * rows.stride) * element_bytes +
           static_cast<size_t>(member_) * head_bytes;
@@ -83,7 +87,8 @@ struct Frame {
     scale = static_cast<float>(static_cast<double>(s) * kLog2E);
     int64_t rows = 0;
     for (int64_t i = 0; i < u.units(); ++i) rows += u.rows(i);
-    block_rows = round_up(std::clamp(rows / (threads * kTasksPerThread), kMinBlockRows, kMaxBlockRows), k.row_group);
+    block_rows =
+        round_up(std::clamp(rows / (threads * kTasksPerThread), kMinBlockRows, kMaxBlockRows), k.row_group);
     query_bytes = k.query_bytes(hd);
     key_tile_bytes = align64(k.key_tile_bytes(hd));
     value_tile_bytes = align64(k.value_tile_bytes(hd));
@@ -120,7 +125,8 @@ struct Frame {
   }
 
   void pack(const Slice& s, std::byte* packed) const {
-    std::byte* tile = packed + s.packed_offset + static_cast<size_t>(s.first / kernel.key_tile) * tile_bytes();
+    std::byte* tile =
+        packed + s.packed_offset + static_cast<size_t>(s.first / kernel.key_tile) * tile_bytes();
     const int64_t count = std::min(kernel.key_tile, units.keys(s.unit) - s.first);
     units.pack(kernel, s.unit, s.first, count, tile, tile + key_tile_bytes);
   }
@@ -128,7 +134,8 @@ struct Frame {
   void attend(const Slice& s, const std::byte* packed, const BlockBuffers& b) const {
     const int64_t rows = std::min(block_rows, units.rows(s.unit) - s.first);
     const int64_t padded = round_up(rows, kernel.row_group);
-    const size_t element_bytes = dtype_size_bytes(dtype), head_bytes = static_cast<size_t>(head_dim) * element_bytes;
+    const size_t element_bytes = dtype_size_bytes(dtype),
+                 head_bytes = static_cast<size_t>(head_dim) * element_bytes;
     RowCursor query(units.queries(s.unit), s.first, element_bytes, head_bytes);
     std::byte* packed_query = b.queries;
     for (int64_t r = 0; r < padded; ++r, packed_query += query_bytes) {
@@ -174,10 +181,11 @@ struct Frame {
 
 }  // namespace
 
-void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, float scale, const AttentionUnits& units) {
+void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, float scale,
+                         const AttentionUnits& units) {
   const AttentionKernels& kernels = *ctx.table->attention;
-  const Frame frame(dtype == DType::kF32 ? kernels.tile_f32 : kernels.tile_bf16, units, dtype, head_dim, scale,
-                    ctx.pool->threads());
+  const Frame frame(dtype == DType::kF32 ? kernels.tile_f32 : kernels.tile_bf16, units, dtype, head_dim,
+                    scale, ctx.pool->threads());
   const int64_t total = units.units();
   const size_t thread_bytes = frame.buffer_bytes();
   AlignedBuffer buffers(thread_bytes * static_cast<size_t>(ctx.pool->threads()));
@@ -197,7 +205,8 @@ void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, floa
       }
       // Last rows first: under a causal mask they cost most, and short tasks at the end balance the threads.
       const int64_t rows = units.rows(end);
-      for (int64_t first = (rows - 1) / frame.block_rows * frame.block_rows; first >= 0; first -= frame.block_rows) {
+      for (int64_t first = (rows - 1) / frame.block_rows * frame.block_rows; first >= 0;
+           first -= frame.block_rows) {
         blocks.push_back({end, first, packed_bytes});
       }
       packed_bytes += bytes;

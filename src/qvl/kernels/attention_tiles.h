@@ -1,7 +1,7 @@
-// The common frame of attention_full and attention_causal: a set of independent units (one head of one segment, or
-// one kv head with its group of query heads), each with its keys and its query rows. Keys and values are packed
-// once per unit in tiles that start at multiples of the tile size; query rows are handled in blocks that pass over
-// all tiles with an online softmax, so that memory never grows with rows x keys.
+// The common frame of attention_full and attention_causal: a set of independent units (one head of one
+// segment, or one kv head with its group of query heads), each with its keys and its query rows. Keys and
+// values are packed once per unit in tiles that start at multiples of the tile size; query rows are handled
+// in blocks that pass over all tiles with an online softmax, so that memory never grows with rows x keys.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace qvl::kernels {
 
 struct AttentionTile;
 
-// Where the query or output rows of a unit lie: row r is at base + (r / group) * stride + (r % group) * head_dim
-// elements (group: the query heads that share one kv head).
+// Where the query or output rows of a unit lie: row r is at base + (r / group) * stride + (r % group) *
+// head_dim elements (group: the query heads that share one kv head).
 struct UnitRows {
   const void* base;
   int64_t group;
@@ -38,6 +38,7 @@ class AttentionUnits {
 };
 
 // Softmax attention of all rows of all units.
-void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, float scale, const AttentionUnits& units);
+void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, float scale,
+                         const AttentionUnits& units);
 
 }  // namespace qvl::kernels

@@ -1,5 +1,5 @@
-// The 256-bit vector that the row, tile and stream kernels of norms and attention are written over. Include after
-// the target pragma of the file that instantiates them; nothing here is compiled otherwise.
+// The 256-bit vector that the row, tile and stream kernels of norms and attention are written over. Include
+// after the target pragma of the file that instantiates them; nothing here is compiled otherwise.
 #pragma once
 
 #include <immintrin.h>
@@ -16,7 +16,8 @@ namespace qvl::kernels {
 struct VecAvx2 {
   using F = __m256;
   static constexpr int kWidth = 8;
-  static constexpr int kTileRows = 6;  // 6 x 2 accumulators, 2 operands and a broadcast fill 15 of 16 registers
+  static constexpr int kTileRows =
+      6;  // 6 x 2 accumulators, 2 operands and a broadcast fill 15 of 16 registers
   static constexpr int kTileVecs = 2;
 
   QVL_INLINE F zero() { return _mm256_setzero_ps(); }
@@ -44,7 +45,9 @@ struct VecAvx2 {
         _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
   }
   // a where lane < n, else b; 0 <= n <= 8.
-  QVL_INLINE F first_lanes(F a, F b, int64_t n) { return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask(n))); }
+  QVL_INLINE F first_lanes(F a, F b, int64_t n) {
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask(n)));
+  }
 
   QVL_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
   QVL_INLINE F load(const BFloat16* p) { return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
@@ -65,7 +68,8 @@ struct VecAvx2 {
   }
   // v rounded to bfloat16 and back.
   QVL_INLINE F round_bf16(F v) {
-    return _mm256_castsi256_ps(_mm256_and_si256(round_bits(v), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(round_bits(v), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
   // Elements 0,2,..,14 and 1,3,..,15 of 16 bfloat16.
@@ -88,7 +92,8 @@ struct VecAvx2 {
     const __m256 a = _mm256_hadd_ps(v[0], v[1]), b = _mm256_hadd_ps(v[2], v[3]);
     const __m256 c = _mm256_hadd_ps(v[4], v[5]), d = _mm256_hadd_ps(v[6], v[7]);
     const __m256 ab = _mm256_hadd_ps(a, b), cd = _mm256_hadd_ps(c, d);
-    _mm256_store_ps(out, _mm256_add_ps(_mm256_permute2f128_ps(ab, cd, 0x20), _mm256_permute2f128_ps(ab, cd, 0x31)));
+    _mm256_store_ps(
+        out, _mm256_add_ps(_mm256_permute2f128_ps(ab, cd, 0x20), _mm256_permute2f128_ps(ab, cd, 0x31)));
   }
 
   // In place: 8 rows of 8 become 8 columns.
@@ -117,9 +122,12 @@ struct VecAvx2 {
 
  private:
   QVL_INLINE __m256i mask(int64_t n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
-  QVL_INLINE F widen(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
+  QVL_INLINE F widen(__m128i v) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+  }
   // Nearest even in the upper half; NaN stays NaN and denormals are kept.
   QVL_INLINE __m256i round_bits(F v) {
     const __m256i u = _mm256_castps_si256(v);

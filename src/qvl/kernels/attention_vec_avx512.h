@@ -1,5 +1,5 @@
-// The 512-bit vector that the row, tile and stream kernels of norms and attention are written over. Include after
-// the target pragma of the file that instantiates them; nothing here is compiled otherwise.
+// The 512-bit vector that the row, tile and stream kernels of norms and attention are written over. Include
+// after the target pragma of the file that instantiates them; nothing here is compiled otherwise.
 #pragma once
 
 #include <immintrin.h>
@@ -15,7 +15,8 @@ namespace qvl::kernels {
 struct VecAvx512 {
   using F = __m512;
   static constexpr int kWidth = 16;
-  static constexpr int kTileRows = 6;  // 6 x 4 accumulators, 4 operands and a broadcast fill 29 of 32 registers
+  static constexpr int kTileRows =
+      6;  // 6 x 4 accumulators, 4 operands and a broadcast fill 29 of 32 registers
   static constexpr int kTileVecs = 4;
 
   QVL_INLINE F zero() { return _mm512_setzero_ps(); }
@@ -50,7 +51,8 @@ struct VecAvx512 {
   QVL_INLINE void store_n(BFloat16* p, F v, int64_t n) { _mm256_mask_storeu_epi16(p, mask(n), narrow(v)); }
   // v rounded to bfloat16 and back.
   QVL_INLINE F round_bf16(F v) {
-    return _mm512_castsi512_ps(_mm512_and_si512(round_bits(v), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(round_bits(v), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
 
   // Elements 0,2,..,30 and 1,3,..,31 of 32 bfloat16.
@@ -77,11 +79,13 @@ struct VecAvx512 {
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {  // v[4i .. 4i+3] in every quarter
-      b[i] = add(_mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
+      b[i] = add(_mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44),
+                 _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
     }
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {  // quarters: v[8i ..], v[8i ..], v[8i+4 ..], v[8i+4 ..]
-      c[i] = add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88), _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
+      c[i] = add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
+                 _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
     }
     const F d = add(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
     _mm512_store_ps(out, d);
@@ -120,8 +124,12 @@ struct VecAvx512 {
   }
 
  private:
-  QVL_INLINE __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
-  QVL_INLINE F widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
+  QVL_INLINE __mmask16 mask(int64_t n) {
+    return static_cast<__mmask16>((1u << n) - 1u);
+  }
+  QVL_INLINE F widen(__m256i v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+  }
   // Nearest even in the upper half; NaN stays NaN and denormals are kept (unlike VCVTNEPS2BF16).
   QVL_INLINE __m512i round_bits(F v) {
     const __m512i u = _mm512_castps_si512(v);
@@ -130,7 +138,9 @@ struct VecAvx512 {
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     return _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x00400000));
   }
-  QVL_INLINE __m256i narrow(F v) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bits(v), 16)); }
+  QVL_INLINE __m256i narrow(F v) {
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bits(v), 16));
+  }
 };
 
 }  // namespace qvl::kernels

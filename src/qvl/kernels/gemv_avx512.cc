@@ -136,8 +136,8 @@ inline void block_avx512(const float* x, int64_t x_stride, const typename W::Ele
   for (; i + kStep <= k; i += kStep) {
 #pragma GCC unroll 4
     for (int n = 0; n < kN; ++n) {
-      // Past the end of a row the next one to be read is that of the next group, not its neighbour's, which is
-      // being read already.
+      // Past the end of a row the next one to be read is that of the next group, not its neighbour's, which
+      // is being read already.
       const int64_t ahead = i + kPrefetchElements<W> < k ? 0 : (kN - 1) * k;
       _mm_prefetch(reinterpret_cast<const char*>(w + n * k + i + kPrefetchElements<W> + ahead), _MM_HINT_T0);
     }

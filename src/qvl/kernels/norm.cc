@@ -1,12 +1,13 @@
-// layer_norm and rms_norm: the rows are dealt to the threads in fixed groups, one row at a time goes through the
-// kernel of the instruction set. Spec sections 5.4, 6.4 and B.
+// layer_norm and rms_norm: the rows are dealt to the threads in fixed groups, one row at a time goes through
+// the kernel of the instruction set. Spec sections 5.4, 6.4 and B.
 #include "qvl/kernels/op_check.h"
 #include "qvl/kernels/ops.h"
 #include "qvl/kernels/row_tasks.h"
 
 namespace qvl::kernels {
 
-void layer_norm(const Context& ctx, ConstMatrix x, const float* weight, const float* bias, float eps, Matrix y) {
+void layer_norm(const Context& ctx, ConstMatrix x, const float* weight, const float* bias, float eps,
+                Matrix y) {
   constexpr std::string_view kWhere = "layer_norm";
   check_matrix(kWhere, "x", x);
   check_like(kWhere, "y", x, y);

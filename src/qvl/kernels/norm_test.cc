@@ -1,4 +1,5 @@
-// layer_norm and rms_norm on every table that runs here, against plain double loops, and their rounding contract.
+// layer_norm and rms_norm on every table that runs here, against plain double loops, and their rounding
+// contract.
 #include "qvl/base/error.h"
 #include "qvl/kernels/attention_testing.h"
 
@@ -11,8 +12,8 @@ using testing::VariantTest;
 
 class Norm : public VariantTest {
  protected:
-  // In units of the result: float statistics over n elements are good to about (8 + sqrt(n)/4) u in 16 or more
-  // partial sums; the rest is a handful of roundings.
+  // In units of the result: float statistics over n elements are good to about (8 + sqrt(n)/4) u in 16 or
+  // more partial sums; the rest is a handful of roundings.
   double relative(int64_t n) const { return kUnit * (12 + 0.25 * std::sqrt(static_cast<double>(n))); }
 
   void check_layer_norm(int64_t rows, int64_t cols, float spread, float offset, float eps, bool in_place) {
@@ -38,9 +39,11 @@ class Norm : public VariantTest {
         const double scaled = (in.at(r, c) - mean) * inverse * weight[i];
         const double expected = scaled + bias[i];
         // The mean is off by rounding of sums of the raw values, which a large offset makes visible.
-        double tolerance = relative(cols) * (std::abs(scaled) + std::abs(bias[i]) + magnitude * inverse * weight[i]);
+        double tolerance =
+            relative(cols) * (std::abs(scaled) + std::abs(bias[i]) + magnitude * inverse * weight[i]);
         if (bf16()) tolerance += std::abs(expected) / 256;
-        ASSERT_NEAR(out.at(r, c), expected, tolerance + 1e-37) << rows << " x " << cols << " at " << r << ", " << c;
+        ASSERT_NEAR(out.at(r, c), expected, tolerance + 1e-37)
+            << rows << " x " << cols << " at " << r << ", " << c;
       }
     }
   }
@@ -63,13 +66,16 @@ class Norm : public VariantTest {
               << rows << " x " << cols << " at " << r << ", " << c;
           continue;
         }
-        // Rounded, multiplied, rounded. Where the float value before the first rounding may fall on either side of
-        // a tie, both results are right.
+        // Rounded, multiplied, rounded. Where the float value before the first rounding may fall on either
+        // side of a tie, both results are right.
         const double slack = relative(cols) * std::abs(normalised);
-        const float low = round_to_bf16(round_to_bf16(static_cast<float>(normalised - slack)) * static_cast<float>(w));
-        const float high = round_to_bf16(round_to_bf16(static_cast<float>(normalised + slack)) * static_cast<float>(w));
+        const float low =
+            round_to_bf16(round_to_bf16(static_cast<float>(normalised - slack)) * static_cast<float>(w));
+        const float high =
+            round_to_bf16(round_to_bf16(static_cast<float>(normalised + slack)) * static_cast<float>(w));
         const float got = out.at(r, c);
-        ASSERT_TRUE(got == low || got == high) << got << " expected " << low << " or " << high << " at " << r << ", " << c;
+        ASSERT_TRUE(got == low || got == high)
+            << got << " expected " << low << " or " << high << " at " << r << ", " << c;
       }
     }
   }
@@ -116,7 +122,8 @@ TEST_P(Norm, RowsAreIndependent) {
   const Context ctx = context();
   layer_norm({&three, ctx.table}, x.matrix(), weight.data(), bias.data(), 1e-6f, together.matrix());
   for (int64_t r = 0; r < rows; ++r) {
-    layer_norm({&one, ctx.table}, x.view(r, 1, 0, cols), weight.data(), bias.data(), 1e-6f, single.view(r, 1, 0, cols));
+    layer_norm({&one, ctx.table}, x.view(r, 1, 0, cols), weight.data(), bias.data(), 1e-6f,
+               single.view(r, 1, 0, cols));
   }
   EXPECT_TRUE(testing::same_bits(together, single));
   rms_norm({&three, ctx.table}, x.matrix(), weight.data(), 1e-6f, together.matrix());

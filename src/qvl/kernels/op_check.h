@@ -42,7 +42,8 @@ inline void check_matrix(std::string_view where, std::string_view what, const Co
     fail(ErrorCode::kMismatch, where, name + " row stride", "at least " + std::to_string(m.cols),
          std::to_string(m.stride));
   }
-  if (m.data == nullptr && m.rows > 0) fail(ErrorCode::kInvalidArgument, where, name + ": expected data, got null");
+  if (m.data == nullptr && m.rows > 0)
+    fail(ErrorCode::kInvalidArgument, where, name + ": expected data, got null");
 }
 
 // Same type and shape.

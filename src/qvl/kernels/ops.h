@@ -1,15 +1,15 @@
-// The operators that the native stages call: linear layers, norms, rotary embedding, attention. Each runs on the
-// context's thread pool and on the kernel table chosen at run time; sizes come in, never a model's config.
-// Spec sections 5 (vision), 6 (decoder) and B (mixed precision).
+// The operators that the native stages call: linear layers, norms, rotary embedding, attention. Each runs on
+// the context's thread pool and on the kernel table chosen at run time; sizes come in, never a model's
+// config. Spec sections 5 (vision), 6 (decoder) and B (mixed precision).
 //
-// Precision contract. Activations are F32 or BF16, one type for all activations of a call unless said otherwise.
-// Accumulation is float32 always. With BF16 activations every operator named in spec B rounds its result to
-// bfloat16 (nearest even) exactly once where the reference stores a bfloat16 tensor, fused or not: a fused
-// activation or residual sees the rounded value of the step before it.
-// Vectors (bias, norm weight) come as float32; for a bf16 model they hold bf16-representable values.
+// Precision contract. Activations are F32 or BF16, one type for all activations of a call unless said
+// otherwise. Accumulation is float32 always. With BF16 activations every operator named in spec B rounds its
+// result to bfloat16 (nearest even) exactly once where the reference stores a bfloat16 tensor, fused or not:
+// a fused activation or residual sees the rounded value of the step before it. Vectors (bias, norm weight)
+// come as float32; for a bf16 model they hold bf16-representable values.
 //
-// Determinism contract. The result for one row does not depend on how many other rows are in the call, on which
-// rows they are, or on the number of threads. That makes chunked prefill exact.
+// Determinism contract. The result for one row does not depend on how many other rows are in the call, on
+// which rows they are, or on the number of threads. That makes chunked prefill exact.
 #pragma once
 
 #include <cstdint>
@@ -70,31 +70,36 @@ enum class Activation { kNone, kGeluTanh, kGeluErf };
 
 // kGemm: any number of rows, weights repacked tile by tile, compute-bound.
 // kGemv: few rows (<= 16), weights streamed once from memory, bandwidth-bound.
-// The two may differ in the last bits; a stage uses kGemm for prefill, whatever the chunk, and kGemv for decode.
+// The two may differ in the last bits; a stage uses kGemm for prefill, whatever the chunk, and kGemv for
+// decode.
 enum class LinearPath { kGemm, kGemv };
 
-// y[M,out] = act(x[M,in] . W^T + bias) (+ residual[M,out]). y may be the residual itself (in place) but must not
-// overlap x. y has x's type. Throws kMismatch on inconsistent sizes, kUnsupported on a type combination not listed.
+// y[M,out] = act(x[M,in] . W^T + bias) (+ residual[M,out]). y may be the residual itself (in place) but must
+// not overlap x. y has x's type. Throws kMismatch on inconsistent sizes, kUnsupported on a type combination
+// not listed.
 void linear(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& w, Activation activation,
             ConstMatrix residual, Matrix y);
 
 // y[M,I] = silu(x . Wg^T) * (x . Wu^T), both [I, in], no bias (SwiGLU, spec 6.4).
-void linear_swiglu(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& gate, const Weight& up, Matrix y);
+void linear_swiglu(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& gate, const Weight& up,
+                   Matrix y);
 
 // y = LayerNorm(x) * weight + bias over each row, biased variance (spec 5.4). y may be x.
-void layer_norm(const Context& ctx, ConstMatrix x, const float* weight, const float* bias, float eps, Matrix y);
+void layer_norm(const Context& ctx, ConstMatrix x, const float* weight, const float* bias, float eps,
+                Matrix y);
 
-// y = weight * (x / sqrt(mean(x^2) + eps)) over each row (spec 6.4); bf16: the normalised value is rounded before
-// the multiplication (spec B). y may be x.
+// y = weight * (x / sqrt(mean(x^2) + eps)) over each row (spec 6.4); bf16: the normalised value is rounded
+// before the multiplication (spec B). y may be x.
 void rms_norm(const Context& ctx, ConstMatrix x, const float* weight, float eps, Matrix y);
 
-// In place: x[r, h*head_dim + ...] <- rotation of each head by the halves rule v*cos + half(v)*sin (spec 5.3).
-// cos, sin: float32 [rows, head_dim/2] (both halves of a head turn by the same angles). F32 arithmetic, one
-// rounding for bf16. x is [rows, heads*head_dim] (stride for packed qkv).
-void rope_vision(const Context& ctx, Matrix x, int64_t heads, int64_t head_dim, const float* cos, const float* sin);
+// In place: x[r, h*head_dim + ...] <- rotation of each head by the halves rule v*cos + half(v)*sin
+// (spec 5.3). cos, sin: float32 [rows, head_dim/2] (both halves of a head turn by the same angles). F32
+// arithmetic, one rounding for bf16. x is [rows, heads*head_dim] (stride for packed qkv).
+void rope_vision(const Context& ctx, Matrix x, int64_t heads, int64_t head_dim, const float* cos,
+                 const float* sin);
 
-// Blocks of a paged KV cache of one layer. Block b holds positions [b*block_tokens, (b+1)*block_tokens), laid out
-// as [kv_heads][block_tokens][head_dim]. Keys are stored rotated (spec 6.4).
+// Blocks of a paged KV cache of one layer. Block b holds positions [b*block_tokens, (b+1)*block_tokens), laid
+// out as [kv_heads][block_tokens][head_dim]. Keys are stored rotated (spec 6.4).
 struct KvView {
   void* const* key_blocks = nullptr;
   void* const* value_blocks = nullptr;
@@ -108,25 +113,25 @@ struct KvView {
 //   q[S, heads*hd]   : per-head RMSNorm(q_norm), then M-RoPE, in place
 //   k[S, kv_heads*hd]: per-head RMSNorm(k_norm), then M-RoPE, written into the cache at past..past+S-1
 //   v[S, kv_heads*hd]: copied into the cache
-// cos, sin: float32 [S, hd/2]. bf16: cos and sin are rounded to bf16 first and the products and the sum are each
-// rounded (spec B: "rotation in the weight type").
+// cos, sin: float32 [S, hd/2]. bf16: cos and sin are rounded to bf16 first and the products and the sum are
+// each rounded (spec B: "rotation in the weight type").
 void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatrix v, int64_t heads,
-                         const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
-                         int64_t past, const KvView& kv);
+                         const float* q_norm, const float* k_norm, float eps, const float* cos,
+                         const float* sin, int64_t past, const KvView& kv);
 
-// out[P, heads*hd] = softmax(q k^T * scale) v inside each segment, no mask (spec 5.4). q, k, v are [P, heads*hd]
-// views (stride for packed qkv). segment_lengths sum to P. Tiled with an online softmax: extra memory is
-// O(tile * threads + packed keys and values of one segment), never P x P. Any head_dim that is a multiple of 4 (16, 48, 64, 72,
-// 128 occur).
-void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads, int64_t head_dim,
-                    std::span<const int64_t> segment_lengths, float scale, Matrix out);
+// out[P, heads*hd] = softmax(q k^T * scale) v inside each segment, no mask (spec 5.4). q, k, v are [P,
+// heads*hd] views (stride for packed qkv). segment_lengths sum to P. Tiled with an online softmax: extra
+// memory is O(tile * threads + packed keys and values of one segment), never P x P. Any head_dim that is a
+// multiple of 4 (16, 48, 64, 72, 128 occur).
+void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads,
+                    int64_t head_dim, std::span<const int64_t> segment_lengths, float scale, Matrix out);
 
 // out[S, heads*hd]: query row i sees cache positions 0..past+i (spec 6.4); query head n uses kv head
-// n / (heads/kv_heads). kGemm tiles queries (prefill), kGemv is for S <= 16 (decode): each K and V element is read
-// once for all query heads of its group. Key tiles start at fixed absolute positions, so results do not depend on how a
-// prompt is cut into chunks.
-void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const KvView& kv, int64_t heads, int64_t past,
-                      float scale, Matrix out);
+// n / (heads/kv_heads). kGemm tiles queries (prefill), kGemv is for S <= 16 (decode): each K and V element is
+// read once for all query heads of its group. Key tiles start at fixed absolute positions, so results do not
+// depend on how a prompt is cut into chunks.
+void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const KvView& kv, int64_t heads,
+                      int64_t past, float scale, Matrix out);
 
 // x[r] += y[r]; same shapes; bf16: one rounding.
 void add_rows(const Context& ctx, Matrix x, ConstMatrix y);

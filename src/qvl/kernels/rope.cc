@@ -1,5 +1,5 @@
-// Rotary embedding: of the vision encoder (rope_vision, spec 5.3) and of the decoder, fused with the per-head norms
-// and the append to the paged cache (qk_norm_rope_append, spec 6.3, 6.4 and B).
+// Rotary embedding: of the vision encoder (rope_vision, spec 5.3) and of the decoder, fused with the per-head
+// norms and the append to the paged cache (qk_norm_rope_append, spec 6.3, 6.4 and B).
 #include <cstring>
 
 #include "qvl/kernels/kv_check.h"
@@ -9,7 +9,8 @@
 
 namespace qvl::kernels {
 
-void rope_vision(const Context& ctx, Matrix x, int64_t heads, int64_t head_dim, const float* cos, const float* sin) {
+void rope_vision(const Context& ctx, Matrix x, int64_t heads, int64_t head_dim, const float* cos,
+                 const float* sin) {
   constexpr std::string_view kWhere = "rope_vision";
   check_matrix(kWhere, "x", x);
   check_head_dim(kWhere, head_dim, 2);
@@ -24,8 +25,8 @@ void rope_vision(const Context& ctx, Matrix x, int64_t heads, int64_t head_dim, 
 }
 
 void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatrix v, int64_t heads,
-                         const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
-                         int64_t past, const KvView& kv) {
+                         const float* q_norm, const float* k_norm, float eps, const float* cos,
+                         const float* sin, int64_t past, const KvView& kv) {
   constexpr std::string_view kWhere = "qk_norm_rope_append";
   check_matrix(kWhere, "q", q);
   check_matrix(kWhere, "k", k);
@@ -59,10 +60,10 @@ void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatri
     const int64_t block = (past + r) / kv.block_tokens, slot = (past + r) % kv.block_tokens;
     for (int64_t h = 0; h < kv.kv_heads; ++h) {
       const int64_t at = (h * kv.block_tokens + slot) * hd;
-      kernels.norm_rope_head(element(k.data, k.dtype, r * k.stride + h * hd), hd, k_norm, eps, row_cos, row_sin,
-                             element(kv.key_blocks[block], kv.dtype, at));
-      std::memcpy(element(kv.value_blocks[block], kv.dtype, at), element(v.data, v.dtype, r * v.stride + h * hd),
-                  head_bytes);
+      kernels.norm_rope_head(element(k.data, k.dtype, r * k.stride + h * hd), hd, k_norm, eps, row_cos,
+                             row_sin, element(kv.key_blocks[block], kv.dtype, at));
+      std::memcpy(element(kv.value_blocks[block], kv.dtype, at),
+                  element(v.data, v.dtype, r * v.stride + h * hd), head_bytes);
     }
   });
 }

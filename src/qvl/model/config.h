@@ -1,5 +1,5 @@
-// The model's configuration (spec 1): config.json in both spellings of the rotary keys, and generation_config.json.
-// Everything is validated here, once; later stages rely on it.
+// The model's configuration (spec 1): config.json in both spellings of the rotary keys, and
+// generation_config.json. Everything is validated here, once; later stages rely on it.
 #pragma once
 
 #include <array>
@@ -19,7 +19,7 @@ enum class RopeType { kDefault, kYarn };
 // M-RoPE of the decoder (spec 6.3).
 struct RopeConfig {
   RopeType type = RopeType::kDefault;
-  double theta = 500000.0;                             // the library's default; releases say 5e6
+  double theta = 500000.0;                              // the library's default; releases say 5e6
   std::array<int64_t, 3> mrope_section = {24, 20, 20};  // t, h, w; sums to head_dim / 2
   // YaRN only.
   double factor = 1.0;
@@ -81,16 +81,18 @@ struct ModelConfig {
   bool tie_word_embeddings = false;  // the top-level key decides
   // False when the top-level key is absent: then a checkpoint without lm_head.weight counts as tied.
   bool tie_is_explicit = true;
-  std::string dtype = "bfloat16";  // "dtype" or the older "torch_dtype"; informative
+  std::string dtype = "bfloat16";      // "dtype" or the older "torch_dtype"; informative
   std::vector<int32_t> eos_token_ids;  // from text_config; used when generation_config.json says nothing
   TextConfig text;
   VisionConfig vision;
 
-  // Key and value bytes that one token takes in the cache, for elements of `element_bytes` (2: 147456 for 4B).
+  // Key and value bytes that one token takes in the cache, for elements of `element_bytes` (2: 147456 for
+  // 4B).
   int64_t kv_bytes_per_token(int64_t element_bytes) const;
 
-  // Reads FOLDER/config.json. Throws kNotFound, kFormat (not JSON, wrong type of a value), kMismatch (values that
-  // contradict each other), kUnsupported (another model_type, MoE, quantised weights, unknown rope type or activation).
+  // Reads FOLDER/config.json. Throws kNotFound, kFormat (not JSON, wrong type of a value), kMismatch (values
+  // that contradict each other), kUnsupported (another model_type, MoE, quantised weights, unknown rope type
+  // or activation).
   static ModelConfig load(const std::filesystem::path& folder);
   // `where` names the source in messages.
   static ModelConfig from_json(const Json& json, std::string_view where);
@@ -106,14 +108,14 @@ struct GenerationConfig {
   int64_t top_k = 50;
   double min_p = 0.0;
   double repetition_penalty = 1.0;
-  double presence_penalty = 0.0;  // not a key of the reference library; read when a publisher writes it
+  double presence_penalty = 0.0;       // not a key of the reference library; read when a publisher writes it
   std::vector<int32_t> eos_token_ids;  // int or list in the file; empty: nothing said
   std::optional<int32_t> pad_token_id;
   std::optional<int32_t> bos_token_id;
   std::optional<int64_t> max_new_tokens;
 
-  // Reads FOLDER/generation_config.json if there is one; eos ids fall back to config.json's text_config. Throws
-  // kFormat, kMismatch (value out of range), kIo.
+  // Reads FOLDER/generation_config.json if there is one; eos ids fall back to config.json's text_config.
+  // Throws kFormat, kMismatch (value out of range), kIo.
   static GenerationConfig load(const std::filesystem::path& folder, const ModelConfig& config);
   static GenerationConfig from_json(const Json& json, std::string_view where);
 };

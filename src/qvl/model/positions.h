@@ -1,6 +1,7 @@
-// Host-side index maths between preprocessing and the stages: M-RoPE position ids of a prompt (spec 6.2), rotary
-// tables of decoder and encoder (6.3, 5.3) and the bilinear taps of the position embedding (5.2). All arithmetic is
-// float32 where the reference's is: angles are the float32 product of position and frequency, also at long contexts.
+// Host-side index maths between preprocessing and the stages: M-RoPE position ids of a prompt (spec 6.2),
+// rotary tables of decoder and encoder (6.3, 5.3) and the bilinear taps of the position embedding (5.2). All
+// arithmetic is float32 where the reference's is: angles are the float32 product of position and frequency,
+// also at long contexts.
 #pragma once
 
 #include <cstdint>
@@ -24,28 +25,31 @@ struct Positions {
   std::span<const int64_t> row(int a) const { return axis[a]; }
 };
 
-// Positions of a whole, unpadded conversation. Each run of image pads consumes one image grid (t, h, w), each run of
-// video pads one frame pair (1, h, w) of the video grids, in order. For a later turn on an existing cache compute the
-// whole conversation again and take slice(cached, S - cached): the cached rows do not change, because positions only
-// depend on what comes before them. Throws kMismatch when runs and grids do not fit each other.
+// Positions of a whole, unpadded conversation. Each run of image pads consumes one image grid (t, h, w), each
+// run of video pads one frame pair (1, h, w) of the video grids, in order. For a later turn on an existing
+// cache compute the whole conversation again and take slice(cached, S - cached): the cached rows do not
+// change, because positions only depend on what comes before them. Throws kMismatch when runs and grids do
+// not fit each other.
 Positions mrope_positions(std::span<const int32_t> ids, int32_t image_token_id, int32_t video_token_id,
                           std::span<const image::Grid> image_grids, std::span<const image::Grid> video_grids,
                           int64_t spatial_merge_size);
 Positions mrope_positions(const ModelConfig& config, std::span<const int32_t> ids,
                           std::span<const image::Grid> image_grids, std::span<const image::Grid> video_grids);
 
-// Positions of `count` text tokens generated after `length` tokens: length + delta, +1 each, equal on all axes.
+// Positions of `count` text tokens generated after `length` tokens: length + delta, +1 each, equal on all
+// axes.
 Positions decode_positions(int64_t length, int64_t delta, int64_t count);
 
-// Grid coordinates (row, column) of each patch in sequence order: 2x2 blocks row-major, inside a block row-major;
-// every frame repeats them.
+// Grid coordinates (row, column) of each patch in sequence order: 2x2 blocks row-major, inside a block
+// row-major; every frame repeats them.
 struct PatchCoords {
   std::vector<int64_t> row;
   std::vector<int64_t> col;
 };
 PatchCoords patch_coords(std::span<const image::Grid> grids, int64_t merge);
 
-// Bilinear taps into the side*side position table for P patches: pe = sum over k of table[index[k]] * weight[k].
+// Bilinear taps into the side*side position table for P patches: pe = sum over k of table[index[k]] *
+// weight[k].
 struct VisionTaps {
   int64_t patches = 0;
   std::vector<int64_t> index;  // [4][P]
@@ -56,7 +60,7 @@ VisionTaps vision_taps(std::span<const image::Grid> grids, int64_t side, int64_t
 // Rotary tables of half width: pair (j, j + width) of a head turns by the angle of column j.
 struct CosSin {
   int64_t rows = 0;
-  int64_t width = 0;  // head_dim / 2
+  int64_t width = 0;       // head_dim / 2
   std::vector<float> cos;  // [rows, width]
   std::vector<float> sin;
 

@@ -1,5 +1,6 @@
-// The released dense sizes (spec 1.1) as configurations, and the files that are published beside their weights. Used
-// by `qvl synth`, `qvl bench --shape` and tests. "tiny" is a small model with every feature of the large ones, for tests.
+// The released dense sizes (spec 1.1) as configurations, and the files that are published beside their
+// weights. Used by `qvl synth`, `qvl bench --shape` and tests. "tiny" is a small model with every feature of
+// the large ones, for tests.
 #pragma once
 
 #include <span>

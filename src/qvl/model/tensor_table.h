@@ -1,5 +1,6 @@
-// THE tensor table (spec 2): which tensors a model of a given configuration consists of, under which canonical names,
-// in which shapes and roles. The loaders, the exporter, `qvl info` and `qvl synth` all read it.
+// THE tensor table (spec 2): which tensors a model of a given configuration consists of, under which
+// canonical names, in which shapes and roles. The loaders, the exporter, `qvl info` and `qvl synth` all read
+// it.
 #pragma once
 
 #include <cstdint>
@@ -77,8 +78,8 @@ struct TensorSpec {
   PrecisionClass precision = PrecisionClass::kMatrix;
 };
 
-// The canonical name of a role; `layer` is needed exactly by the roles of blocks, layers and DeepStack mergers
-// (kInvalidArgument otherwise).
+// The canonical name of a role; `layer` is needed exactly by the roles of blocks, layers and DeepStack
+// mergers (kInvalidArgument otherwise).
 std::string tensor_name(TensorRole role, int layer = -1);
 PrecisionClass precision_class(TensorRole role);
 bool is_vision_role(TensorRole role);
@@ -86,7 +87,8 @@ bool is_vision_role(TensorRole role);
 // The shape of a role in this configuration.
 Shape tensor_shape(const ModelConfig& config, TensorRole role);
 
-// All tensors of the model in the order of computation: vision, embedding, layers, final norm, head. 713 for 4B.
+// All tensors of the model in the order of computation: vision, embedding, layers, final norm, head. 713 for
+// 4B.
 std::vector<TensorSpec> tensor_table(const ModelConfig& config);
 
 struct ParameterCount {
@@ -106,19 +108,20 @@ struct FoundTensor {
 };
 
 struct CheckpointMatch {
-  // True when logits use the embedding matrix: the configuration says so, or says nothing and there is no head.
+  // True when logits use the embedding matrix: the configuration says so, or says nothing and there is no
+  // head.
   bool tied_head = false;
-  // The configuration says tied but lm_head.weight is there. It then must equal the embedding; the caller, who has
-  // the bytes, checks that (same_head below words the error).
+  // The configuration says tied but lm_head.weight is there. It then must equal the embedding; the caller,
+  // who has the bytes, checks that (same_head below words the error).
   bool redundant_head = false;
   int64_t parameters = 0;
   // Tensors that are no part of the model and known to be harmless (stored rotary tables). Logged.
   std::vector<std::string> ignored;
 };
 
-// Compares a checkpoint with the table. Throws kMismatch listing up to five faults (missing, surplus, misshapen,
-// wrong element type) with file and tensor names; `where` names the folder. Weights must be F32, BF16 or F16; element
-// types may differ between tensors.
+// Compares a checkpoint with the table. Throws kMismatch listing up to five faults (missing, surplus,
+// misshapen, wrong element type) with file and tensor names; `where` names the folder. Weights must be F32,
+// BF16 or F16; element types may differ between tensors.
 CheckpointMatch check_checkpoint(const ModelConfig& config, std::span<const FoundTensor> found,
                                  std::string_view where);
 

@@ -51,7 +51,8 @@ JoinTable::JoinTable() : pairs_((size_t{1} << kLogBits) / 64), partial_(65536 / 
 
 void JoinTable::add_token(std::string_view bytes) {
   const auto at = [&](size_t i) { return static_cast<unsigned char>(bytes[i]); };
-  // Characters, or what a token holds of one: continuation bytes at its start, a lead byte with too few at its end.
+  // Characters, or what a token holds of one: continuation bytes at its start, a lead byte with too few at
+  // its end.
   size_t left = 0, end = 0;
   bool left_whole = false;
   for (size_t begin = 0; begin < bytes.size(); begin = end) {
@@ -63,7 +64,8 @@ void JoinTable::add_token(std::string_view bytes) {
     const bool whole = starts && end - begin == length;
     if (begin > 0) {
       if (whole && left_whole) {
-        const size_t bit = bit_of(decode_valid(bytes.data() + left).code_point, decode_valid(bytes.data() + begin).code_point);
+        const size_t bit = bit_of(decode_valid(bytes.data() + left).code_point,
+                                  decode_valid(bytes.data() + begin).code_point);
         pairs_[bit / 64] |= uint64_t{1} << bit % 64;
       } else {
         const size_t bit = static_cast<size_t>(at(begin - 1)) << 8 | lead;
@@ -76,9 +78,11 @@ void JoinTable::add_token(std::string_view bytes) {
 }
 
 bool JoinTable::may_join(std::string_view text, size_t left, size_t right) const {
-  const size_t pair = bit_of(decode_valid(text.data() + left).code_point, decode_valid(text.data() + right).code_point);
+  const size_t pair =
+      bit_of(decode_valid(text.data() + left).code_point, decode_valid(text.data() + right).code_point);
   if (pairs_[pair / 64] >> pair % 64 & 1) return true;
-  const size_t bytes = static_cast<size_t>(static_cast<unsigned char>(text[right - 1])) << 8 | static_cast<unsigned char>(text[right]);
+  const size_t bytes = static_cast<size_t>(static_cast<unsigned char>(text[right - 1])) << 8 |
+                       static_cast<unsigned char>(text[right]);
   return partial_[bytes / 64] >> bytes % 64 & 1;
 }
 
@@ -148,14 +152,17 @@ void encode_short(const MergeTable& merges, std::string_view piece, std::vector<
 }
 
 // Linked list of symbols and a heap of (rank, position); an outdated heap entry is recognised by its rank.
-void encode_long(const MergeTable& merges, std::string_view piece, BpeScratch& scratch, std::vector<int32_t>& out) {
+void encode_long(const MergeTable& merges, std::string_view piece, BpeScratch& scratch,
+                 std::vector<int32_t>& out) {
   auto& nodes = scratch.nodes;
   auto& heap = scratch.heap;
   nodes.clear();
   heap.clear();
   const auto* bytes = reinterpret_cast<const unsigned char*>(piece.data());
   const auto n = static_cast<int32_t>(piece.size());
-  const auto entry = [](uint32_t rank, int32_t at) { return uint64_t{rank} << 32 | static_cast<uint32_t>(at); };
+  const auto entry = [](uint32_t rank, int32_t at) {
+    return uint64_t{rank} << 32 | static_cast<uint32_t>(at);
+  };
   for (int32_t i = 0; i < n; ++i) {
     const uint32_t rank = i + 1 < n ? merges.byte_rank(bytes[i], bytes[i + 1]) : MergeTable::kNoMerge;
     nodes.push_back({merges.byte_id(bytes[i]), rank, i - 1, i + 1 < n ? i + 1 : -1});
@@ -190,7 +197,8 @@ void encode_long(const MergeTable& merges, std::string_view piece, BpeScratch& s
 
 }  // namespace
 
-void bpe_encode(const MergeTable& merges, std::string_view piece, BpeScratch& scratch, std::vector<int32_t>& out) {
+void bpe_encode(const MergeTable& merges, std::string_view piece, BpeScratch& scratch,
+                std::vector<int32_t>& out) {
   if (piece.size() <= kMaxScanBytes) {
     encode_short(merges, piece, out);
   } else {

@@ -1,5 +1,5 @@
-// Byte-level byte-pair encoding: one piece of text to token ids (spec 7.1 step 4). Works on raw bytes; the printable
-// stand-ins of tokenizer.json are resolved when it is loaded.
+// Byte-level byte-pair encoding: one piece of text to token ids (spec 7.1 step 4). Works on raw bytes; the
+// printable stand-ins of tokenizer.json are resolved when it is loaded.
 #pragma once
 
 #include <array>
@@ -25,8 +25,8 @@ class MergeTable {
   static constexpr uint32_t kNoMerge = std::numeric_limits<uint32_t>::max();
 
   MergeTable() = default;
-  // Rank = index in `merges`; a pair that is listed twice has its later rank, as in the reference. `byte_ids[b]` is the
-  // token of the single byte b.
+  // Rank = index in `merges`; a pair that is listed twice has its later rank, as in the reference.
+  // `byte_ids[b]` is the token of the single byte b.
   MergeTable(const std::vector<Merge>& merges, const std::array<int32_t, 256>& byte_ids);
 
   // The rank of a pair, or kNoMerge.
@@ -55,9 +55,9 @@ class MergeTable {
   std::array<int32_t, 256> byte_ids_{};
 };
 
-// Which neighbouring characters some token of the vocabulary has inside it. Where none has, no merge ever crosses, and
-// a long piece (a Chinese sentence is one) falls into parts that are encoded, and cached, one by one, with the same
-// result.
+// Which neighbouring characters some token of the vocabulary has inside it. Where none has, no merge ever
+// crosses, and a long piece (a Chinese sentence is one) falls into parts that are encoded, and cached, one by
+// one, with the same result.
 class JoinTable {
  public:
   JoinTable();
@@ -73,11 +73,13 @@ class JoinTable {
   }
   bool may_join(std::string_view text, size_t left, size_t right) const;
 
-  std::vector<uint64_t> pairs_;    // a hash filter of whole characters: a false hit only leaves a part longer
-  std::vector<uint64_t> partial_;  // [65536] bits: last byte, first byte where a token cuts one of the two characters
+  std::vector<uint64_t> pairs_;  // a hash filter of whole characters: a false hit only leaves a part longer
+  std::vector<uint64_t>
+      partial_;  // [65536] bits: last byte, first byte where a token cuts one of the two characters
 };
 
-// Recent pieces and their ids: direct-mapped, fixed size, no allocation after construction. One user at a time.
+// Recent pieces and their ids: direct-mapped, fixed size, no allocation after construction. One user at a
+// time.
 class PieceCache {
  public:
   static constexpr size_t kMaxPieceBytes = 24, kMaxIds = 9;
@@ -114,7 +116,7 @@ class PieceCache {
 // Working memory of one encode call.
 struct BpeScratch {
   struct Node {
-    int32_t id;  // -1: merged into the node before
+    int32_t id;     // -1: merged into the node before
     uint32_t rank;  // of this node and the next
     int32_t previous, next;
   };
@@ -125,7 +127,8 @@ struct BpeScratch {
 };
 
 // Appends the ids of one piece. Time n log n in the piece's bytes; `piece` is not empty.
-void bpe_encode(const MergeTable& merges, std::string_view piece, BpeScratch& scratch, std::vector<int32_t>& out);
+void bpe_encode(const MergeTable& merges, std::string_view piece, BpeScratch& scratch,
+                std::vector<int32_t>& out);
 
 // Hands out caches and working memory, so that they stay warm between calls and threads never share one.
 class ScratchPool {

@@ -41,7 +41,8 @@ struct Rules {
   }
 };
 
-// The definition: join the adjacent pair of lowest rank, the leftmost if there are several, until there is none.
+// The definition: join the adjacent pair of lowest rank, the leftmost if there are several, until there is
+// none.
 std::vector<int32_t> by_definition(const Rules& rules, const std::string& piece) {
   std::map<std::pair<int32_t, int32_t>, std::pair<size_t, int32_t>> table;
   for (size_t r = 0; r < rules.merges.size(); ++r) {
@@ -128,8 +129,8 @@ TEST(JoinTable, PartsEncodeAsTheWhole) {
   JoinTable joins;
   joins.add_token("\u4E2D\u6587");
   joins.add_token("\u6587a");
-  joins.add_token("\x80\xE4");          // the end of one character and the start of the next
-  joins.add_token("\u00E9\xF0\x9F");    // a character and the start of the next
+  joins.add_token("\x80\xE4");        // the end of one character and the start of the next
+  joins.add_token("\u00E9\xF0\x9F");  // a character and the start of the next
   const auto parts = [&](std::string_view text) {
     std::vector<std::string> out;
     while (!text.empty()) {
@@ -142,7 +143,7 @@ TEST(JoinTable, PartsEncodeAsTheWhole) {
   using Parts = std::vector<std::string>;
   EXPECT_EQ(parts("\u6587\u4E2D\u6587a"), (Parts{"\u6587", "\u4E2D\u6587a"}));
   EXPECT_EQ(parts("\u4E2D"), Parts{"\u4E2D"});
-  EXPECT_EQ(parts("\u4E00\u4E2D"), Parts{"\u4E00\u4E2D"});          // U+4E00 ends in 80, U+4E2D starts with E4
+  EXPECT_EQ(parts("\u4E00\u4E2D"), Parts{"\u4E00\u4E2D"});  // U+4E00 ends in 80, U+4E2D starts with E4
   EXPECT_EQ(parts("\u4E01\u4E2D"), (Parts{"\u4E01", "\u4E2D"}));
   EXPECT_EQ(parts("\u00E9\U0001F600"), Parts{"\u00E9\U0001F600"});  // E9 is C3 A9; the token shows A9 F0
   EXPECT_EQ(parts("\u00E8\U0001F600"), (Parts{"\u00E8", "\U0001F600"}));

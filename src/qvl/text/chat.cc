@@ -65,7 +65,8 @@ Segments strip_newlines(const Segments& segments, bool left, bool right) {
 
 class Renderer {
  public:
-  Renderer(const std::vector<Message>& messages, const ChatOptions& options) : messages_(messages), options_(options) {}
+  Renderer(const std::vector<Message>& messages, const ChatOptions& options)
+      : messages_(messages), options_(options) {}
 
   Segments render() {
     check();
@@ -74,14 +75,20 @@ class Renderer {
     for (size_t i = 0; i < messages_.size(); ++i) {
       const Message& m = messages_[i];
       switch (m.role) {
-        case Role::kSystem: render_system(i); break;
+        case Role::kSystem:
+          render_system(i);
+          break;
         case Role::kUser:
           control("<|im_start|>user\n");
           add_all(out_, content(m, true));
           control("<|im_end|>\n");
           break;
-        case Role::kAssistant: render_assistant(i, last_query); break;
-        case Role::kTool: render_tool_result(i); break;
+        case Role::kAssistant:
+          render_assistant(i, last_query);
+          break;
+        case Role::kTool:
+          render_tool_result(i);
+          break;
       }
     }
     if (options_.add_generation_prompt) {
@@ -108,8 +115,8 @@ class Renderer {
     }
   }
 
-  // The text of a message and its pictures. `count` numbers the pictures for add_vision_id. Under Instruct, system
-  // and assistant messages show no pictures.
+  // The text of a message and its pictures. `count` numbers the pictures for add_vision_id. Under Instruct,
+  // system and assistant messages show no pictures.
   Segments content(const Message& m, bool count) {
     const bool media = thinking() || m.role == Role::kUser || m.role == Role::kTool;
     Segments out;
@@ -120,7 +127,8 @@ class Renderer {
       }
       if (!media) {
         log_message(LogLevel::kWarning, "[chat] a picture or video in a message of role " +
-                                            std::string(role_name(m.role)) + " is left out, as the chat template does");
+                                            std::string(role_name(m.role)) +
+                                            " is left out, as the chat template does");
         continue;
       }
       const bool image = part.kind == ContentPart::Kind::kImage;
@@ -157,8 +165,9 @@ class Renderer {
   void render_system(size_t i) {
     if (!thinking()) {
       if (i > 0) {
-        log_message(LogLevel::kWarning, "[chat] messages[" + std::to_string(i) +
-                                            "]: a system message that is not the first is left out, as the chat template does");
+        log_message(LogLevel::kWarning,
+                    "[chat] messages[" + std::to_string(i) +
+                        "]: a system message that is not the first is left out, as the chat template does");
       }
       return;
     }
@@ -210,13 +219,15 @@ class Renderer {
       control("<tool_call>\n{\"name\": \"");
       foreign(call.name);
       control("\", \"arguments\": ");
-      foreign(call.arguments.is_string() ? call.arguments.get_ref<const std::string&>() : dump_python_json(call.arguments));
+      foreign(call.arguments.is_string() ? call.arguments.get_ref<const std::string&>()
+                                         : dump_python_json(call.arguments));
       control("}\n</tool_call>");
     }
     control("<|im_end|>\n");
   }
 
-  // Splits an answer that carries its reasoning in the text: what stands between the last <think> and the first
+  // Splits an answer that carries its reasoning in the text: what stands between the last <think> and the
+  // first
   // </think>, and what follows the last </think>.
   static void split_reasoning(Segments& text, Segments& reasoning) {
     constexpr std::string_view kOpen = "<think>", kClose = "</think>";
@@ -227,7 +238,8 @@ class Renderer {
     while (end > 0 && all[end - 1] == '\n') --end;
     const std::string_view head = std::string_view(all).substr(0, end);
     const size_t open = head.rfind(kOpen);
-    reasoning = strip_newlines(slice(text, open == std::string_view::npos ? 0 : open + kOpen.size(), end), true, false);
+    reasoning = strip_newlines(slice(text, open == std::string_view::npos ? 0 : open + kOpen.size(), end),
+                               true, false);
     text = strip_newlines(slice(text, all.rfind(kClose) + kClose.size(), all.size()), true, false);
   }
 
@@ -251,15 +263,20 @@ Role parse_role(std::string_view name) {
   for (const Role role : {Role::kSystem, Role::kUser, Role::kAssistant, Role::kTool}) {
     if (role_name(role) == name) return role;
   }
-  fail(ErrorCode::kInvalidArgument, "chat", "role", "system, user, assistant or tool", "\"" + std::string(name) + "\"");
+  fail(ErrorCode::kInvalidArgument, "chat", "role", "system, user, assistant or tool",
+       "\"" + std::string(name) + "\"");
 }
 
 std::string_view role_name(Role role) {
   switch (role) {
-    case Role::kSystem: return "system";
-    case Role::kUser: return "user";
-    case Role::kAssistant: return "assistant";
-    case Role::kTool: return "tool";
+    case Role::kSystem:
+      return "system";
+    case Role::kUser:
+      return "user";
+    case Role::kAssistant:
+      return "assistant";
+    case Role::kTool:
+      return "tool";
   }
   return "unknown";
 }
@@ -268,6 +285,8 @@ std::vector<Segment> render_chat(const std::vector<Message>& messages, const Cha
   return Renderer(messages, options).render();
 }
 
-std::string render_string(const std::vector<Segment>& segments) { return flatten(segments); }
+std::string render_string(const std::vector<Segment>& segments) {
+  return flatten(segments);
+}
 
 }  // namespace qvl::text

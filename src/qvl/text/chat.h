@@ -1,5 +1,6 @@
-// Conversations to prompt text: the two published chat templates of Qwen3-VL (Instruct and Thinking), rendered
-// as segments that remember who wrote what (spec 7.4). encode_prompt (prompt.h) turns segments into ids.
+// Conversations to prompt text: the two published chat templates of Qwen3-VL (Instruct and Thinking),
+// rendered as segments that remember who wrote what (spec 7.4). encode_prompt (prompt.h) turns segments into
+// ids.
 #pragma once
 
 #include <filesystem>
@@ -60,15 +61,16 @@ struct Segment {
   std::string text;
 };
 
-// Throws kInvalidArgument for an empty conversation or tool calls outside an assistant message. What the template leaves
-// out (a later system message under Instruct, pictures in a system or assistant message) is logged.
+// Throws kInvalidArgument for an empty conversation or tool calls outside an assistant message. What the
+// template leaves out (a later system message under Instruct, pictures in a system or assistant message) is
+// logged.
 std::vector<Segment> render_chat(const std::vector<Message>& messages, const ChatOptions& options);
 // The segments joined: the reference's apply_chat_template(tokenize=False).
 std::string render_string(const std::vector<Segment>& segments);
 
-// Messages in the OpenAI / Hugging Face form: content a string, null or a list of parts (text, image, image_url,
-// video, video_url, input_image, input_video by "type" or by key), "tool_calls", "reasoning_content". Throws
-// kInvalidArgument naming the place ("messages[2].content[0]").
+// Messages in the OpenAI / Hugging Face form: content a string, null or a list of parts (text, image,
+// image_url, video, video_url, input_image, input_video by "type" or by key), "tool_calls",
+// "reasoning_content". Throws kInvalidArgument naming the place ("messages[2].content[0]").
 std::vector<Message> messages_from_json(const Json& messages);
 
 struct ChatTemplate {
@@ -77,8 +79,8 @@ struct ChatTemplate {
   bool recognised = false;       // false: the built-in template stands in for one that we do not know
 };
 
-// Looks at chat_template.jinja, chat_template.json, tokenizer_config.json, in this order. A template that is not
-// one of Qwen3-VL's, or none, is answered with the built-in one and a logged warning.
+// Looks at chat_template.jinja, chat_template.json, tokenizer_config.json, in this order. A template that is
+// not one of Qwen3-VL's, or none, is answered with the built-in one and a logged warning.
 ChatTemplate detect_chat_template(const std::filesystem::path& checkpoint_dir);
 // The same from the template's text (`source` only for the log).
 ChatTemplate classify_chat_template(std::string_view jinja, const std::filesystem::path& source);

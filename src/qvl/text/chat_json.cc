@@ -23,8 +23,10 @@ ContentPart parse_part(const Json& part, const std::string& where) {
     if (!t->is_string()) bad(where + ".type", "a string", *t);
     type = t->get<std::string>();
   }
-  if (type == "image" || type == "input_image" || part.contains("image") || part.contains("image_url")) return ContentPart::image();
-  if (type == "video" || type == "input_video" || part.contains("video") || part.contains("video_url")) return ContentPart::video();
+  if (type == "image" || type == "input_image" || part.contains("image") || part.contains("image_url"))
+    return ContentPart::image();
+  if (type == "video" || type == "input_video" || part.contains("video") || part.contains("video_url"))
+    return ContentPart::video();
   const Json* text = find(part, "text");
   if (text == nullptr) bad(where, "a text, image or video part", part);
   if (!text->is_string()) bad(where + ".text", "a string", *text);
@@ -37,7 +39,8 @@ ToolCall parse_tool_call(const Json& json, const std::string& where) {
   const Json& call = inner != nullptr ? *inner : json;
   if (!call.is_object()) bad(where + ".function", "an object", call);
   const Json* name = find(call, "name");
-  if (name == nullptr || !name->is_string()) bad(where + ".name", "a string", name != nullptr ? *name : Json());
+  if (name == nullptr || !name->is_string())
+    bad(where + ".name", "a string", name != nullptr ? *name : Json());
   if (!call.contains("arguments")) bad(where, "arguments", call);
   return {name->get<std::string>(), call["arguments"]};
 }
@@ -46,14 +49,16 @@ Message parse_message(const Json& json, const std::string& where) {
   if (!json.is_object()) bad(where, "an object", json);
   Message m;
   const Json* role = find(json, "role");
-  if (role == nullptr || !role->is_string()) bad(where + ".role", "a string", role != nullptr ? *role : Json());
+  if (role == nullptr || !role->is_string())
+    bad(where + ".role", "a string", role != nullptr ? *role : Json());
   m.role = parse_role(role->get_ref<const std::string&>());
   const Json* content = find(json, "content");
   if (content == nullptr) {
     // An assistant that only called tools has no content.
     if (m.role != Role::kAssistant) bad(where + ".content", "a string or a list of parts", Json());
   } else if (content->is_string()) {
-    if (!content->get_ref<const std::string&>().empty()) m.parts.push_back(ContentPart::make_text(content->get<std::string>()));
+    if (!content->get_ref<const std::string&>().empty())
+      m.parts.push_back(ContentPart::make_text(content->get<std::string>()));
   } else if (content->is_array()) {
     for (size_t i = 0; i < content->size(); ++i) {
       m.parts.push_back(parse_part((*content)[i], where + ".content[" + std::to_string(i) + "]"));

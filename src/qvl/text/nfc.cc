@@ -85,7 +85,8 @@ void normalize_window(std::string_view window, std::vector<Item>& items, std::st
       continue;
     }
     const auto end = std::find_if(run, items.end(), [](const Item& x) { return x.combining_class == 0; });
-    std::stable_sort(run, end, [](const Item& a, const Item& b) { return a.combining_class < b.combining_class; });
+    std::stable_sort(run, end,
+                     [](const Item& a, const Item& b) { return a.combining_class < b.combining_class; });
     run = end;
   }
   size_t kept = 0;
@@ -108,8 +109,8 @@ void normalize_window(std::string_view window, std::vector<Item>& items, std::st
   for (size_t i = 0; i < kept; ++i) append_utf8(items[i].code_point, out);
 }
 
-// Position of the first character in [from, end) that NFC may change; `end` if none. `last_start` receives the
-// start of the character before it (SIZE_MAX if there is none after `from`).
+// Position of the first character in [from, end) that NFC may change; `end` if none. `last_start` receives
+// the start of the character before it (SIZE_MAX if there is none after `from`).
 size_t find_suspect(std::string_view s, size_t from, const CharTable& table, size_t& last_start) {
   last_start = SIZE_MAX;
   const char* p = s.data();

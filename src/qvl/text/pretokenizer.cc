@@ -14,10 +14,14 @@ constexpr std::array<CharClass, 128> kAscii = [] {
   return t;
 }();
 
-bool is_newline(char c) { return c == '\n' || c == '\r'; }
+bool is_newline(char c) {
+  return c == '\n' || c == '\r';
+}
 
 // Lower case of an ASCII letter; other bytes never become one of the letters asked for.
-char fold(char c) { return static_cast<char>(c | 0x20); }
+char fold(char c) {
+  return static_cast<char>(c | 0x20);
+}
 
 }  // namespace
 
@@ -73,7 +77,7 @@ const char* PieceScanner::symbols_end(const char* p) const {
 // Rules 5 to 7: where the piece ends that starts with the white space at `p`.
 const char* PieceScanner::white_space_end(const char* p) const {
   const char* q = p;
-  const char* last = p;               // start of the run's last character
+  const char* last = p;  // start of the run's last character
   const char* after_newline = nullptr;
   while (q < end_) {
     const Char c = char_at(q);

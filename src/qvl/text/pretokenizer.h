@@ -1,4 +1,5 @@
-// Splits text into the pieces that BPE works on: the Qwen pattern as a hand-written scanner (spec 7.1, rules 1-7).
+// Splits text into the pieces that BPE works on: the Qwen pattern as a hand-written scanner (spec 7.1, rules
+// 1-7).
 #pragma once
 
 #include <cstddef>

@@ -28,7 +28,8 @@ TEST(PieceScanner, Words) {
 }
 
 TEST(PieceScanner, Contractions) {
-  EXPECT_EQ(pieces("don't I'LL we'Ve it'\u017F x'y"), (Pieces{"don", "'t", " I", "'LL", " we", "'Ve", " it", "'\u017F", " x", "'y"}));
+  EXPECT_EQ(pieces("don't I'LL we'Ve it'\u017F x'y"),
+            (Pieces{"don", "'t", " I", "'LL", " we", "'Ve", " it", "'\u017F", " x", "'y"}));
   EXPECT_EQ(pieces("'s'S's"), (Pieces{"'s", "'S", "'s"}));
   EXPECT_EQ(pieces("'stop"), (Pieces{"'s", "top"}));
   EXPECT_EQ(pieces("'rabbit"), (Pieces{"'rabbit"}));

@@ -27,7 +27,8 @@ class PromptEncoder {
       start_ = tokenizer_.require_token("<|vision_start|>");
       end_ = tokenizer_.require_token("<|vision_end|>");
     }
-    const int32_t pad = tokenizer_.require_token(kind == TokenKind::kImage ? "<|image_pad|>" : "<|video_pad|>");
+    const int32_t pad =
+        tokenizer_.require_token(kind == TokenKind::kImage ? "<|image_pad|>" : "<|video_pad|>");
     prompt_.ids.push_back(*start_);
     prompt_.spans.push_back({kind, index, group, static_cast<int64_t>(prompt_.ids.size()), count});
     prompt_.ids.insert(prompt_.ids.end(), count, pad);
@@ -73,17 +74,23 @@ EncodedPrompt encode_prompt(const Tokenizer& tokenizer, std::span<const Segment>
     clips += s.kind == Segment::Kind::kVideo;
   }
   if (images != image_tokens.size()) {
-    fail(ErrorCode::kMismatch, kWhere, "number of images", std::to_string(images) + " as in the messages", std::to_string(image_tokens.size()));
+    fail(ErrorCode::kMismatch, kWhere, "number of images", std::to_string(images) + " as in the messages",
+         std::to_string(image_tokens.size()));
   }
   if (clips != videos.size()) {
-    fail(ErrorCode::kMismatch, kWhere, "number of videos", std::to_string(clips) + " as in the messages", std::to_string(videos.size()));
+    fail(ErrorCode::kMismatch, kWhere, "number of videos", std::to_string(clips) + " as in the messages",
+         std::to_string(videos.size()));
   }
   PromptEncoder encoder(tokenizer);
   int64_t image = 0, video = 0;
   for (const Segment& s : segments) {
     switch (s.kind) {
-      case Segment::Kind::kTemplate: encoder.text(s.text, true); break;
-      case Segment::Kind::kText: encoder.text(s.text, false); break;
+      case Segment::Kind::kTemplate:
+        encoder.text(s.text, true);
+        break;
+      case Segment::Kind::kText:
+        encoder.text(s.text, false);
+        break;
       case Segment::Kind::kImage:
         check_count("tokens of image " + std::to_string(image), image_tokens[image]);
         encoder.visual(TokenKind::kImage, image, 0, image_tokens[image]);
@@ -93,7 +100,8 @@ EncodedPrompt encode_prompt(const Tokenizer& tokenizer, std::span<const Segment>
         const VideoPlacement& v = videos[video];
         check_count("tokens per frame pair of video " + std::to_string(video), v.tokens_per_group);
         if (v.timestamps_s.empty()) {
-          fail(ErrorCode::kInvalidArgument, kWhere, "timestamps of video " + std::to_string(video), "one per frame pair", "none");
+          fail(ErrorCode::kInvalidArgument, kWhere, "timestamps of video " + std::to_string(video),
+               "one per frame pair", "none");
         }
         for (size_t g = 0; g < v.timestamps_s.size(); ++g) {
           encoder.stamp(v.timestamps_s[g]);
@@ -109,7 +117,8 @@ EncodedPrompt encode_prompt(const Tokenizer& tokenizer, std::span<const Segment>
 
 std::string format_timestamp(double seconds) {
   if (!std::isfinite(seconds) || std::abs(seconds) > 1e12) {
-    fail(ErrorCode::kInvalidArgument, kWhere, "timestamp", "a finite number of seconds", std::to_string(seconds));
+    fail(ErrorCode::kInvalidArgument, kWhere, "timestamp", "a finite number of seconds",
+         std::to_string(seconds));
   }
   char buffer[64];
   const auto end = std::to_chars(buffer, buffer + sizeof buffer, seconds, std::chars_format::fixed, 1).ptr;

@@ -1,5 +1,5 @@
-// From rendered segments to model input: token ids with picture and video placeholders expanded (spec 7.5 and the
-// prompt part of 4).
+// From rendered segments to model input: token ids with picture and video placeholders expanded (spec 7.5 and
+// the prompt part of 4).
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace qvl::text {
 enum class TokenKind : uint8_t { kText = 0, kImage = 1, kVideo = 2 };
 
 struct VideoPlacement {
-  int64_t tokens_per_group = 0;       // gh * gw / 4 merged tokens of one frame pair
+  int64_t tokens_per_group = 0;      // gh * gw / 4 merged tokens of one frame pair
   std::vector<double> timestamps_s;  // one per frame pair: the mean time of the pair, [grid_t]
 };
 
@@ -34,10 +34,12 @@ struct EncodedPrompt {
   std::vector<VisualSpan> spans;  // ascending, one per image and one per frame pair
 };
 
-// `image_tokens[i]` = merged tokens of image i. Throws kMismatch if the number of images or videos differs from the
-// number of placeholders or the vocabulary lacks a vision token, kInvalidArgument for a count below 1.
+// `image_tokens[i]` = merged tokens of image i. Throws kMismatch if the number of images or videos differs
+// from the number of placeholders or the vocabulary lacks a vision token, kInvalidArgument for a count
+// below 1.
 EncodedPrompt encode_prompt(const Tokenizer& tokenizer, std::span<const Segment> segments,
-                            std::span<const int64_t> image_tokens, std::span<const VideoPlacement> videos = {});
+                            std::span<const int64_t> image_tokens,
+                            std::span<const VideoPlacement> videos = {});
 
 // "<1.5 seconds>": one decimal of the exact binary value, ties to even.
 std::string format_timestamp(double seconds);

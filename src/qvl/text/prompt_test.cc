@@ -14,7 +14,9 @@ namespace {
 using Kind = Segment::Kind;
 
 // " <" is a merge: a stamp may join the blank that a user typed before it.
-Tokenizer small() { return Tokenizer::from_json(testing_support::tokenizer_json({{" ", "<"}, {"a", "b"}}).dump(), "", "test"); }
+Tokenizer small() {
+  return Tokenizer::from_json(testing_support::tokenizer_json({{" ", "<"}, {"a", "b"}}).dump(), "", "test");
+}
 
 template <typename Fn>
 Error error_of(Fn fn) {
@@ -29,11 +31,17 @@ Error error_of(Fn fn) {
 
 TEST(Prompt, ExpandsImages) {
   const Tokenizer t = small();
-  const std::vector<Segment> segments = {{Kind::kTemplate, "<|im_start|>a"}, {Kind::kText, "b"}, {Kind::kImage, ""}, {Kind::kText, "x"}, {Kind::kImage, ""}};
+  const std::vector<Segment> segments = {{Kind::kTemplate, "<|im_start|>a"},
+                                         {Kind::kText, "b"},
+                                         {Kind::kImage, ""},
+                                         {Kind::kText, "x"},
+                                         {Kind::kImage, ""}};
   const std::vector<int64_t> counts = {3, 1};
   const EncodedPrompt p = encode_prompt(t, segments, counts);
-  const int32_t start = t.require_token("<|vision_start|>"), end = t.require_token("<|vision_end|>"), pad = t.require_token("<|image_pad|>");
-  EXPECT_EQ(p.ids, (std::vector<int32_t>{t.require_token("<|im_start|>"), t.require_token("ab"), start, pad, pad, pad, end, 'x', start, pad, end}));
+  const int32_t start = t.require_token("<|vision_start|>"), end = t.require_token("<|vision_end|>"),
+                pad = t.require_token("<|image_pad|>");
+  EXPECT_EQ(p.ids, (std::vector<int32_t>{t.require_token("<|im_start|>"), t.require_token("ab"), start, pad,
+                                         pad, pad, end, 'x', start, pad, end}));
   ASSERT_EQ(p.spans.size(), 2u);
   EXPECT_EQ(p.spans[0].begin, 3);
   EXPECT_EQ(p.spans[0].count, 3);
@@ -47,7 +55,8 @@ TEST(Prompt, ExpandsVideosAsText) {
   const std::vector<Segment> segments = {{Kind::kText, "x: "}, {Kind::kVideo, ""}, {Kind::kText, "y"}};
   const std::vector<VideoPlacement> videos = {{2, {0.25, 1.5}}};
   const EncodedPrompt p = encode_prompt(t, segments, {}, videos);
-  EXPECT_EQ(p.ids, t.encode("x: <0.2 seconds><|vision_start|><|video_pad|><|video_pad|><|vision_end|><1.5 seconds><|vision_start|>"
+  EXPECT_EQ(p.ids, t.encode("x: <0.2 seconds><|vision_start|><|video_pad|><|video_pad|><|vision_end|><1.5 "
+                            "seconds><|vision_start|>"
                             "<|video_pad|><|video_pad|><|vision_end|>y"));
   EXPECT_EQ(p.ids[2], t.require_token(" <"));
   ASSERT_EQ(p.spans.size(), 2u);
@@ -62,7 +71,8 @@ TEST(Prompt, UserTextCannotPlaceAPad) {
   const Tokenizer t = small();
   std::string evil;
   for (const auto& [token, special] : testing_support::added_tokens()) evil += token;
-  const std::vector<Segment> segments = {{Kind::kTemplate, "<|im_start|>user\n"}, {Kind::kText, evil}, {Kind::kTemplate, "<|im_end|>\n"}};
+  const std::vector<Segment> segments = {
+      {Kind::kTemplate, "<|im_start|>user\n"}, {Kind::kText, evil}, {Kind::kTemplate, "<|im_end|>\n"}};
   const EncodedPrompt p = encode_prompt(t, segments, {});
   int added = 0;
   for (const int32_t id : p.ids) added += t.is_added(id);
@@ -81,8 +91,10 @@ TEST(Prompt, CountsMustAgree) {
   EXPECT_EQ(error_of([&] { encode_prompt(t, segments, one, {}); }).code(), ErrorCode::kMismatch);
   EXPECT_EQ(error_of([&] { encode_prompt(t, segments, zero, video); }).code(), ErrorCode::kInvalidArgument);
   const std::vector<VideoPlacement> no_stamps = {{2, {}}}, no_tokens = {{0, {0.5}}};
-  EXPECT_EQ(error_of([&] { encode_prompt(t, segments, one, no_stamps); }).code(), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(error_of([&] { encode_prompt(t, segments, one, no_tokens); }).code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(error_of([&] { encode_prompt(t, segments, one, no_stamps); }).code(),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(error_of([&] { encode_prompt(t, segments, one, no_tokens); }).code(),
+            ErrorCode::kInvalidArgument);
 }
 
 TEST(Prompt, VocabularyWithoutVisionTokensIsAMismatch) {
@@ -100,8 +112,10 @@ TEST(Prompt, TimestampsRoundTheExactValueToEven) {
   EXPECT_EQ(format_timestamp(0.35), "<0.3 seconds>");  // the double is a little below
   EXPECT_EQ(format_timestamp(0), "<0.0 seconds>");
   EXPECT_EQ(format_timestamp(12345.96), "<12346.0 seconds>");
-  EXPECT_EQ(error_of([] { format_timestamp(std::numeric_limits<double>::quiet_NaN()); }).code(), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(error_of([] { format_timestamp(std::numeric_limits<double>::infinity()); }).code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(error_of([] { format_timestamp(std::numeric_limits<double>::quiet_NaN()); }).code(),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(error_of([] { format_timestamp(std::numeric_limits<double>::infinity()); }).code(),
+            ErrorCode::kInvalidArgument);
 }
 
 }  // namespace

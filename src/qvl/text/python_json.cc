@@ -12,13 +12,27 @@ void append_string(std::string_view s, std::string& out) {
   out.push_back('"');
   for (const char c : s) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\b': out += "\\b"; break;
-      case '\f': out += "\\f"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\b':
+        out += "\\b";
+        break;
+      case '\f':
+        out += "\\f";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
       default:
         if (static_cast<unsigned char>(c) < 0x20) {
           out += "\\u00";
@@ -81,9 +95,15 @@ void append(const Json& value, std::string& out) {
       out.push_back(']');
       break;
     }
-    case Json::value_t::string: append_string(value.get_ref<const std::string&>(), out); break;
-    case Json::value_t::number_float: append_float(value.get<double>(), out); break;
-    default: out += value.dump(); break;  // null, booleans and integers look the same everywhere
+    case Json::value_t::string:
+      append_string(value.get_ref<const std::string&>(), out);
+      break;
+    case Json::value_t::number_float:
+      append_float(value.get<double>(), out);
+      break;
+    default:
+      out += value.dump();
+      break;  // null, booleans and integers look the same everywhere
   }
 }
 

@@ -7,8 +7,8 @@ namespace qvl::text {
 std::string StreamDecoder::push(int32_t id) {
   if (skip_special_ && tokenizer_.is_special(id)) return {};
   held_.append(tokenizer_.token_bytes(id));
-  // An unfinished character can only begin in the last three bytes. Whatever invalid bytes stand before it are
-  // final: the next byte cannot change how they are split.
+  // An unfinished character can only begin in the last three bytes. Whatever invalid bytes stand before it
+  // are final: the next byte cannot change how they are split.
   size_t keep = 0;
   for (size_t back = 1; back <= 3 && back <= held_.size(); ++back) {
     const auto byte = static_cast<unsigned char>(held_[held_.size() - back]);

@@ -15,8 +15,8 @@ class StreamDecoder {
   explicit StreamDecoder(Tokenizer tokenizer, bool skip_special = true)
       : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}
 
-  // The text that has become certain with this token, always whole UTF-8 characters; may be empty. Bytes that can
-  // no longer become a character come out as U+FFFD.
+  // The text that has become certain with this token, always whole UTF-8 characters; may be empty. Bytes that
+  // can no longer become a character come out as U+FFFD.
   std::string push(int32_t id);
   // What is held back, as U+FFFD; the decoder is then as new.
   std::string flush();

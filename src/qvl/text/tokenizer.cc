@@ -30,8 +30,9 @@ class AddedTokenMatcher {
       starts_.push_back(t.text[0]);
     }
     for (Bucket& b : buckets_) {
-      std::stable_sort(b.tokens.begin(), b.tokens.end(),
-                       [](const AddedToken* x, const AddedToken* y) { return x->text.size() > y->text.size(); });
+      std::stable_sort(b.tokens.begin(), b.tokens.end(), [](const AddedToken* x, const AddedToken* y) {
+        return x->text.size() > y->text.size();
+      });
     }
     std::sort(starts_.begin(), starts_.end());
     starts_.erase(std::unique(starts_.begin(), starts_.end()), starts_.end());
@@ -71,7 +72,8 @@ struct Tokenizer::Impl {
   std::vector<const AddedToken*> added_by_id;  // null: a base token or none
   mutable ScratchPool pool;
 
-  explicit Impl(Vocabulary v) : vocabulary(std::move(v)), merges(vocabulary.merges, vocabulary.byte_ids), matcher(vocabulary.added) {
+  explicit Impl(Vocabulary v)
+      : vocabulary(std::move(v)), merges(vocabulary.merges, vocabulary.byte_ids), matcher(vocabulary.added) {
     for (const MergeTable::Merge& m : vocabulary.merges) joins.add_token(vocabulary.base.bytes(m.result));
     vocabulary.merges = {};
     int32_t size = vocabulary.base.size();
@@ -87,7 +89,8 @@ struct Tokenizer::Impl {
   }
 
   // A stretch of valid UTF-8 without added tokens.
-  void encode_plain(std::string_view stretch, ScratchPool::Scratch& scratch, std::vector<int32_t>& ids) const {
+  void encode_plain(std::string_view stretch, ScratchPool::Scratch& scratch,
+                    std::vector<int32_t>& ids) const {
     PieceScanner scanner(normalize_nfc(stretch, scratch.normalized));
     for (std::string_view piece = scanner.next(); !piece.empty(); piece = scanner.next()) {
       // Words come again, sentences without blanks do not: those are cached by their parts.
@@ -128,7 +131,8 @@ struct Tokenizer::Impl {
     scratch.cache.put(key, ids.data() + before, ids.size() - before);
   }
 
-  void encode_runs(std::span<const TextRun> runs, ScratchPool::Scratch& scratch, std::vector<int32_t>& ids) const {
+  void encode_runs(std::span<const TextRun> runs, ScratchPool::Scratch& scratch,
+                   std::vector<int32_t>& ids) const {
     size_t total = 0;
     for (const TextRun& run : runs) {
       if (run.text.size() > kMaxInputBytes - total) {
@@ -173,16 +177,20 @@ Tokenizer Tokenizer::load(const std::filesystem::path& checkpoint_dir) {
   const std::filesystem::path config_path = checkpoint_dir / "tokenizer_config.json";
   const MappedFile file = MappedFile::open(path);
   if (file.bytes().size() > kMaxFileBytes) {
-    fail(ErrorCode::kLimit, path.string(), "file size", "at most 256 MiB", std::to_string(file.bytes().size()) + " bytes");
+    fail(ErrorCode::kLimit, path.string(), "file size", "at most 256 MiB",
+         std::to_string(file.bytes().size()) + " bytes");
   }
   std::string config;
-  if (std::error_code ec; std::filesystem::exists(config_path, ec)) config = read_file(config_path, kMaxFileBytes);
-  return from_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, config, path.string());
+  if (std::error_code ec; std::filesystem::exists(config_path, ec))
+    config = read_file(config_path, kMaxFileBytes);
+  return from_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, config,
+                   path.string());
 }
 
 Tokenizer Tokenizer::from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
                                std::string_view where) {
-  return Tokenizer(std::make_shared<const Impl>(parse_vocabulary(tokenizer_json, tokenizer_config_json, where)));
+  return Tokenizer(
+      std::make_shared<const Impl>(parse_vocabulary(tokenizer_json, tokenizer_config_json, where)));
 }
 
 void Tokenizer::encode_runs(std::span<const TextRun> runs, std::vector<int32_t>& ids) const {
@@ -241,8 +249,12 @@ bool Tokenizer::is_special(int32_t id) const {
   return t != nullptr && t->special;
 }
 
-bool Tokenizer::is_added(int32_t id) const { return impl_->added(id) != nullptr; }
+bool Tokenizer::is_added(int32_t id) const {
+  return impl_->added(id) != nullptr;
+}
 
-int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(impl_->added_by_id.size()); }
+int32_t Tokenizer::vocab_size() const {
+  return static_cast<int32_t>(impl_->added_by_id.size());
+}
 
 }  // namespace qvl::text

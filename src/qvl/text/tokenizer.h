@@ -31,8 +31,8 @@ class Tokenizer {
   // `checkpoint_dir`. Throws kNotFound or kIo without a readable file, kFormat for a broken one, kUnsupported
   // for any tokenizer that is not NFC + the Qwen pattern + byte-level BPE, kLimit above 2^21 tokens.
   static Tokenizer load(const std::filesystem::path& checkpoint_dir);
-  // The same from the texts of the two files; `tokenizer_config_json` may be empty. `where` names the source in
-  // error messages.
+  // The same from the texts of the two files; `tokenizer_config_json` may be empty. `where` names the source
+  // in error messages.
   static Tokenizer from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
                              std::string_view where);
 

@@ -16,12 +16,15 @@ namespace {
 
 using testing_support::tokenizer_json;
 
-// "ab" 256, "abc" 257, LF LF 258, " <" 259, e-acute 260; the added tokens follow: <|endoftext|> 261 to </think> 286.
+// "ab" 256, "abc" 257, LF LF 258, " <" 259, e-acute 260; the added tokens follow: <|endoftext|> 261 to
+// </think> 286.
 const std::vector<std::pair<std::string, std::string>> kMerges = {
     {"a", "b"}, {"ab", "c"}, {"\n", "\n"}, {" ", "<"}, {"\xC3", "\xA9"}};
 constexpr int32_t kFirstAdded = 261;
 
-Tokenizer small() { return Tokenizer::from_json(tokenizer_json(kMerges).dump(), "", "test"); }
+Tokenizer small() {
+  return Tokenizer::from_json(tokenizer_json(kMerges).dump(), "", "test");
+}
 
 using Ids = std::vector<int32_t>;
 
@@ -62,9 +65,13 @@ TEST(Tokenizer, RunsAreOneTextButAddedTokensStayInside) {
   EXPECT_EQ(runs({{"x\n", true}, {"\nabc", false}}), (Ids{'x', 258, 257}));
   EXPECT_EQ(runs({{"e", true}, {"\u0301", false}}), Ids{260});
   // Control tokens do not.
-  EXPECT_EQ(runs({{"<|im_end|>", true}, {"ab", false}, {"<|im_end|>", true}}), (Ids{kFirstAdded + 2, 256, kFirstAdded + 2}));
-  for (const std::vector<TextRun>& r : std::vector<std::vector<TextRun>>{
-           {{"<|im_end|>", false}}, {{"<|im_", true}, {"end|>", false}}, {{"<|im_", false}, {"end|>", true}}, {{"<|im_", true}, {"end|>", true}}}) {
+  EXPECT_EQ(runs({{"<|im_end|>", true}, {"ab", false}, {"<|im_end|>", true}}),
+            (Ids{kFirstAdded + 2, 256, kFirstAdded + 2}));
+  for (const std::vector<TextRun>& r :
+       std::vector<std::vector<TextRun>>{{{"<|im_end|>", false}},
+                                         {{"<|im_", true}, {"end|>", false}},
+                                         {{"<|im_", false}, {"end|>", true}},
+                                         {{"<|im_", true}, {"end|>", true}}}) {
     for (const int32_t id : runs(r)) EXPECT_FALSE(t.is_added(id));
   }
   // Each run is repaired by itself, so bytes of two runs never become one character.
@@ -83,7 +90,8 @@ TEST(Tokenizer, DecodesBytesTokensAndUnknownIds) {
   const Tokenizer t = small();
   EXPECT_EQ(t.decode(Ids{0xE4, 0xBD, 0xA0}, false), "\u4F60");
   EXPECT_EQ(t.decode(Ids{0xE4, 0xBD, 'x'}, false), "\uFFFDx");
-  EXPECT_EQ(t.decode(Ids{256, kFirstAdded + 2, kFirstAdded + 24, 999999, -5, 257}, false), "ab<|im_end|><think>abc");
+  EXPECT_EQ(t.decode(Ids{256, kFirstAdded + 2, kFirstAdded + 24, 999999, -5, 257}, false),
+            "ab<|im_end|><think>abc");
   EXPECT_EQ(t.decode(Ids{256, kFirstAdded + 2, kFirstAdded + 24, 257}, true), "ab<think>abc");
 }
 
@@ -113,7 +121,8 @@ TEST(Tokenizer, MergesAsStringsAreTheSame) {
 TEST(Tokenizer, CacheNeverChangesTheAnswer) {
   const Tokenizer warm = small();
   std::string text;
-  for (int i = 0; i < 5000; ++i) text += " w" + std::to_string(i * 7919) + "abcabab" + std::string(i % 30, 'a') + "\n";
+  for (int i = 0; i < 5000; ++i)
+    text += " w" + std::to_string(i * 7919) + "abcabab" + std::string(i % 30, 'a') + "\n";
   const Ids first = warm.encode_text(text);
   EXPECT_EQ(warm.encode_text(text), first);
   EXPECT_EQ(small().encode_text(text), first);
@@ -148,16 +157,37 @@ TEST(Tokenizer, RejectsWhatItDoesNotImplement) {
       {"unigram", [](Json& j) { j["model"]["type"] = "Unigram"; }, ErrorCode::kUnsupported, "Unigram"},
       {"nfkc", [](Json& j) { j["normalizer"]["type"] = "NFKC"; }, ErrorCode::kUnsupported, "NFKC"},
       {"no normalizer", [](Json& j) { j["normalizer"] = nullptr; }, ErrorCode::kUnsupported, "normalizer"},
-      {"pattern", [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "\\p{N}{1,3}"; }, ErrorCode::kUnsupported, "{1,3}"},
-      {"split behaviour", [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Removed"; }, ErrorCode::kUnsupported, "Removed"},
-      {"prefix space", [](Json& j) { j["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true; }, ErrorCode::kUnsupported, "add_prefix_space"},
-      {"metaspace", [](Json& j) { j["pre_tokenizer"] = {{"type", "Metaspace"}}; }, ErrorCode::kUnsupported, "Metaspace"},
-      {"third step", [](Json& j) { j["pre_tokenizer"]["pretokenizers"].push_back({{"type", "Digits"}}); }, ErrorCode::kUnsupported, "Digits"},
-      {"decoder", [](Json& j) { j["decoder"] = {{"type", "WordPiece"}}; }, ErrorCode::kUnsupported, "WordPiece"},
-      {"post processor", [](Json& j) { j["post_processor"] = {{"type", "TemplateProcessing"}}; }, ErrorCode::kUnsupported, "TemplateProcessing"},
+      {"pattern", [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "\\p{N}{1,3}"; },
+       ErrorCode::kUnsupported, "{1,3}"},
+      {"split behaviour", [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Removed"; },
+       ErrorCode::kUnsupported, "Removed"},
+      {"prefix space", [](Json& j) { j["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true; },
+       ErrorCode::kUnsupported, "add_prefix_space"},
+      {"metaspace",
+       [](Json& j) {
+         j["pre_tokenizer"] = {{"type", "Metaspace"}};
+       },
+       ErrorCode::kUnsupported, "Metaspace"},
+      {"third step",
+       [](Json& j) {
+         j["pre_tokenizer"]["pretokenizers"].push_back({{"type", "Digits"}});
+       },
+       ErrorCode::kUnsupported, "Digits"},
+      {"decoder",
+       [](Json& j) {
+         j["decoder"] = {{"type", "WordPiece"}};
+       },
+       ErrorCode::kUnsupported, "WordPiece"},
+      {"post processor",
+       [](Json& j) {
+         j["post_processor"] = {{"type", "TemplateProcessing"}};
+       },
+       ErrorCode::kUnsupported, "TemplateProcessing"},
       {"dropout", [](Json& j) { j["model"]["dropout"] = 0.1; }, ErrorCode::kUnsupported, "dropout"},
-      {"ignore merges", [](Json& j) { j["model"]["ignore_merges"] = true; }, ErrorCode::kUnsupported, "ignore_merges"},
-      {"subword prefix", [](Json& j) { j["model"]["continuing_subword_prefix"] = "##"; }, ErrorCode::kUnsupported, "##"},
+      {"ignore merges", [](Json& j) { j["model"]["ignore_merges"] = true; }, ErrorCode::kUnsupported,
+       "ignore_merges"},
+      {"subword prefix", [](Json& j) { j["model"]["continuing_subword_prefix"] = "##"; },
+       ErrorCode::kUnsupported, "##"},
       {"lstrip", [](Json& j) { j["added_tokens"][3]["lstrip"] = true; }, ErrorCode::kUnsupported, "lstrip"},
       {"byte missing", [](Json& j) { j["model"]["vocab"].erase("A"); }, ErrorCode::kUnsupported, "byte 65"},
       {"no model", [](Json& j) { j.erase("model"); }, ErrorCode::kFormat, "model"},
@@ -167,14 +197,22 @@ TEST(Tokenizer, RejectsWhatItDoesNotImplement) {
       {"id negative", [](Json& j) { j["model"]["vocab"]["A"] = -1; }, ErrorCode::kLimit, "-1"},
       {"id huge", [](Json& j) { j["model"]["vocab"]["A"] = 1 << 21; }, ErrorCode::kLimit, "2097152"},
       {"id twice", [](Json& j) { j["model"]["vocab"]["A"] = 66; }, ErrorCode::kFormat, "66"},
-      {"merge of one", [](Json& j) { j["model"]["merges"][0] = Json::array({"a"}); }, ErrorCode::kFormat, "merge"},
+      {"merge of one", [](Json& j) { j["model"]["merges"][0] = Json::array({"a"}); }, ErrorCode::kFormat,
+       "merge"},
       {"merge of numbers", [](Json& j) { j["model"]["merges"][0] = 3; }, ErrorCode::kFormat, "merge"},
-      {"merge of two spaces", [](Json& j) { j["model"]["merges"][0] = "a b c"; }, ErrorCode::kFormat, "one space"},
-      {"merge without result", [](Json& j) { j["model"]["merges"][0] = "x y"; }, ErrorCode::kFormat, "result in the vocab"},
-      {"merge not bytes", [](Json& j) { j["model"]["merges"][0] = Json::array({"\u4F60", "a"}); }, ErrorCode::kFormat, "byte-level"},
+      {"merge of two spaces", [](Json& j) { j["model"]["merges"][0] = "a b c"; }, ErrorCode::kFormat,
+       "one space"},
+      {"merge without result", [](Json& j) { j["model"]["merges"][0] = "x y"; }, ErrorCode::kFormat,
+       "result in the vocab"},
+      {"merge not bytes",
+       [](Json& j) {
+         j["model"]["merges"][0] = Json::array({"\u4F60", "a"});
+       },
+       ErrorCode::kFormat, "byte-level"},
       {"added without id", [](Json& j) { j["added_tokens"][0].erase("id"); }, ErrorCode::kFormat, "id"},
       {"added empty", [](Json& j) { j["added_tokens"][0]["content"] = ""; }, ErrorCode::kFormat, "content"},
-      {"added twice", [](Json& j) { j["added_tokens"][1]["content"] = "<|endoftext|>"; }, ErrorCode::kFormat, "<|endoftext|>"},
+      {"added twice", [](Json& j) { j["added_tokens"][1]["content"] = "<|endoftext|>"; }, ErrorCode::kFormat,
+       "<|endoftext|>"},
       {"added on a base id", [](Json& j) { j["added_tokens"][0]["id"] = 65; }, ErrorCode::kFormat, "65"},
   };
   for (const BadFile& f : files) {
@@ -189,15 +227,18 @@ TEST(Tokenizer, RejectsWhatItDoesNotImplement) {
 
 TEST(Tokenizer, RejectsTextThatIsNotJson) {
   const std::string good = tokenizer_json(kMerges).dump();
-  for (const std::string& text : {std::string(), std::string("{"), std::string("[]"), good.substr(0, good.size() / 2), std::string("\xFF\xFE")}) {
+  for (const std::string& text : {std::string(), std::string("{"), std::string("[]"),
+                                  good.substr(0, good.size() / 2), std::string("\xFF\xFE")}) {
     EXPECT_EQ(error_of([&] { Tokenizer::from_json(text, "", "t"); }).code(), ErrorCode::kFormat);
   }
 }
 
 TEST(Tokenizer, ConfigAddsTokensAndMustAgree) {
   const std::string json = tokenizer_json(kMerges).dump();
-  const Tokenizer t = Tokenizer::from_json(json, R"({"added_tokens_decoder": {"300": {"content": "<|new|>", "special": true},
-      "261": {"content": "<|endoftext|>", "special": true}}})", "t");
+  const Tokenizer t =
+      Tokenizer::from_json(json, R"({"added_tokens_decoder": {"300": {"content": "<|new|>", "special": true},
+      "261": {"content": "<|endoftext|>", "special": true}}})",
+                           "t");
   EXPECT_EQ(t.encode("<|new|>"), Ids{300});
   EXPECT_TRUE(t.is_special(300));
   EXPECT_EQ(t.vocab_size(), 301);
@@ -208,7 +249,8 @@ TEST(Tokenizer, ConfigAddsTokensAndMustAgree) {
   rejects(R"({"added_tokens_decoder": {"300": {"content": "<|im_end|>"}}})", ErrorCode::kFormat);
   rejects(R"({"added_tokens_decoder": {"261": {"content": "<|other|>"}}})", ErrorCode::kFormat);
   rejects(R"({"added_tokens_decoder": {"x1": {"content": "<|new|>"}}})", ErrorCode::kFormat);
-  rejects(R"({"added_tokens_decoder": {"300": {"content": "<|new|>", "rstrip": true}}})", ErrorCode::kUnsupported);
+  rejects(R"({"added_tokens_decoder": {"300": {"content": "<|new|>", "rstrip": true}}})",
+          ErrorCode::kUnsupported);
   rejects(R"({"added_tokens_decoder": {"300": 5}})", ErrorCode::kFormat);
   rejects(R"({"split_special_tokens": true})", ErrorCode::kUnsupported);
   rejects(R"([1])", ErrorCode::kFormat);
@@ -219,7 +261,8 @@ TEST(Tokenizer, LoadsAFolder) {
   const std::filesystem::path dir = std::filesystem::path(testing::TempDir()) / "qvl_text_tokenizer";
   std::filesystem::create_directories(dir);
   std::ofstream(dir / "tokenizer.json") << tokenizer_json(kMerges).dump(1);
-  std::ofstream(dir / "tokenizer_config.json") << R"({"added_tokens_decoder": {"287": {"content": "<|new|>"}}})";
+  std::ofstream(dir / "tokenizer_config.json")
+      << R"({"added_tokens_decoder": {"287": {"content": "<|new|>"}}})";
   EXPECT_EQ(Tokenizer::load(dir).encode("abc<|new|>"), (Ids{257, 287}));
   std::filesystem::remove(dir / "tokenizer.json");
   EXPECT_EQ(error_of([&] { Tokenizer::load(dir); }).code(), ErrorCode::kNotFound);
@@ -230,7 +273,8 @@ TEST(StreamDecoder, NeverCutsACharacter) {
   const Tokenizer t = small();
   StreamDecoder d(t);
   std::vector<std::string> out;
-  for (const int32_t id : {0xF0, 0x9F, 0x91, 0xA8, int('x'), 0xE2, 0x80, int('y'), 260}) out.push_back(d.push(id));
+  for (const int32_t id : {0xF0, 0x9F, 0x91, 0xA8, int('x'), 0xE2, 0x80, int('y'), 260})
+    out.push_back(d.push(id));
   EXPECT_EQ(out, (std::vector<std::string>{"", "", "", "\U0001F468", "x", "", "", "\uFFFDy", "\u00E9"}));
   EXPECT_EQ(d.flush(), "");
   d.push(0xF0);
@@ -260,7 +304,8 @@ TEST(StreamDecoder, JoinedOutputEqualsDecodeForAnyBytes) {
       state = state * 1664525 + 1013904223;
       // Mostly lead and continuation bytes, so that every kind of broken sequence occurs.
       const uint32_t r = state >> 16;
-      ids.push_back(r % 8 == 0 ? static_cast<int32_t>(r / 8 % 287) : static_cast<int32_t>(0x80 + r / 8 % 0x80));
+      ids.push_back(r % 8 == 0 ? static_cast<int32_t>(r / 8 % 287)
+                               : static_cast<int32_t>(0x80 + r / 8 % 0x80));
     }
     for (const bool skip_special : {false, true}) {
       StreamDecoder d(t, skip_special);

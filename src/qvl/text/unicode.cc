@@ -69,7 +69,9 @@ size_t valid_prefix(std::string_view bytes) {
 
 }  // namespace
 
-bool is_valid_utf8(std::string_view bytes) { return valid_prefix(bytes) == bytes.size(); }
+bool is_valid_utf8(std::string_view bytes) {
+  return valid_prefix(bytes) == bytes.size();
+}
 
 void append_sanitized(std::string_view bytes, std::string& out) {
   while (!bytes.empty()) {

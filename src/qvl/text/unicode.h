@@ -1,5 +1,5 @@
-// UTF-8 and the character classes of the pre-tokenisation pattern (spec 7.1). The tables are those of the reference
-// library, see make_unicode_tables.py.
+// UTF-8 and the character classes of the pre-tokenisation pattern (spec 7.1). The tables are those of the
+// reference library, see make_unicode_tables.py.
 #pragma once
 
 #include <cstddef>
@@ -29,8 +29,8 @@ inline Decoded decode_valid(const char* p) {
 
 void append_utf8(char32_t code_point, std::string& out);
 
-// What stands at the start of `bytes`: a whole character (valid), the beginning of one that the string cuts off
-// (incomplete), or a maximal invalid part. length_bytes covers it; for an empty string it is 0.
+// What stands at the start of `bytes`: a whole character (valid), the beginning of one that the string cuts
+// off (incomplete), or a maximal invalid part. length_bytes covers it; for an empty string it is 0.
 struct Utf8Unit {
   enum class Kind { kValid, kIncomplete, kInvalid };
   Kind kind;

@@ -18,8 +18,8 @@ using simdjson::dom::element;
 
 constexpr size_t kMaxVocabularyBytes = size_t{1} << 30;
 
-// The byte that each printable stand-in means: 33-126, 161-172, 174-255 keep their code point, the other 68 follow
-// from U+0100 on in ascending order.
+// The byte that each printable stand-in means: 33-126, 161-172, 174-255 keep their code point, the other 68
+// follow from U+0100 on in ascending order.
 struct StandIns {
   static constexpr char32_t kEnd = 0x144;
   std::array<int16_t, kEnd> byte_of;
@@ -74,14 +74,16 @@ class Parser {
     check_byte_level(member(root, "decoder"), "decoder");
     for (const char* key : {"truncation", "padding"}) {
       if (element e; root[key].get(e) == simdjson::SUCCESS && !e.is_null()) {
-        log_message(LogLevel::kInfo, "[" + std::string(where_) + "] " + key + " is set; it is not applied to prompts");
+        log_message(LogLevel::kInfo,
+                    "[" + std::string(where_) + "] " + key + " is set; it is not applied to prompts");
       }
     }
     const element model = member(root, "model");
     check_model(model);
     read_vocab(member(model, "vocab"));
     read_merges(member(model, "merges"));
-    if (element list; root["added_tokens"].get(list) == simdjson::SUCCESS && !list.is_null()) read_added(list);
+    if (element list; root["added_tokens"].get(list) == simdjson::SUCCESS && !list.is_null())
+      read_added(list);
     if (!config.empty()) read_config(config);
     std::sort(v_.added.begin(), v_.added.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
     return std::move(v_);
@@ -91,7 +93,8 @@ class Parser {
   [[noreturn]] void bad_format(std::string_view what, std::string_view expected, element got) const {
     fail(ErrorCode::kFormat, where_, what, expected, shorten(simdjson::to_string(got)));
   }
-  [[noreturn]] void unsupported(std::string_view what, std::string_view expected, std::string_view got) const {
+  [[noreturn]] void unsupported(std::string_view what, std::string_view expected,
+                                std::string_view got) const {
     fail(ErrorCode::kUnsupported, where_, what, expected, shorten(std::string(got)),
          "only Qwen byte-level BPE tokenizers are implemented");
   }
@@ -131,9 +134,11 @@ class Parser {
 
   void check_normalizer(element root) const {
     element e = member(root, "normalizer");
-    if (std::string_view type; e.is_object() && e["type"].get(type) == simdjson::SUCCESS && type == "Sequence") {
+    if (std::string_view type;
+        e.is_object() && e["type"].get(type) == simdjson::SUCCESS && type == "Sequence") {
       const element list = member(e, "normalizers");
-      if (!list.is_array() || list.get_array().value().size() != 1) unsupported("normalizer", "NFC", simdjson::minify(list));
+      if (!list.is_array() || list.get_array().value().size() != 1)
+        unsupported("normalizer", "NFC", simdjson::minify(list));
       e = list.at(0).value();
     }
     check_type(e, "normalizer", "NFC");
@@ -166,7 +171,8 @@ class Parser {
     }
     check_byte_level(byte_level, "pre_tokenizer");
     if (text_of(byte_level, "add_prefix_space") != "false" || text_of(byte_level, "use_regex") != "false") {
-      unsupported("pre_tokenizer ByteLevel", "add_prefix_space and use_regex false", simdjson::minify(byte_level));
+      unsupported("pre_tokenizer ByteLevel", "add_prefix_space and use_regex false",
+                  simdjson::minify(byte_level));
     }
   }
 
@@ -176,7 +182,8 @@ class Parser {
     if (const std::string type = text_of(model, "type"); type != "null" && type != "\"BPE\"") {
       unsupported("model type", "BPE", type);
     }
-    for (const char* key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"}) {
+    for (const char* key :
+         {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"}) {
       const std::string value = text_of(model, key);
       if (value != "null" && value != "\"\"" && value != "false") {
         unsupported(std::string("model ") + key, "none", value);
@@ -189,7 +196,8 @@ class Parser {
     const simdjson::dom::object object = vocab.get_object().value();
     // object.size() saturates at 2^24 - 1, far above the limit.
     if (object.size() > static_cast<size_t>(kMaxTokens)) {
-      fail(ErrorCode::kLimit, where_, "vocab size", "at most " + std::to_string(kMaxTokens), std::to_string(object.size()));
+      fail(ErrorCode::kLimit, where_, "vocab size", "at most " + std::to_string(kMaxTokens),
+           std::to_string(object.size()));
     }
     size_t total_bytes = 0;
     for (const auto [key, value] : object) total_bytes += key.size();
@@ -201,7 +209,8 @@ class Parser {
       // A token that is not made of stand-ins can never be produced, only decoded: to its own text.
       const bool byte_level = to_bytes(key, bytes);
       if (!v_.base.add(id, byte_level ? std::string_view(bytes) : key, byte_level)) {
-        fail(ErrorCode::kFormat, where_, "vocab entry \"" + std::string(key) + "\" repeats a token or its id " + std::to_string(id));
+        fail(ErrorCode::kFormat, where_,
+             "vocab entry \"" + std::string(key) + "\" repeats a token or its id " + std::to_string(id));
       }
     }
     for (int b = 0; b < 256; ++b) {
@@ -210,7 +219,8 @@ class Parser {
       if (!id) {
         std::string stand_in;
         append_utf8(kStandIns.code_point_of[b], stand_in);
-        unsupported("vocab", "a token for each of the 256 bytes", "none for byte " + std::to_string(b) + " (\"" + stand_in + "\")");
+        unsupported("vocab", "a token for each of the 256 bytes",
+                    "none for byte " + std::to_string(b) + " (\"" + stand_in + "\")");
       }
       v_.byte_ids[b] = *id;
     }
@@ -218,7 +228,8 @@ class Parser {
 
   int32_t read_id(element value, std::string_view token) const {
     int64_t id;
-    if (value.get(id) != simdjson::SUCCESS) bad_format("id of token \"" + std::string(token) + "\"", "an integer", value);
+    if (value.get(id) != simdjson::SUCCESS)
+      bad_format("id of token \"" + std::string(token) + "\"", "an integer", value);
     if (id < 0 || id >= kMaxTokens) {
       fail(ErrorCode::kLimit, where_, "id of token \"" + std::string(token) + "\"",
            "0 to " + std::to_string(kMaxTokens - 1), std::to_string(id));
@@ -235,7 +246,8 @@ class Parser {
       std::string_view a, b;
       if (merge.is_array()) {
         const simdjson::dom::array pair = merge.get_array().value();
-        if (pair.size() != 2 || pair.at(0).get(a) != simdjson::SUCCESS || pair.at(1).get(b) != simdjson::SUCCESS) {
+        if (pair.size() != 2 || pair.at(0).get(a) != simdjson::SUCCESS ||
+            pair.at(1).get(b) != simdjson::SUCCESS) {
           bad_format("a merge", "two strings", merge);
         }
       } else if (merge.get(a) == simdjson::SUCCESS) {
@@ -251,7 +263,8 @@ class Parser {
       if (!to_bytes(a, left) || !to_bytes(b, right)) bad_format("a merge", "byte-level tokens", merge);
       joined.assign(left).append(right);
       const auto left_id = v_.base.find(left), right_id = v_.base.find(right), result = v_.base.find(joined);
-      if (!left_id || !right_id || !result) bad_format("a merge", "tokens of the vocab with a result in the vocab", merge);
+      if (!left_id || !right_id || !result)
+        bad_format("a merge", "tokens of the vocab with a result in the vocab", merge);
       if (v_.merges.size() == static_cast<size_t>(kMaxTokens)) {
         fail(ErrorCode::kLimit, where_, "number of merges", "at most " + std::to_string(kMaxTokens), "more");
       }
@@ -274,13 +287,15 @@ class Parser {
       token.id = read_id(id, content);
       token.special = text_of(e, "special") == "true";
       for (const char* key : {"single_word", "lstrip", "rstrip", "normalized"}) {
-        if (text_of(e, key) == "true") unsupported("added token \"" + token.text + "\"", std::string(key) + " false", "true");
+        if (text_of(e, key) == "true")
+          unsupported("added token \"" + token.text + "\"", std::string(key) + " false", "true");
       }
       add(std::move(token), where_);
     }
   }
 
-  // Tokens that only tokenizer_config.json lists are added, as the reference library does when it loads the pair.
+  // Tokens that only tokenizer_config.json lists are added, as the reference library does when it loads the
+  // pair.
   void read_config(std::string_view text) {
     const std::string where = std::string(where_) + ", tokenizer_config.json";
     const Json config = parse_json(text, where);
@@ -290,7 +305,8 @@ class Parser {
     }
     const auto decoder = config.find("added_tokens_decoder");
     if (decoder == config.end() || decoder->is_null()) return;
-    if (!decoder->is_object()) fail(ErrorCode::kFormat, where, "added_tokens_decoder", "an object", decoder->type_name());
+    if (!decoder->is_object())
+      fail(ErrorCode::kFormat, where, "added_tokens_decoder", "an object", decoder->type_name());
     for (const auto& [key, value] : decoder->items()) {
       AddedToken token;
       char* end = nullptr;
@@ -300,14 +316,16 @@ class Parser {
       }
       if (!value.is_object() || !value.contains("content") || !value["content"].is_string() ||
           value["content"].get_ref<const std::string&>().empty()) {
-        fail(ErrorCode::kFormat, where, "added_tokens_decoder entry " + key, "an object with content", shorten(value.dump()));
+        fail(ErrorCode::kFormat, where, "added_tokens_decoder entry " + key, "an object with content",
+             shorten(value.dump()));
       }
       token.id = static_cast<int32_t>(id);
       token.text = value["content"].get<std::string>();
       token.special = value.contains("special") && value["special"] == true;
       for (const char* flag : {"single_word", "lstrip", "rstrip", "normalized"}) {
         if (value.contains(flag) && value[flag] == true) {
-          fail(ErrorCode::kUnsupported, where, "added token \"" + token.text + "\"", std::string(flag) + " false", "true");
+          fail(ErrorCode::kUnsupported, where, "added token \"" + token.text + "\"",
+               std::string(flag) + " false", "true");
         }
       }
       add(std::move(token), where);

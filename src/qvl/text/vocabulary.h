@@ -51,8 +51,8 @@ struct Vocabulary {
   std::vector<AddedToken> added;          // by id
 };
 
-// `tokenizer_config_json` may be empty; it contributes added tokens that tokenizer.json lacks. Throws kFormat,
-// kUnsupported, kLimit; `where` stands in the messages.
+// `tokenizer_config_json` may be empty; it contributes added tokens that tokenizer.json lacks. Throws
+// kFormat, kUnsupported, kLimit; `where` stands in the messages.
 Vocabulary parse_vocabulary(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
                             std::string_view where);
 

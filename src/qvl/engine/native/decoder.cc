@@ -20,26 +20,30 @@ using model::TensorRole;
 // Rows whose logits are computed together: [rows, V] in the activation type stays small beside the result.
 constexpr int64_t kLogitRows = 64;
 
-kernels::Matrix view(Tensor& t) { return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)}; }
+kernels::Matrix view(Tensor& t) {
+  return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)};
+}
 
 std::byte* row_at(Tensor& t, int64_t row) {
-  return static_cast<std::byte*>(t.data()) + static_cast<size_t>(row * t.dim(1)) * dtype_size_bytes(t.dtype());
+  return static_cast<std::byte*>(t.data()) +
+         static_cast<size_t>(row * t.dim(1)) * dtype_size_bytes(t.dtype());
 }
 const std::byte* row_at(const Tensor& t, int64_t row) {
-  return static_cast<const std::byte*>(t.data()) + static_cast<size_t>(row * t.dim(1)) * dtype_size_bytes(t.dtype());
+  return static_cast<const std::byte*>(t.data()) +
+         static_cast<size_t>(row * t.dim(1)) * dtype_size_bytes(t.dtype());
 }
 
 // x[rows[i]] += features[offset + i]; neighbouring rows are added in one call.
-void add_visual_rows(const kernels::Context& context, Tensor& x, std::span<const int64_t> rows, const Tensor& features,
-                     int64_t offset) {
+void add_visual_rows(const kernels::Context& context, Tensor& x, std::span<const int64_t> rows,
+                     const Tensor& features, int64_t offset) {
   const int64_t width = x.dim(1);
   for (size_t begin = 0; begin < rows.size();) {
     size_t end = begin + 1;
     while (end < rows.size() && rows[end] == rows[end - 1] + 1) ++end;
     const int64_t n = static_cast<int64_t>(end - begin);
     const kernels::Matrix target{row_at(x, rows[begin]), x.dtype(), n, width, width};
-    const kernels::ConstMatrix source{row_at(features, offset + static_cast<int64_t>(begin)), features.dtype(), n, width,
-                                      width};
+    const kernels::ConstMatrix source{row_at(features, offset + static_cast<int64_t>(begin)),
+                                      features.dtype(), n, width, width};
     kernels::add_rows(context, target, source);
     begin = end;
   }
@@ -56,8 +60,8 @@ Tensor NativeEmbed::embed(std::span<const int32_t> ids) const {
       fail(ErrorCode::kInvalidArgument, "embed", "token id", "0.." + std::to_string(table.out - 1),
            std::to_string(ids[i]));
     }
-    convert_elements(static_cast<const std::byte*>(table.data) + static_cast<size_t>(ids[i]) * row_bytes, table.dtype,
-                     row_at(out, static_cast<int64_t>(i)), activation_, table.in);
+    convert_elements(static_cast<const std::byte*>(table.data) + static_cast<size_t>(ids[i]) * row_bytes,
+                     table.dtype, row_at(out, static_cast<int64_t>(i)), activation_, table.in);
   }
   return out;
 }
@@ -67,7 +71,8 @@ NativeDecoder::NativeDecoder(const model::TextConfig& config, const DecoderWeigh
     : config_(config), weights_(weights), activation_(activation), context_(context), mrope_(config) {}
 
 std::unique_ptr<KvCache> NativeDecoder::new_cache() const {
-  return std::make_unique<NativeKvCache>(this, activation_, config_.num_layers, config_.num_kv_heads, config_.head_dim);
+  return std::make_unique<NativeKvCache>(this, activation_, config_.num_layers, config_.num_kv_heads,
+                                         config_.head_dim);
 }
 
 Tensor NativeDecoder::logits(const Tensor& x, LogitsMode mode, LinearPath path) const {
@@ -84,7 +89,8 @@ Tensor NativeDecoder::logits(const Tensor& x, LogitsMode mode, LinearPath path) 
     const int64_t n = std::min(step, rows - done);
     const kernels::ConstMatrix in{row_at(x, first + done), x.dtype(), n, width, width};
     const kernels::Matrix norm_out{normed.data(), normed.dtype(), n, width, width};
-    kernels::rms_norm(context_, in, weights_.final_norm.data(), static_cast<float>(config_.rms_norm_eps), norm_out);
+    kernels::rms_norm(context_, in, weights_.final_norm.data(), static_cast<float>(config_.rms_norm_eps),
+                      norm_out);
     const kernels::Matrix direct{row_at(result, done), DType::kF32, n, vocab, vocab};
     if (activation_ == DType::kF32) {
       kernels::linear(context_, path, norm_out, weights_.head, Activation::kNone, {}, direct);
@@ -133,7 +139,8 @@ Tensor NativeDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsM
   // set_length comes last: an error on the way leaves the cache's positions as they were.
   kv_cache->reserve(past + rows);
   for (int64_t i = 0; i < config_.num_layers; ++i) {
-    if (hooks.progress && !hooks.progress(i, config_.num_layers)) fail(ErrorCode::kCancelled, "decoder", "cancelled");
+    if (hooks.progress && !hooks.progress(i, config_.num_layers))
+      fail(ErrorCode::kCancelled, "decoder", "cancelled");
     const DecoderLayerWeights& w = weights_.layers[static_cast<size_t>(i)];
     const kernels::KvView kv = kv_cache->layer(i);
 
@@ -155,7 +162,8 @@ Tensor NativeDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsM
     kernels::linear(context_, path, view(hidden), w.down, Activation::kNone, view(x), view(x));
 
     if (i < static_cast<int64_t>(input.deepstack.size())) {
-      add_visual_rows(context_, x, input.visual_rows, input.deepstack[static_cast<size_t>(i)], input.deepstack_offset);
+      add_visual_rows(context_, x, input.visual_rows, input.deepstack[static_cast<size_t>(i)],
+                      input.deepstack_offset);
     }
     if (hooks.trace) hooks.trace("layer" + std::to_string(i), x.to(DType::kF32));
   }

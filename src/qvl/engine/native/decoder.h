@@ -30,7 +30,8 @@ class NativeDecoder : public DecoderStage {
                 kernels::Context context);
 
   std::unique_ptr<KvCache> new_cache() const override;
-  Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits, const StageHooks& hooks) const override;
+  Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits,
+                 const StageHooks& hooks) const override;
 
  private:
   Tensor logits(const Tensor& x, LogitsMode mode, kernels::LinearPath path) const;

@@ -6,8 +6,13 @@
 
 namespace qvl::engine::native {
 
-NativeKvCache::NativeKvCache(const void* owner, DType dtype, int64_t layers, int64_t kv_heads, int64_t head_dim)
-    : owner_(owner), dtype_(dtype), kv_heads_(kv_heads), head_dim_(head_dim), layers_(static_cast<size_t>(layers)) {}
+NativeKvCache::NativeKvCache(const void* owner, DType dtype, int64_t layers, int64_t kv_heads,
+                             int64_t head_dim)
+    : owner_(owner),
+      dtype_(dtype),
+      kv_heads_(kv_heads),
+      head_dim_(head_dim),
+      layers_(static_cast<size_t>(layers)) {}
 
 void NativeKvCache::truncate(int64_t length) {
   if (length < 0 || length > length_) {

@@ -1,5 +1,5 @@
-// The native decoder's KV cache: blocks of positions, allocated as the timeline grows (spec 6.4; keys are stored
-// rotated). Memory is proportional to the positions in use; nothing is moved when it grows.
+// The native decoder's KV cache: blocks of positions, allocated as the timeline grows (spec 6.4; keys are
+// stored rotated). Memory is proportional to the positions in use; nothing is moved when it grows.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +41,8 @@ class NativeKvCache : public KvCache {
   int64_t head_dim_;
   int64_t length_ = 0;
   std::vector<Layer> layers_;
-  std::vector<AlignedBuffer> blocks_;  // one per kBlockTokens positions, holding keys and values of all layers
+  std::vector<AlignedBuffer>
+      blocks_;  // one per kBlockTokens positions, holding keys and values of all layers
 };
 
 }  // namespace qvl::engine::native

@@ -16,14 +16,19 @@ namespace {
 
 DType activation_type(Precision precision, DType stored) {
   switch (precision) {
-    case Precision::kF32: return DType::kF32;
-    case Precision::kBF16: return DType::kBF16;
-    case Precision::kAuto: break;
+    case Precision::kF32:
+      return DType::kF32;
+    case Precision::kBF16:
+      return DType::kBF16;
+    case Precision::kAuto:
+      break;
   }
   return stored == DType::kBF16 ? DType::kBF16 : DType::kF32;
 }
 
-std::string stage_name(DType activation) { return activation == DType::kBF16 ? "native bf16" : "native fp32"; }
+std::string stage_name(DType activation) {
+  return activation == DType::kBF16 ? "native bf16" : "native fp32";
+}
 
 // What a vision stage stands on.
 struct VisionModel {
@@ -45,11 +50,13 @@ struct TextModel {
 
 OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const EngineOptions& options,
                          const StageSelection& selection, std::shared_ptr<ThreadPool> pool) {
-  const kernels::Context context{
-      pool.get(), options.kernels.empty() ? &kernels::active_table() : &kernels::table_by_name(options.kernels)};
+  const kernels::Context context{pool.get(), options.kernels.empty()
+                                                 ? &kernels::active_table()
+                                                 : &kernels::table_by_name(options.kernels)};
   const model::ModelConfig& config = source->config();
   int64_t done = 0;
-  const int64_t total = (selection.vision ? source->stage_bytes(true) : 0) + (selection.text ? source->stage_bytes(false) : 0);
+  const int64_t total =
+      (selection.vision ? source->stage_bytes(true) : 0) + (selection.text ? source->stage_bytes(false) : 0);
   const auto on_bytes = [&](int64_t n) {
     done += n;
     if (options.progress && !options.progress(done, total)) fail(ErrorCode::kCancelled, "load", "cancelled");
@@ -64,7 +71,8 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     model->source = source;
     model->pool = pool;
     WeightBinder binder(*source, type, *pool, on_bytes);
-    model->stage = std::make_unique<NativeVision>(config.vision, bind_vision(binder, config.vision), type, context);
+    model->stage =
+        std::make_unique<NativeVision>(config.vision, bind_vision(binder, config.vision), type, context);
     stages.weight_bytes += binder.owned_bytes();
     model->owned = binder.take_owned();
     stages.vision = {model, model->stage.get()};
@@ -90,7 +98,8 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
 
 }  // namespace
 
-std::shared_ptr<const Engine> open_checkpoint(const std::filesystem::path& dir, const EngineOptions& options) {
+std::shared_ptr<const Engine> open_checkpoint(const std::filesystem::path& dir,
+                                              const EngineOptions& options) {
   auto pool = std::make_shared<ThreadPool>(thread_count(options));
   const auto source = checkpoint_source(checkpoint::Checkpoint::open(dir));
   const OpenedStages stages = open_stages(source, options, {}, pool);

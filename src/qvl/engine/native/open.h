@@ -11,13 +11,13 @@
 
 namespace qvl::engine::native {
 
-// Validates config and tensors (spec 1, 2) and maps the weights; nothing is copied unless the requested precision
-// differs from the stored one. Throws kNotFound, kFormat, kMismatch, kUnsupported, kCancelled.
+// Validates config and tensors (spec 1, 2) and maps the weights; nothing is copied unless the requested
+// precision differs from the stored one. Throws kNotFound, kFormat, kMismatch, kUnsupported, kCancelled.
 std::shared_ptr<const Engine> open_checkpoint(const std::filesystem::path& dir, const EngineOptions& options);
 
-// The selected stages of a package on `pool`. Floats are used from the mapped files; integer formats are dequantised into
-// the activation type (bf16 for weights made from a bf16 checkpoint, unless the options say otherwise). Throws
-// kUnsupported, kCancelled.
+// The selected stages of a package on `pool`. Floats are used from the mapped files; integer formats are
+// dequantised into the activation type (bf16 for weights made from a bf16 checkpoint, unless the options say
+// otherwise). Throws kUnsupported, kCancelled.
 OpenedStages open_package(std::shared_ptr<const package::Package> package, const EngineOptions& options,
                           const StageSelection& selection, std::shared_ptr<ThreadPool> pool);
 

@@ -33,7 +33,8 @@ class CheckpointSource : public TensorSource {
  public:
   explicit CheckpointSource(checkpoint::Checkpoint checkpoint) : checkpoint_(std::move(checkpoint)) {
     const std::string where = checkpoint_.folder().string();
-    config_ = model::ModelConfig::from_json(checkpoint_.config_json(), checkpoint_.file_path("config.json").string());
+    config_ = model::ModelConfig::from_json(checkpoint_.config_json(),
+                                            checkpoint_.file_path("config.json").string());
     std::vector<model::FoundTensor> found;
     ByteVote vote;
     for (const checkpoint::CheckpointTensor& t : checkpoint_.tensors()) {
@@ -57,9 +58,13 @@ class CheckpointSource : public TensorSource {
   DType stage_type(bool) const override { return type_; }
 
   SourceTensor find(TensorRole role, int layer) const override {
-    const checkpoint::TensorView& view = checkpoint_.get(model::tensor_name(role, layer), model::tensor_shape(config_, role));
+    const checkpoint::TensorView& view =
+        checkpoint_.get(model::tensor_name(role, layer), model::tensor_shape(config_, role));
     const int64_t rows = view.shape.size() < 2 ? 1 : view.shape[0];
-    return {.format = quant::Format::floating(view.dtype), .rows = rows, .columns = view.size() / rows, .data = view.bytes};
+    return {.format = quant::Format::floating(view.dtype),
+            .rows = rows,
+            .columns = view.size() / rows,
+            .data = view.bytes};
   }
 
  private:
@@ -81,7 +86,9 @@ class PackageSource : public TensorSource {
     bool integers = false;
     for (const model::TensorSpec& spec : model::tensor_table(config())) {
       const package::PackageTensor* t = package_->find(spec.name);
-      if (!t || model::is_vision_role(spec.role) != vision || spec.precision != model::PrecisionClass::kMatrix) continue;
+      if (!t || model::is_vision_role(spec.role) != vision ||
+          spec.precision != model::PrecisionClass::kMatrix)
+        continue;
       integers |= t->entry->format.kind != quant::Kind::kFloat;
       vote.add(t->entry->format.float_type, t->data.size());
     }

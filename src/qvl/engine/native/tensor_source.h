@@ -1,5 +1,5 @@
-// Where the native stages find their weights: a Hugging Face checkpoint or an exported package, both mapped. Tensors are
-// asked for by role and come as they are stored (spec 2, 10).
+// Where the native stages find their weights: a Hugging Face checkpoint or an exported package, both mapped.
+// Tensors are asked for by role and come as they are stored (spec 2, 10).
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,8 @@
 
 namespace qvl::engine::native {
 
-// A stored tensor: matrices of any rank as [rows, columns] = [shape[0], rest], vectors as one row. The bytes live as long
-// as the source and need not be aligned to their elements.
+// A stored tensor: matrices of any rank as [rows, columns] = [shape[0], rest], vectors as one row. The bytes
+// live as long as the source and need not be aligned to their elements.
 struct SourceTensor {
   quant::Format format;
   int64_t rows = 0;

@@ -16,8 +16,12 @@ constexpr float kNormEps = 1e-6f;
 // Rows that pass through the MLP together: bounds its intermediate to a few MB whatever the image's size.
 constexpr int64_t kMlpRows = 1024;
 
-kernels::Matrix view(Tensor& t) { return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)}; }
-kernels::ConstMatrix view(const Tensor& t) { return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)}; }
+kernels::Matrix view(Tensor& t) {
+  return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)};
+}
+kernels::ConstMatrix view(const Tensor& t) {
+  return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)};
+}
 
 void* at(Tensor& t, int64_t element) {
   return static_cast<std::byte*>(t.data()) + static_cast<size_t>(element) * dtype_size_bytes(t.dtype());
@@ -46,15 +50,16 @@ void NativeVision::embed_patches(std::span<const float> pixels, std::span<const 
   const int64_t dim = config_.hidden_size;
   if (activation_ == DType::kF32) {
     const kernels::ConstMatrix in{pixels.data(), DType::kF32, patches, width, width};
-    kernels::linear(context_, kernels::LinearPath::kGemm, in, weights_.patch_embed, kernels::Activation::kNone, {},
-                    view(x));
+    kernels::linear(context_, kernels::LinearPath::kGemm, in, weights_.patch_embed,
+                    kernels::Activation::kNone, {}, view(x));
   } else {
     const int64_t step = std::min(patches, kMlpRows);
     Tensor in(DType::kBF16, {step, width});
     for (int64_t row = 0; row < patches; row += step) {
       const int64_t n = std::min(step, patches - row);
       context_.pool->parallel_for(n, [&](int64_t i, int) {
-        convert_elements(pixels.data() + (row + i) * width, DType::kF32, at(in, i * width), DType::kBF16, width);
+        convert_elements(pixels.data() + (row + i) * width, DType::kF32, at(in, i * width), DType::kBF16,
+                         width);
       });
       kernels::linear(context_, kernels::LinearPath::kGemm, rows_of(in, 0, n), weights_.patch_embed,
                       kernels::Activation::kNone, {}, rows_of(x, row, n));
@@ -62,7 +67,8 @@ void NativeVision::embed_patches(std::span<const float> pixels, std::span<const 
   }
   trace(hooks, "vision.patch_embed", x);
 
-  const model::VisionTaps taps = model::vision_taps(grids, config_.position_side(), config_.spatial_merge_size);
+  const model::VisionTaps taps =
+      model::vision_taps(grids, config_.position_side(), config_.spatial_merge_size);
   const auto table = weights_.position_table.as<float>();
   const bool bf16 = activation_ == DType::kBF16;
   Tensor traced;
@@ -103,8 +109,9 @@ void NativeVision::block(const VisionBlockWeights& w, std::span<const int64_t> s
   kernels::linear(context_, LinearPath::kGemm, view(y), w.qkv, Activation::kNone, {}, view(qkv));
   // q and k stand side by side: one call turns the heads of both.
   kernels::rope_vision(context_, columns_of(qkv, 0, 2 * dim), 2 * heads, head_dim, cos, sin);
-  kernels::attention_full(context_, columns_of(qkv, 0, dim), columns_of(qkv, dim, dim), columns_of(qkv, 2 * dim, dim),
-                          heads, head_dim, segments, 1.0f / std::sqrt(static_cast<float>(head_dim)), view(y));
+  kernels::attention_full(context_, columns_of(qkv, 0, dim), columns_of(qkv, dim, dim),
+                          columns_of(qkv, 2 * dim, dim), heads, head_dim, segments,
+                          1.0f / std::sqrt(static_cast<float>(head_dim)), view(y));
   kernels::linear(context_, LinearPath::kGemm, view(y), w.proj, Activation::kNone, view(x), view(x));
 
   kernels::layer_norm(context_, view(x), w.norm2.weight.data(), w.norm2.bias.data(), kNormEps, view(y));
@@ -112,7 +119,8 @@ void NativeVision::block(const VisionBlockWeights& w, std::span<const int64_t> s
     const int64_t n = std::min(kMlpRows, x.dim(0) - row);
     const kernels::Matrix h = rows_of(hidden, 0, n);
     kernels::linear(context_, LinearPath::kGemm, rows_of(y, row, n), w.fc1, Activation::kGeluTanh, {}, h);
-    kernels::linear(context_, LinearPath::kGemm, h, w.fc2, Activation::kNone, rows_of(x, row, n), rows_of(x, row, n));
+    kernels::linear(context_, LinearPath::kGemm, h, w.fc2, Activation::kNone, rows_of(x, row, n),
+                    rows_of(x, row, n));
   }
 }
 
@@ -157,8 +165,10 @@ VisionFeatures NativeVision::encode(std::span<const float> pixels, std::span<con
   VisionFeatures features;
   features.deepstack.resize(weights_.deepstack.size());
   for (int64_t i = 0; i < config_.depth; ++i) {
-    if (hooks.progress && !hooks.progress(i, config_.depth)) fail(ErrorCode::kCancelled, "vision", "cancelled");
-    block(weights_.blocks[static_cast<size_t>(i)], segments, rotary.cos.data(), rotary.sin.data(), x, y, qkv, hidden);
+    if (hooks.progress && !hooks.progress(i, config_.depth))
+      fail(ErrorCode::kCancelled, "vision", "cancelled");
+    block(weights_.blocks[static_cast<size_t>(i)], segments, rotary.cos.data(), rotary.sin.data(), x, y, qkv,
+          hidden);
     trace(hooks, "vision.block" + std::to_string(i), x);
     for (size_t j = 0; j < weights_.deepstack.size(); ++j) {
       if (config_.deepstack_indexes[j] != i) continue;

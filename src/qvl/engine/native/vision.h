@@ -14,7 +14,8 @@ namespace qvl::engine::native {
 class NativeVision : public VisionStage {
  public:
   // The config, the weights' owners and the context outlive this stage.
-  NativeVision(const model::VisionConfig& config, VisionWeights weights, DType activation, kernels::Context context)
+  NativeVision(const model::VisionConfig& config, VisionWeights weights, DType activation,
+               kernels::Context context)
       : config_(config), weights_(std::move(weights)), activation_(activation), context_(context) {}
 
   VisionFeatures encode(std::span<const float> pixel_values, std::span<const image::Grid> grids,
@@ -23,8 +24,8 @@ class NativeVision : public VisionStage {
  private:
   void embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,
                      const StageHooks& hooks) const;
-  void block(const VisionBlockWeights& w, std::span<const int64_t> segments, const float* cos, const float* sin,
-             Tensor& x, Tensor& y, Tensor& qkv, Tensor& hidden) const;
+  void block(const VisionBlockWeights& w, std::span<const int64_t> segments, const float* cos,
+             const float* sin, Tensor& x, Tensor& y, Tensor& qkv, Tensor& hidden) const;
   Tensor merge(const MergerWeights& w, bool norm_after_regrouping, const Tensor& x) const;
 
   const model::VisionConfig& config_;

@@ -50,7 +50,8 @@ Tensor WeightBinder::converted(const SourceTensor& source, DType type) const {
     }
     std::vector<float> values(static_cast<size_t>(elements));
     quant::dequantize(format, count, columns,
-                      {row_bytes(data, first, count), row_bytes(scales, first, count), row_bytes(zero_points, first, count)},
+                      {row_bytes(data, first, count), row_bytes(scales, first, count),
+                       row_bytes(zero_points, first, count)},
                       values);
     convert_elements(values.data(), DType::kF32, target, type, elements);
   });
@@ -82,7 +83,8 @@ kernels::Weight WeightBinder::matrix(TensorRole role, TensorRole bias, int layer
 
 Tensor WeightBinder::rounded(const SourceTensor& source) const {
   Tensor copy = converted(source, DType::kF32);
-  if (activation_ == DType::kBF16) std::ranges::transform(copy.as<float>(), copy.as<float>().begin(), round_to_bf16);
+  if (activation_ == DType::kBF16)
+    std::ranges::transform(copy.as<float>(), copy.as<float>().begin(), round_to_bf16);
   return copy;
 }
 
@@ -114,9 +116,10 @@ VisionWeights bind_vision(WeightBinder& b, const model::VisionConfig& config) {
               b.matrix(TensorRole::kMergerFc1Weight, TensorRole::kMergerFc1Bias),
               b.matrix(TensorRole::kMergerFc2Weight, TensorRole::kMergerFc2Bias)};
   for (int j = 0; j < static_cast<int>(config.deepstack_indexes.size()); ++j) {
-    w.deepstack.push_back({{b.vector(TensorRole::kDeepstackNormWeight, j), b.vector(TensorRole::kDeepstackNormBias, j)},
-                           b.matrix(TensorRole::kDeepstackFc1Weight, TensorRole::kDeepstackFc1Bias, j),
-                           b.matrix(TensorRole::kDeepstackFc2Weight, TensorRole::kDeepstackFc2Bias, j)});
+    w.deepstack.push_back(
+        {{b.vector(TensorRole::kDeepstackNormWeight, j), b.vector(TensorRole::kDeepstackNormBias, j)},
+         b.matrix(TensorRole::kDeepstackFc1Weight, TensorRole::kDeepstackFc1Bias, j),
+         b.matrix(TensorRole::kDeepstackFc2Weight, TensorRole::kDeepstackFc2Bias, j)});
   }
   return w;
 }

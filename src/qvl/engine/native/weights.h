@@ -1,6 +1,6 @@
-// Weights of the native stages, bound by role to the mapped checkpoint or package (spec 2). A matrix stays in the file
-// and is used from there; only what the kernels need in another type (vectors in float32, a precision other than the
-// stored one, integer formats) is copied.
+// Weights of the native stages, bound by role to the mapped checkpoint or package (spec 2). A matrix stays in
+// the file and is used from there; only what the kernels need in another type (vectors in float32, a
+// precision other than the stored one, integer formats) is copied.
 #pragma once
 
 #include <functional>
@@ -49,8 +49,8 @@ struct VisionWeights {
 struct DecoderLayerWeights {
   std::span<const float> input_norm, post_attention_norm;  // [D]
   std::span<const float> q_norm, k_norm;                   // [head_dim]
-  kernels::Weight q, k, v, o;  // [Q, D], [K, D], [K, D], [D, Q]
-  kernels::Weight gate, up, down;  // [I, D], [I, D], [D, I]
+  kernels::Weight q, k, v, o;                              // [Q, D], [K, D], [K, D], [D, Q]
+  kernels::Weight gate, up, down;                          // [I, D], [I, D], [D, I]
 };
 
 struct DecoderWeights {
@@ -63,9 +63,10 @@ struct DecoderWeights {
 // Owns what had to be copied; the views above point into it or into the source.
 class WeightBinder {
  public:
-  // `activation` is the type of the activations, F32 or BF16. `on_bytes(n)` is called as tensors are bound. The pool
-  // dequantises.
-  WeightBinder(const TensorSource& source, DType activation, ThreadPool& pool, std::function<void(int64_t)> on_bytes);
+  // `activation` is the type of the activations, F32 or BF16. `on_bytes(n)` is called as tensors are bound.
+  // The pool dequantises.
+  WeightBinder(const TensorSource& source, DType activation, ThreadPool& pool,
+               std::function<void(int64_t)> on_bytes);
 
   // Matrix [out, ...] as [out, product of the rest], with the bias of `bias` unless that is the same role.
   kernels::Weight matrix(model::TensorRole role, int layer = -1);
