@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <clocale>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -15,6 +16,7 @@
 #include "qvl/base/mapped_file.h"
 #include "qvl/base/tensor.h"
 #include "qvl/base/thread_pool.h"
+#include "qvl/base/timestamp.h"
 
 namespace qvl {
 namespace {
@@ -142,6 +144,31 @@ TEST(ThreadPool, ErrorsReachTheCallerAndThePoolLivesOn) {
   pool.run([&](int) { ++n; });
   EXPECT_EQ(n.load(), 3);
   EXPECT_EQ(error_of([] { ThreadPool p(0); }).code(), ErrorCode::kInvalidArgument);
+}
+
+// Trap 30: ties go to even on the exact binary value; the locale plays no part.
+TEST(Timestamp, RoundsTheExactValueToEven) {
+  EXPECT_EQ(format_timestamp(0.0), "<0.0 seconds>");
+  EXPECT_EQ(format_timestamp(0.05), "<0.1 seconds>");
+  EXPECT_EQ(format_timestamp(0.25), "<0.2 seconds>");
+  EXPECT_EQ(format_timestamp(0.3), "<0.3 seconds>");
+  EXPECT_EQ(format_timestamp(0.35), "<0.3 seconds>");  // the double is a little below
+  EXPECT_EQ(format_timestamp(0.75), "<0.8 seconds>");
+  EXPECT_EQ(format_timestamp(12345.96), "<12346.0 seconds>");
+  EXPECT_EQ(format_timestamp(86399.95), "<86399.9 seconds>");
+  EXPECT_EQ(format_timestamp(1e17), "<100000000000000000.0 seconds>");
+  const char* old = std::setlocale(LC_NUMERIC, nullptr);
+  const std::string saved = old != nullptr ? old : "C";
+  if (std::setlocale(LC_NUMERIC, "de_DE.UTF-8") != nullptr) {
+    EXPECT_EQ(format_timestamp(1.5), "<1.5 seconds>");
+  }
+  std::setlocale(LC_NUMERIC, saved.c_str());
+}
+
+TEST(Timestamp, RejectsWhatIsNoMoment) {
+  for (const double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL, -0.5}) {
+    EXPECT_EQ(error_of([&] { format_timestamp(bad); }).code(), ErrorCode::kInvalidArgument) << bad;
+  }
 }
 
 }  // namespace

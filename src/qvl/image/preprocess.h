@@ -54,9 +54,6 @@ std::vector<int64_t> sample_frames(int64_t total_frames, double native_fps,
 std::vector<double> frame_timestamps(std::span<const int64_t> frame_indexes, double native_fps,
                                      int64_t temporal_patch_size = 2);
 
-// "<0.3 seconds>": one decimal, correctly rounded, whatever the locale.
-std::string format_timestamp(double seconds);
-
 // Image files of a folder in natural order (frame2 before frame10). Hidden files are skipped; anything else
 // that is not named like an image is skipped and logged. Throws kNotFound (no such folder, no image in it),
 // kIo.

