@@ -12,6 +12,7 @@
 #include "qvl/base/atomic_file.h"
 #include "qvl/base/dtype.h"
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/base/json.h"
 #include "qvl/base/mapped_file.h"
 #include "qvl/base/tensor.h"
@@ -144,6 +145,11 @@ TEST(ThreadPool, ErrorsReachTheCallerAndThePoolLivesOn) {
   pool.run([&](int) { ++n; });
   EXPECT_EQ(n.load(), 3);
   EXPECT_EQ(error_of([] { ThreadPool p(0); }).code(), ErrorCode::kInvalidArgument);
+}
+
+TEST(Format, CatKeepsNeighbouringFloatsApart) {
+  EXPECT_EQ(cat("frame ", 3, " of ", size_t{7}, std::string_view(": "), std::string("x")), "frame 3 of 7: x");
+  EXPECT_EQ(cat(0.1f, " ", 23.976, " ", 23.9760001), "0.1 23.976 23.9760001");
 }
 
 // Trap 30: ties go to even on the exact binary value; the locale plays no part.

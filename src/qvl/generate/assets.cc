@@ -1,7 +1,7 @@
 #include "qvl/generate/assets.h"
 
 #include "qvl/base/error.h"
-#include "qvl/generate/cat.h"
+#include "qvl/base/format.h"
 
 namespace qvl::generate {
 namespace {

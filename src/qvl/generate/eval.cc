@@ -7,8 +7,8 @@
 #include <sstream>
 
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/base/mapped_file.h"
-#include "qvl/generate/cat.h"
 
 namespace qvl::generate {
 namespace {

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "qvl/base/error.h"
-#include "qvl/generate/cat.h"
+#include "qvl/base/format.h"
 #include "qvl/model/positions.h"
 
 namespace qvl::generate {

@@ -4,8 +4,8 @@
 #include <random>
 
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/base/mapped_file.h"
-#include "qvl/generate/cat.h"
 #include "qvl/generate/content_hash.h"
 #include "qvl/generate/stop_strings.h"
 #include "qvl/image/decode.h"

@@ -7,7 +7,7 @@
 #include <functional>
 
 #include "qvl/base/error.h"
-#include "qvl/generate/cat.h"
+#include "qvl/base/format.h"
 
 namespace qvl::generate {
 namespace {

@@ -5,8 +5,8 @@
 #include <cstring>
 
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/engine/visual_features.h"
-#include "qvl/generate/cat.h"
 #include "qvl/generate/sampler.h"
 #include "qvl/model/positions.h"
 
