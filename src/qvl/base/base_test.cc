@@ -1,12 +1,16 @@
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <atomic>
+#include <chrono>
 #include <clocale>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include "qvl/base/atomic_file.h"
@@ -145,6 +149,52 @@ TEST(ThreadPool, ErrorsReachTheCallerAndThePoolLivesOn) {
   pool.run([&](int) { ++n; });
   EXPECT_EQ(n.load(), 3);
   EXPECT_EQ(error_of([] { ThreadPool p(0); }).code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(error_of([] { ThreadPool p(ThreadPool::kMaxThreads + 1); }).code(), ErrorCode::kInvalidArgument);
+}
+
+TEST(ThreadPool, ThreadsTheSystemRefusesAreAnError) {
+  pthread_attr_t usual, huge;
+  ASSERT_EQ(pthread_getattr_default_np(&usual), 0);
+  ASSERT_EQ(pthread_attr_init(&huge), 0);
+  ASSERT_EQ(pthread_attr_setstacksize(&huge, size_t{1} << 50), 0);
+  ASSERT_EQ(pthread_setattr_default_np(&huge), 0);  // no address space has room for such a stack
+  const Error e = error_of([] { ThreadPool p(3); });
+  ASSERT_EQ(pthread_setattr_default_np(&usual), 0);
+  EXPECT_EQ(e.code(), ErrorCode::kLimit) << e.what();
+  EXPECT_NE(std::string(e.what()).find("expected 3, got 1"), std::string::npos) << e.what();
+}
+
+TEST(ThreadPool, ConcurrentCallersTakeTurns) {
+  ThreadPool pool(3);
+  int sum = 0;  // unprotected on purpose: loops of two callers must not overlap
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 4; ++c) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 200; ++round) {
+        pool.run([&](int thread) {
+          if (thread == 1) ++sum;
+        });
+      }
+    });
+  }
+  for (std::thread& c : callers) c.join();
+  EXPECT_EQ(sum, 800);
+}
+
+TEST(ThreadPool, SleepingWorkersWakeForWorkAndForTheEnd) {
+  for (int round = 0; round < 20; ++round) {
+    ThreadPool pool(3);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));  // past the spin, in and around falling asleep
+    std::atomic<int> n{0};
+    pool.run([&](int) { ++n; });
+    ASSERT_EQ(n.load(), 3);
+    pool.run([&](int thread) {
+      if (thread == 2) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // the caller sleeps too
+      ++n;
+    });
+    ASSERT_EQ(n.load(), 6);
+    if (round % 2 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
 }
 
 TEST(Format, CatKeepsNeighbouringFloatsApart) {

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -96,25 +97,36 @@ struct ThreadPool::Impl {
       }
     }
   }
+
+  void stop_and_join() {
+    {
+      std::lock_guard lock(mutex);
+      stop.store(true, std::memory_order_release);
+      generation.fetch_add(1);
+    }
+    wake.notify_all();
+    for (std::thread& w : workers) w.join();
+  }
 };
 
 ThreadPool::ThreadPool(int threads) : impl_(std::make_unique<Impl>()), threads_(threads) {
-  if (threads < 1) {
-    fail(ErrorCode::kInvalidArgument, "threads", "number of threads", "at least 1", std::to_string(threads));
+  if (threads < 1 || threads > kMaxThreads) {
+    fail(ErrorCode::kInvalidArgument, "threads", "number of threads", "1 to " + std::to_string(kMaxThreads),
+         std::to_string(threads));
   }
   for (int t = 1; t < threads; ++t) {
-    impl_->workers.emplace_back([impl = impl_.get(), t] { impl->worker(t); });
+    try {
+      impl_->workers.emplace_back([impl = impl_.get(), t] { impl->worker(t); });
+    } catch (const std::system_error& e) {
+      impl_->stop_and_join();
+      fail(ErrorCode::kLimit, "threads", std::string("the system starts no more threads: ") + e.what(),
+           std::to_string(threads), std::to_string(t), "a lower --threads");
+    }
   }
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    std::lock_guard lock(impl_->mutex);
-    impl_->stop.store(true, std::memory_order_release);
-    impl_->generation.fetch_add(1);
-  }
-  impl_->wake.notify_all();
-  for (std::thread& w : impl_->workers) w.join();
+  impl_->stop_and_join();
 }
 
 void ThreadPool::run(const std::function<void(int)>& fn) {

@@ -15,7 +15,10 @@ int available_processors();
 
 class ThreadPool {
  public:
-  // threads >= 1; throws kInvalidArgument otherwise.
+  static constexpr int kMaxThreads = 4096;
+
+  // 1 <= threads <= kMaxThreads, kInvalidArgument otherwise; throws kLimit when the system refuses to start
+  // them.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
