@@ -3,10 +3,12 @@
 
     tools/mutation_test.py [--only WORD] [--build DIR]
 
-A mutation is a literal replacement that must occur exactly once. The copy lives below build/mutants, so the checkout
-is never touched. Exit code 1 when a mutation survives or no longer applies. Takes about half a minute each.
+A mutation is one or more replacements of text that must occur exactly once each; white space matches any white space,
+so that formatting does not matter. The copy lives below build/mutants, so the checkout is never touched. Exit code 1
+when a mutation survives or no longer applies. Takes about half a minute each.
 """
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +34,17 @@ class Mutation:
     old: str
     new: str
     test: tuple
+    also: tuple = ()  # further (old, new) in the same file
+
+    def apply(self, source: str) -> str:
+        """The mutated source; ValueError where a text to replace does not occur exactly once."""
+        for old, new in ((self.old, self.new), *self.also):
+            pattern = re.compile(r"\s+".join(re.escape(word) for word in old.split()))
+            found = pattern.findall(source)
+            if len(found) != 1:
+                raise ValueError(f"the text to replace occurs {len(found)} times in {self.file}: {old.strip()[:60]}")
+            source = pattern.sub(lambda _: new, source)
+        return source
 
 
 MUTATIONS = [
@@ -48,6 +61,10 @@ MUTATIONS = [
              GOLDEN),
     Mutation("position table sampled at i*side/n", POSITIONS,
              "const float step = top / static_cast<float>(n - 1);", "const float step = top / static_cast<float>(n);",
+             GOLDEN),
+    Mutation("position table sampled at half-pixel centres", POSITIONS,
+             "i < n / 2 ? step * static_cast<float>(i) : top - step * static_cast<float>(n - 1 - i);",
+             "std::clamp((static_cast<float>(i) + 0.5f) * (top + 1.0f) / static_cast<float>(n) - 0.5f, 0.0f, top);",
              GOLDEN),
     Mutation("vision rotary row and column swapped", POSITIONS, "for (const int64_t v : {r, c}) {",
              "for (const int64_t v : {c, r}) {", GOLDEN),
@@ -67,13 +84,18 @@ MUTATIONS = [
              "float* const r = row + dt * 3 * plane_values;", IMAGE),
     Mutation("round half up in smart_resize", "src/qvl/image/smart_resize.cc", "(2 * r == d && (q & 1) != 0)",
              "2 * r == d", IMAGE),
-    Mutation("DeepStack levels reversed", DECODER, "input.deepstack[static_cast<size_t>(i)], input.deepstack_offset",
-             "input.deepstack[input.deepstack.size() - 1 - static_cast<size_t>(i)], input.deepstack_offset", GOLDEN),
-    Mutation("DeepStack one layer late", DECODER,
-             "    if (i < static_cast<int64_t>(input.deepstack.size())) {\n"
-             "      add_visual_rows(context_, x, input.visual_rows, input.deepstack[static_cast<size_t>(i)], ",
-             "    if (i > 0 && i <= static_cast<int64_t>(input.deepstack.size())) {\n"
-             "      add_visual_rows(context_, x, input.visual_rows, input.deepstack[static_cast<size_t>(i - 1)], ", GOLDEN),
+    Mutation("DeepStack levels reversed", DECODER, "input.deepstack[static_cast<size_t>(i)],",
+             "input.deepstack[input.deepstack.size() - 1 - static_cast<size_t>(i)],", GOLDEN),
+    Mutation("DeepStack before the layer", DECODER, "if (i < static_cast<int64_t>(input.deepstack.size())) {", "if (i < 0) {",
+             GOLDEN,
+             also=(("const kernels::KvView kv = kv_cache->layer(i);",
+                    "const kernels::KvView kv = kv_cache->layer(i);\n"
+                    "    if (static_cast<size_t>(i) < input.deepstack.size()) {\n"
+                    "      add_visual_rows(context_, x, input.visual_rows, *(input.deepstack.data() + i),\n"
+                    "                      input.deepstack_offset);\n    }"),)),
+    Mutation("DeepStack one layer late", DECODER, "if (i < static_cast<int64_t>(input.deepstack.size())) {",
+             "if (i > 0 && i <= static_cast<int64_t>(input.deepstack.size())) {", GOLDEN,
+             also=(("input.deepstack[static_cast<size_t>(i)],", "input.deepstack[static_cast<size_t>(i - 1)],"),)),
     Mutation("DeepStack missing", DECODER, "if (i < static_cast<int64_t>(input.deepstack.size())) {", "if (i < 0) {",
              GOLDEN),
     Mutation("M-RoPE interleaving continued to the tail", POSITIONS,
@@ -100,6 +122,14 @@ MUTATIONS = [
              GOLDEN),
     Mutation("q/k norm left out before the rotation", SCALAR, "const float a = normed(i), b = normed(half + i);",
              "const float a = T::load(x + i), b = T::load(x + half + i);", GOLDEN),
+    Mutation("q/k norm after the rotation", SCALAR,
+             "const float a = normed(i), b = normed(half + i);\n"
+             "    const float c = T::round(cos[i]), s = T::round(sin[i]);\n"
+             "    T::store(y + i, T::round(a * c) - T::round(b * s));\n"
+             "    T::store(y + half + i, T::round(b * c) + T::round(a * s));",
+             "const float a = T::load(x + i) * inverse, b = T::load(x + half + i) * inverse;\n"
+             "    T::store(y + i, (a * cos[i] - b * sin[i]) * weight[i]);\n"
+             "    T::store(y + half + i, (b * cos[i] + a * sin[i]) * weight[half + i]);", GOLDEN),
     Mutation("scale of the attention missing", DECODER, "1.0f / std::sqrt(static_cast<float>(config_.head_dim))", "1.0f",
              GOLDEN),
     Mutation("causal mask one key too far", "src/qvl/kernels/attention_causal.cc", "return past + row / group + 1;",
@@ -149,14 +179,18 @@ def main() -> None:
         clean = run([str(test_program(folder, target)), f"--gtest_filter={filters}", "--gtest_brief=1"], cwd=copy)
         if clean.returncode != 0:
             sys.exit(f"{target} fails unchanged:\n{clean.stdout[-3000:]}")
+        if not re.search(r"^\[  PASSED  \] [1-9]", clean.stdout, re.MULTILINE):
+            sys.exit(f"{target} has no tests that match {filters}")
     for m in chosen:
         path = copy / m.file
         source = path.read_text()
-        if source.count(m.old) != 1:
-            print(f"STALE     {m.name}: the text to replace occurs {source.count(m.old)} times in {m.file}")
+        try:
+            mutated = m.apply(source)
+        except ValueError as stale:
+            print(f"STALE     {m.name}: {stale}")
             survivors.append(m.name)
             continue
-        path.write_text(source.replace(m.old, m.new))
+        path.write_text(mutated)
         target, filters = m.test
         try:
             if not build(folder, target):
@@ -165,8 +199,10 @@ def main() -> None:
                 continue
             result = run([str(test_program(folder, target)), f"--gtest_filter={filters}", "--gtest_brief=1"], cwd=copy)
             caught = result.returncode != 0
-            failed = sum(line.startswith("[  FAILED  ]") for line in result.stdout.splitlines())
-            print(f"{'caught' if caught else 'SURVIVED':9} {m.name}: {failed} lines of failure from {target}", flush=True)
+            names = sorted({w.split(",")[0].split("/")[-2 if "/" in w else -1] for w in
+                            re.findall(r"^\[  FAILED  \] (\S+\.\S+)", result.stdout, re.MULTILINE)})
+            failed = ", ".join(names) or f"{target} ended with code {result.returncode}"
+            print(f"{'caught' if caught else 'SURVIVED':9} {m.name}" + (f": {failed}" if caught else ""), flush=True)
             if not caught:
                 survivors.append(m.name)
         finally:
