@@ -124,13 +124,16 @@ std::vector<generate::TracedTensor> load_logits(const fs::path& path) {
 class Comparer {
  public:
   Comparer(const CompareOptions& o, ProgressBar& bar)
-      : o_(o), bar_(bar), size_(generate::parse_picture_size(o.size, "--shape-size")), work_(o.work) {}
+      : o_(o), bar_(bar), work_(o.work) {}
 
   Comparison run() {
     // One reference, and for each way four measurements; three exports.
     total_ = 1 + 4 * static_cast<int64_t>(std::size(kWays)) + 3;
     Comparison out;
-    out.checkpoint = o_.checkpoint;
+    // Reports travel: the folder's name, not where it stands.
+    std::error_code ec;
+    const fs::path folder = fs::weakly_canonical(o_.checkpoint, ec);
+    out.checkpoint = ec || folder.filename().empty() ? o_.checkpoint : folder.filename().string();
     out.reference = "the checkpoint in float32 by qvl's own kernels";
     if (const std::string error = logits(o_.checkpoint, "native", "native", "fp32", reference_file());
         !error.empty()) {
@@ -147,7 +150,7 @@ class Comparer {
     out.machine =
         fmt::format("qvl {}, {}, {} threads, {}", QVL_VERSION, kernels::table_name(kernels::active_table()),
                     o_.threads > 0 ? o_.threads : available_processors(), onnx);
-    out.prompt = fmt::format("one picture of {}: {} patches, {} prompt tokens; {} tokens decoded", o_.size,
+    out.prompt = fmt::format("One picture of {}: {} patches, {} prompt tokens; {} tokens decoded", o_.size,
                              patches_, prompt_tokens_, o_.tokens);
     bar_.clear();
     return out;
@@ -267,8 +270,7 @@ class Comparer {
 
   const CompareOptions& o_;
   ProgressBar& bar_;
-  generate::PictureSize size_;
-  WorkFolder work_;
+    WorkFolder work_;
   std::map<Files, std::string> exported_;
   int64_t done_ = 0, total_ = 0;
   int64_t patches_ = 0, prompt_tokens_ = 0;
