@@ -146,7 +146,7 @@ TEST(Synth, RefusesWithoutLeavingAnything) {
   EXPECT_EQ(
       error_of([&] { write_synthetic_checkpoint(tiny(scratch / "there")); }, scratch.path()),
       "invalid_argument: [DIR/there] output: expected a folder that does not exist yet, got an existing one "
-      "(remove it or choose another name)");
+      "(remove it, choose another name, or replace it where the command can (--replace))");
   EXPECT_EQ(error_of([&] { write_synthetic_checkpoint(tiny(scratch / "no/out")); }, scratch.path()),
             "not_found: [DIR/no] no such folder for the output");
   SynthOptions options = tiny(scratch / "out");
