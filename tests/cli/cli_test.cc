@@ -263,7 +263,7 @@ TEST_F(Cli, UsageErrors) {
   const std::vector<std::pair<std::vector<std::string>, std::vector<std::string>>> cases = {
       {{}, {"command"}},
       {{"serve"}, {"serve", "run, chat"}},
-      {{"export", "a", "b"}, {"export"}},
+      {{"import", "a", "b"}, {"import", "export"}},
       {{"--nonsense"}, {"--nonsense"}},
       {{"run"}, {"PROMPT"}},
       {{"run", ""}, {"PROMPT", "empty"}},
@@ -375,7 +375,7 @@ TEST_F(Cli, BadModels) {
   expect_refusal(qvl({"info", path("broken")}), 1, {"model.safetensors"});
   // The golden model has no tokenizer.
   expect_refusal(qvl({"run", kTiny, "Hi"}), 1, {"tokenizer"});
-  expect_refusal(qvl({"run", "--vision", "onnx", "Hi"}), 1, {"--vision", "ONNX"});
+  expect_refusal(qvl({"run", "--vision", "onnx", "Hi"}), 1, {"--vision onnx", "package", "qvl export"});
   expect_refusal(qvl({"run", "--text", "onnx", "Hi"}), 1, {"--text"});
   expect_refusal(qvl({"run", "Hi"}, {.environment = {"QVL_SMALL_MODEL=/nowhere/small"}}), 1,
                  {"/nowhere/small"});
