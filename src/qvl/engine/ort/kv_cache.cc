@@ -40,6 +40,7 @@ OrtKvCache::Layer OrtKvCache::allocate(int64_t positions) const {
 
 void OrtKvCache::copy(const float* source, int64_t source_positions, int64_t from, float* target, int64_t target_positions,
                       int64_t to, int64_t count) const {
+  if (count == 0) return;  // an empty cache has no buffer
   const int64_t d = shape_.head_dim;
   for (int64_t h = 0; h < shape_.kv_heads; ++h) {
     std::memmove(target + (h * target_positions + to) * d, source + (h * source_positions + from) * d,
