@@ -145,6 +145,22 @@ ErrorStats Quantizer::run_group(const std::byte* source, DType type, int rows, i
   return stats;
 }
 
+ErrorStats Quantizer::run_groups(int64_t groups, ThreadPool& pool,
+                                 const std::function<ErrorStats(int64_t group, float* scratch)>& run) const {
+  std::vector<ErrorStats> stats(static_cast<size_t>(groups));
+  std::vector<AlignedBuffer> scratch(static_cast<size_t>(pool.threads()));
+  const size_t scratch_bytes =
+      sizeof(float) * panel_scratch_floats(format_.kind == Kind::kRow8 ? columns_ : format_.block);
+  pool.parallel_for(groups, [&](int64_t group, int thread) {
+    AlignedBuffer& mine = scratch[static_cast<size_t>(thread)];
+    if (mine.size_bytes() == 0) mine = AlignedBuffer(scratch_bytes);
+    stats[static_cast<size_t>(group)] = run(group, reinterpret_cast<float*>(mine.data()));
+  });
+  ErrorStats total;
+  for (const ErrorStats& s : stats) total.merge(s);
+  return total;
+}
+
 ErrorStats Quantizer::quantize(const void* rows, DType type, int64_t row_count, const QuantizedSpan& out,
                                ThreadPool& pool, int64_t first_row) const {
   const int64_t size = type_bytes(type, where_);
@@ -158,22 +174,12 @@ ErrorStats Quantizer::quantize(const void* rows, DType type, int64_t row_count, 
   require("zero points", format_.zero_point_bytes(row_count, columns_), out.zero_points.size());
 
   const int64_t groups = (row_count + kPanelRows - 1) / kPanelRows;
-  std::vector<ErrorStats> stats(static_cast<size_t>(groups));
-  std::vector<AlignedBuffer> scratch(static_cast<size_t>(pool.threads()));
-  const size_t scratch_bytes =
-      sizeof(float) * panel_scratch_floats(format_.kind == Kind::kRow8 ? columns_ : format_.block);
-  pool.parallel_for(groups, [&](int64_t group, int thread) {
-    AlignedBuffer& mine = scratch[static_cast<size_t>(thread)];
-    if (mine.size_bytes() == 0) mine = AlignedBuffer(scratch_bytes);
+  return run_groups(groups, pool, [&](int64_t group, float* scratch) {
     const int64_t row = group * kPanelRows;
     const int count = static_cast<int>(std::min<int64_t>(kPanelRows, row_count - row));
-    stats[static_cast<size_t>(group)] =
-        run_group(static_cast<const std::byte*>(rows) + row * columns_ * size, type, count, first_row + row, &out, row,
-                  reinterpret_cast<float*>(mine.data()));
+    return run_group(static_cast<const std::byte*>(rows) + row * columns_ * size, type, count, first_row + row, &out, row,
+                     scratch);
   });
-  ErrorStats total;
-  for (const ErrorStats& s : stats) total.merge(s);
-  return total;
 }
 
 ErrorStats Quantizer::measure(const void* rows, DType type, int64_t row_count, int64_t sample_rows,
@@ -183,24 +189,14 @@ ErrorStats Quantizer::measure(const void* rows, DType type, int64_t row_count, i
   if (sample_rows < 1) fail(ErrorCode::kInvalidArgument, where_, "sampled rows", "1 or more", std::to_string(sample_rows));
   const bool all = sample_rows >= row_count;
   const int64_t groups = ((all ? row_count : sample_rows) + kPanelRows - 1) / kPanelRows;
-  std::vector<ErrorStats> stats(static_cast<size_t>(groups));
-  std::vector<AlignedBuffer> scratch(static_cast<size_t>(pool.threads()));
-  const size_t scratch_bytes =
-      sizeof(float) * panel_scratch_floats(format_.kind == Kind::kRow8 ? columns_ : format_.block);
-  pool.parallel_for(groups, [&](int64_t group, int thread) {
-    AlignedBuffer& mine = scratch[static_cast<size_t>(thread)];
-    if (mine.size_bytes() == 0) mine = AlignedBuffer(scratch_bytes);
+  return run_groups(groups, pool, [&](int64_t group, float* scratch) {
     // Sampled groups lie at multiples of 16 rows, the last one at the end of the matrix.
     const int64_t last_group = (row_count + kPanelRows - 1) / kPanelRows - 1;
     const int64_t at = all || groups < 2 ? group : group * last_group / (groups - 1);
     const int64_t row = at * kPanelRows;
     const int count = static_cast<int>(std::min<int64_t>(kPanelRows, row_count - row));
-    stats[static_cast<size_t>(group)] = run_group(static_cast<const std::byte*>(rows) + row * columns_ * size, type,
-                                                  count, row, nullptr, 0, reinterpret_cast<float*>(mine.data()));
+    return run_group(static_cast<const std::byte*>(rows) + row * columns_ * size, type, count, row, nullptr, 0, scratch);
   });
-  ErrorStats total;
-  for (const ErrorStats& s : stats) total.merge(s);
-  return total;
 }
 
 }  // namespace qvl::quant

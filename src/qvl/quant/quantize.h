@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -53,6 +54,9 @@ class Quantizer {
   ErrorStats measure(const void* rows, DType type, int64_t row_count, int64_t sample_rows, ThreadPool& pool) const;
 
  private:
+  // Statistics of all groups, merged in ascending order; `run` does one with scratch of its thread.
+  ErrorStats run_groups(int64_t groups, ThreadPool& pool,
+                        const std::function<ErrorStats(int64_t group, float* scratch)>& run) const;
   ErrorStats run_group(const std::byte* source, DType type, int rows, int64_t first_row, const QuantizedSpan* out,
                        int64_t out_row, float* scratch) const;
   ErrorStats convert_group(const std::byte* source, DType type, int rows, int64_t first_row, std::byte* out) const;
