@@ -1,7 +1,6 @@
 #include "qvl/apps/cli.h"
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -13,6 +12,7 @@
 #include "qvl/base/log.h"
 #include "qvl/engine/native/open.h"
 #include "qvl/generate/report.h"
+#include "qvl/image/decode.h"
 
 namespace qvl::apps {
 namespace {
@@ -247,17 +247,9 @@ fs::path resolve_model(const std::string& given) {
       fmt::format("the small model was not found in {} (name a model folder or set QVL_SMALL_MODEL)", tried));
 }
 
-bool looks_like_picture(const std::string& path) {
-  std::string ext = fs::path(path).extension().string();
-  std::transform(ext.begin(), ext.end(), ext.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  static constexpr std::array kExtensions = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"};
-  return std::find(kExtensions.begin(), kExtensions.end(), ext) != kExtensions.end();
-}
-
 void refuse_picture_as_model(const std::string& command, const std::string& model) {
   std::error_code ec;
-  if (!looks_like_picture(model) || fs::is_directory(model, ec)) return;
+  if (!image::has_picture_extension(model) || fs::is_directory(model, ec)) return;
   throw UsageError(
       fmt::format("MODEL: expected a model folder, got the picture {0} (did you mean: qvl {1} -i {0} ...)",
                   model, command));

@@ -103,7 +103,6 @@ void add_generation_options(CLI::App& app, GenerationChoice& choice);
 std::filesystem::path resolve_model(const std::string& given);
 // Throws UsageError when `model` is the name of a picture: "-i" was forgotten.
 void refuse_picture_as_model(const std::string& command, const std::string& model);
-bool looks_like_picture(const std::string& path);
 
 struct OpenModel {
   std::shared_ptr<const engine::Engine> engine;

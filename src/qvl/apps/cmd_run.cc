@@ -6,6 +6,7 @@
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/generate/report.h"
+#include "qvl/image/decode.h"
 
 namespace qvl::apps {
 namespace {
@@ -36,7 +37,7 @@ Question read_question(const std::vector<std::string>& words) {
   }
   q.prompt = words.back();
   if (words.size() == 1) {
-    if (looks_like_picture(q.prompt) && fs::exists(q.prompt, ec)) {
+    if (image::has_picture_extension(q.prompt) && fs::exists(q.prompt, ec)) {
       throw UsageError(fmt::format(
           "PROMPT: expected a question, got the picture {0} (did you mean: qvl run -i {0} \"PROMPT\")",
           q.prompt));

@@ -7,6 +7,7 @@
 #include "qvl/apps/cli.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/image/decode.h"
 
 namespace qvl::apps {
 namespace {
@@ -49,7 +50,7 @@ int run_program(int argc, char** argv) {
                                    [&](const auto& c) { return c.app->get_name() == first; });
     if (!known) {
       const std::string hint =
-          looks_like_picture(first) ? fmt::format("; did you mean: qvl run -i {} ...", first) : "";
+          image::has_picture_extension(first) ? fmt::format("; did you mean: qvl run -i {} ...", first) : "";
       return usage("qvl", fmt::format("unknown command '{}': expected one of {}{}", first, names, hint));
     }
   }

@@ -1,26 +1,16 @@
 #include "qvl/generate/calibrate.h"
 
 #include <algorithm>
-#include <array>
-#include <cctype>
 #include <utility>
 
 #include "qvl/base/error.h"
 #include "qvl/generate/pipeline.h"
+#include "qvl/image/decode.h"
 
 namespace qvl::generate {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::array<std::string_view, 6> kPictureExtensions = {".jpg",  ".jpeg", ".png",
-                                                                ".webp", ".gif",  ".bmp"};
-
-bool is_picture(const fs::path& path) {
-  std::string extension = path.extension().string();
-  for (char& c : extension) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return std::ranges::find(kPictureExtensions, extension) != kPictureExtensions.end();
-}
 
 // Sums of squares in double: thousands of rows of very different size meet in one column.
 class Gatherer {
@@ -102,7 +92,7 @@ std::vector<EvalQuestion> calibration_samples(const fs::path& folder) {
   bool questions = false;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     if (entry.path().extension() == ".jsonl") questions = true;
-    if (is_picture(entry.path())) pictures.push_back(entry.path());
+    if (image::has_picture_extension(entry.path())) pictures.push_back(entry.path());
   }
   if (questions) return read_questions(find_questions(folder));
   if (pictures.empty()) {

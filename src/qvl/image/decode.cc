@@ -2,6 +2,8 @@
 #include "qvl/image/decode.h"
 
 #include <algorithm>
+#include <array>
+#include <cctype>
 #include <cstring>
 #include <new>
 #include <string>
@@ -36,6 +38,14 @@ std::string_view known_but_unsupported(std::span<const std::byte> file) {
 }
 
 }  // namespace
+
+bool has_picture_extension(const std::filesystem::path& path) {
+  static constexpr std::array kExtensions = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"};
+  std::string extension = path.extension().string();
+  std::transform(extension.begin(), extension.end(), extension.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return std::find(kExtensions.begin(), kExtensions.end(), extension) != kExtensions.end();
+}
 
 std::string_view image_format_name(ImageFormat format) {
   switch (format) {

@@ -27,6 +27,9 @@ struct DecodeLimits {
   int64_t max_aspect_ratio = 200;
 };
 
+// True when the name ends like one of the formats (".jpg", ".PNG", ...); says nothing about the contents.
+bool has_picture_extension(const std::filesystem::path& path);
+
 struct RgbImage {
   int64_t width = 0;
   int64_t height = 0;
