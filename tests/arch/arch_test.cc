@@ -27,19 +27,20 @@ const std::map<std::string, std::set<std::string>>& table() {
       {"quant", {"base"}},
       {"onnx", {"base"}},
       {"model", {"base", "image/grid.h"}},
+      {"source", {"base", "model", "checkpoint"}},
       {"synth", {"base", "model", "checkpoint"}},
       {"package", {"base", "model", "quant", "onnx"}},
-      {"export", {"base", "checkpoint", "text", "image", "quant", "onnx", "model", "package"}},
+      {"export", {"base", "checkpoint", "text", "image", "quant", "onnx", "model", "package", "source"}},
       {"kernels", {"base", "quant"}},
       {"engine", {"base", "model", "package", "image/grid.h"}},
       {"engine/native",
-       {"base", "checkpoint", "quant", "model", "package", "kernels", "engine", "image/grid.h"}},
+       {"base", "checkpoint", "quant", "model", "package", "kernels", "engine", "source", "image/grid.h"}},
       {"engine/ort", {"base", "model", "onnx", "package", "engine", "image/grid.h"}},
       {"generate", {"base", "model", "text", "image", "engine"}},
       {"serve", {"base", "generate"}},
       {"apps",
        {"base", "checkpoint", "text", "image", "quant", "onnx", "model", "synth", "package", "export",
-        "kernels", "engine", "engine/native", "engine/ort", "generate", "serve"}},
+        "kernels", "engine", "engine/native", "engine/ort", "generate", "serve", "source"}},
   };
   return t;
 }
@@ -63,7 +64,7 @@ const std::map<std::string, std::set<std::string>>& third_party() {
       {"google/protobuf", {"onnx"}},
       {"onnxruntime", {"engine/ort"}},
       {"immintrin", {"kernels", "image", "quant"}},
-      {"openssl/", {"package"}},
+      {"openssl/", {"base"}},
       {"histedit", {"apps"}},
       {"editline", {"apps"}},
   };

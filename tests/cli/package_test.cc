@@ -12,7 +12,7 @@
 #include "qvl/base/json.h"
 #include "qvl/package/manifest.h"
 #include "qvl/package/package.h"
-#include "qvl/package/sha256.h"
+#include "qvl/base/sha256.h"
 
 namespace qvl::cli {
 namespace {
@@ -78,7 +78,7 @@ const package::TensorEntry& entry(const package::Manifest& manifest, const std::
 void rehash(const fs::path& folder, const std::string& file) {
   package::Manifest manifest = package::Manifest::load(folder);
   for (package::FileEntry& f : manifest.data_files) {
-    if (f.file == file) f.sha256 = package::sha256_hex(slurp(folder / file));
+    if (f.file == file) f.sha256 = sha256_hex(slurp(folder / file));
   }
   manifest.save(folder);
 }

@@ -23,7 +23,7 @@ struct Stored {
   void add(const package::TensorEntry& t) {
     ++tensors;
     weights += t.rows * t.columns;
-    bytes += t.data.length + (t.scales ? t.scales->length : 0) + (t.zero_points ? t.zero_points->length : 0);
+    bytes += t.stored_bytes();
   }
   Json to_json() const {
     return {{"tensors", tensors},

@@ -46,6 +46,13 @@ int available_processors() {
   return std::max(1, std::min(n, cgroup_quota_processors()));
 }
 
+int resolve_threads(int requested, std::string_view where) {
+  if (requested < 0) {
+    fail(ErrorCode::kInvalidArgument, where, "threads", "0 (all processors) or more", std::to_string(requested));
+  }
+  return requested > 0 ? requested : available_processors();
+}
+
 struct ThreadPool::Impl {
   // How long a worker looks for the next loop before it sleeps. Long enough to span the gap between two
   // operators of one step, short enough not to burn a core while the user types.

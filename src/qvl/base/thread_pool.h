@@ -6,12 +6,16 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string_view>
 
 namespace qvl {
 
 // The number of processors this process may run on (affinity mask and cgroup CPU quota respected), at
 // least 1.
 int available_processors();
+
+// `requested` threads, or for 0 all available_processors(). Throws kInvalidArgument for less than 0, naming `where`.
+int resolve_threads(int requested, std::string_view where);
 
 class ThreadPool {
  public:

@@ -3,6 +3,7 @@
 // to the canonical spelling of spec 2 ("model.visual.…", "model.language_model.…", "lm_head.weight").
 #pragma once
 
+#include <array>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -79,6 +80,11 @@ class Checkpoint {
   size_t total_bytes_ = 0;
   size_t renamed_count_ = 0;
 };
+
+// Tokenizer and chat template as publishers name them; tokenizer.json is the one that is needed.
+inline constexpr std::array<std::string_view, 8> kTokenizerFiles = {
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",    "chat_template.json", "vocab.json",
+    "merges.txt",     "added_tokens.json",     "special_tokens_map.json"};
 
 // True when the folder looks like a Hugging Face checkpoint (config.json and safetensors weights or an
 // index).

@@ -51,11 +51,7 @@ std::shared_ptr<const Engine> compose(model::ModelConfig config, const OpenedSta
 }
 
 int thread_count(const EngineOptions& options) {
-  if (options.threads < 0) {
-    fail(ErrorCode::kInvalidArgument, "load", "threads", "0 (all processors) or more",
-         std::to_string(options.threads));
-  }
-  return options.threads > 0 ? options.threads : available_processors();
+  return resolve_threads(options.threads, "load");
 }
 
 }  // namespace qvl::engine

@@ -13,7 +13,7 @@
 #include "qvl/base/atomic_file.h"
 #include "qvl/base/tensor.h"
 #include "qvl/package/manifest.h"
-#include "qvl/package/sha256.h"
+#include "qvl/base/sha256.h"
 
 namespace qvl::exporting {
 
@@ -39,7 +39,7 @@ class DataWriter {
   std::string name_;
   std::string where_;
   std::unique_ptr<AtomicFile> file_;
-  package::Sha256 hash_;
+  Sha256 hash_;
   AlignedBuffer buffers_[2];
   int turn_ = 0;
   uint64_t end_ = 0;  // of everything queued

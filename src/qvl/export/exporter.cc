@@ -15,12 +15,12 @@
 #include "qvl/export/data_writer.h"
 #include "qvl/export/genai_config.h"
 #include "qvl/export/sensitivity.h"
-#include "qvl/export/source.h"
 #include "qvl/image/processor_config.h"
 #include "qvl/image/smart_resize.h"
 #include "qvl/package/graph_io.h"
-#include "qvl/package/sha256.h"
+#include "qvl/base/sha256.h"
 #include "qvl/quant/quantize.h"
+#include "qvl/source/source.h"
 
 namespace qvl::exporting {
 namespace {
@@ -31,17 +31,15 @@ namespace fs = std::filesystem;
 constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
 constexpr int64_t kRowGroup = 16;  // the quantiser's
 
-// Files of a checkpoint that a package needs beside the weights; config.json must be there, the others may.
-constexpr std::array<std::string_view, 12> kCopiedFiles = {
-    "config.json",        "generation_config.json",       "preprocessor_config.json", "video_preprocessor_config.json",
-    "tokenizer.json",     "tokenizer_config.json",        "chat_template.jinja",      "chat_template.json",
-    "vocab.json",         "merges.txt",                   "added_tokens.json",        "special_tokens_map.json"};
+// What a package needs of a checkpoint beside weights and tokenizer; config.json must be there, the others may.
+constexpr std::array<std::string_view, 4> kConfigFiles = {"config.json", "generation_config.json", "preprocessor_config.json",
+                                                          "video_preprocessor_config.json"};
 
 package::FileEntry write_text(const fs::path& folder, std::string name, std::string_view content) {
   AtomicFile file(folder / name);
   file.write(content);
   file.commit();
-  return {std::move(name), content.size(), package::sha256_hex(content)};
+  return {std::move(name), content.size(), sha256_hex(content)};
 }
 
 package::TensorPart part_entry(const StoredPart& part) {
@@ -160,9 +158,7 @@ std::vector<GraphFile> build_graphs(WeightPlan& plan, const ExportOptions& optio
 }  // namespace
 
 ExportResult export_package(const ExportOptions& options) {
-  if (options.threads < 0) {
-    fail(ErrorCode::kInvalidArgument, "export", "threads", "0 (all processors) or more", std::to_string(options.threads));
-  }
+  const int threads = resolve_threads(options.threads, "export");
   Source source = Source::open(options.checkpoint);
   options.precision.validate(source.config.tie_word_embeddings);
 
@@ -182,7 +178,7 @@ ExportResult export_package(const ExportOptions& options) {
     fail(ErrorCode::kInvalidArgument, folder.target().string(), "folder to replace", "a package", "something else",
          "choose another name");
   }
-  ThreadPool pool(options.threads > 0 ? options.threads : available_processors());
+  ThreadPool pool(threads);
   Progress progress(options, static_cast<int64_t>(source.checkpoint.total_bytes()));
 
   SensitivityReport sensitivity;
@@ -204,9 +200,9 @@ ExportResult export_package(const ExportOptions& options) {
 
   package::Manifest& manifest = result.manifest;
   manifest.qvl_version = options.version;
-  manifest.source = {source.name, {}, std::string(precision_word(source.dtype)), source.parameters,
+  manifest.source = {source.name, {}, quant::Format::floating(source.dtype).name(), source.parameters,
                      source.config.tie_word_embeddings};
-  manifest.layout = options.layout == Layout::kGenai ? package::Layout::kGenai : package::Layout::kQvl;
+  manifest.layout = options.layout;
   manifest.opset = options.opset;
   manifest.plain = options.plain;
   manifest.vision.precision = stage_precision_name(options.precision.vision);
@@ -257,14 +253,16 @@ ExportResult export_package(const ExportOptions& options) {
     result.package_bytes += bytes.size();
     manifest.graphs.emplace(g.kind, std::move(entry));
   }
-  for (const std::string_view name : kCopiedFiles) {
-    if (!source.checkpoint.has_file(name)) continue;
+  const auto copy = [&](std::string_view name) {
+    if (!source.checkpoint.has_file(name)) return;
     const std::string content = read_file(source.checkpoint.file_path(name), size_t{256} << 20);
     package::FileEntry entry = write_text(folder.path(), std::string(name), content);
     if (name == "config.json") manifest.source.config_sha256 = entry.sha256;
     result.package_bytes += entry.bytes;
     manifest.other_files.push_back(std::move(entry));
-  }
+  };
+  std::ranges::for_each(kConfigFiles, copy);
+  std::ranges::for_each(checkpoint::kTokenizerFiles, copy);
   if (options.layout == Layout::kGenai) {
     for (auto& [name, json] : genai_files(source)) {
       manifest.other_files.push_back(write_text(folder.path(), name, json.dump(2) + "\n"));

@@ -51,7 +51,7 @@ int64_t plain_node_count(const package::Package& package, package::GraphKind kin
   WeightPlan plan(config, [&](const model::TensorSpec& tensor) { return package.get(tensor.name).entry->format; });
   GraphOptions options;
   options.linear.plain = true;
-  options.layout = manifest.layout == package::Layout::kGenai ? Layout::kGenai : Layout::kQvl;
+  options.layout = manifest.layout;
   options.opset = std::max<int64_t>(manifest.opset, 21);  // below it blocks cannot be dequantised
   if (const auto& s = manifest.static_sizes) {
     options.static_grid = image::Grid{s->grid_t, s->grid_h, s->grid_w};

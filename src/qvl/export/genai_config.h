@@ -6,9 +6,11 @@
 #include <vector>
 
 #include "qvl/base/json.h"
-#include "qvl/export/source.h"
+#include "qvl/source/source.h"
 
 namespace qvl::exporting {
+
+using source::Source;
 
 // (file name, content). Reads generation and processor files of the checkpoint; throws what their loaders throw.
 std::vector<std::pair<std::string, Json>> genai_files(const Source& source);

@@ -7,15 +7,14 @@
 #include "qvl/export/weight_plan.h"
 #include "qvl/image/grid.h"
 #include "qvl/onnx/graph_builder.h"
+#include "qvl/package/manifest.h"
 
 namespace qvl::exporting {
 
-enum class Layout {
-  kQvl,    // graph_io.h as it stands
-  // What onnxruntime-genai can feed: the DeepStack levels travel beside the features in one tensor of width (1+K)*D, so
-  // that vision has one output, embedding one image input and one output, and the decoder splits inputs_embeds.
-  kGenai,
-};
+// kQvl: graph_io.h as it stands. kGenai, what onnxruntime-genai can feed: the DeepStack levels travel beside the features in
+// one tensor of width (1+K)*D, so that vision has one output, embedding one image input and one output, and the decoder
+// splits inputs_embeds.
+using package::Layout;
 
 struct GraphOptions {
   LinearOptions linear;

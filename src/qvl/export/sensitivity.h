@@ -9,9 +9,11 @@
 #include "qvl/base/json.h"
 #include "qvl/base/thread_pool.h"
 #include "qvl/export/exporter.h"
-#include "qvl/export/source.h"
+#include "qvl/source/source.h"
 
 namespace qvl::exporting {
+
+using source::Source;
 
 struct SensitivityReport {
   // What the decoder's matrices get, by canonical name; empty when there was nothing to choose.

@@ -9,12 +9,14 @@
 #include "qvl/base/format.h"
 #include "qvl/base/mapped_file.h"
 #include "qvl/base/tensor.h"
-#include "qvl/export/source.h"
-#include "qvl/package/sha256.h"
+#include "qvl/base/sha256.h"
 #include "qvl/quant/block_codec.h"
+#include "qvl/source/source.h"
 
 namespace qvl::exporting {
 namespace {
+
+using source::Source;
 
 // Rows that one task compares: enough values to be worth it, little memory.
 constexpr int64_t kTaskValues = int64_t{1} << 17;
@@ -76,7 +78,7 @@ void check_same_model(const package::Package& package, const Source& source) {
   const std::filesystem::path config = source.checkpoint.file_path("config.json");
   const std::string where = source.checkpoint.folder().string();
   const std::string wanted = package.manifest().source.config_sha256;
-  if (const std::string got = package::sha256_hex(read_file(config, size_t{256} << 20)); got != wanted) {
+  if (const std::string got = sha256_hex(read_file(config, size_t{256} << 20)); got != wanted) {
     fail(ErrorCode::kMismatch, where, "config.json",
          fmt::format("the file that {} was exported from (SHA-256 {})", package.folder().string(), wanted.substr(0, 12)),
          got.substr(0, 12), "another model?");

@@ -5,6 +5,7 @@
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/package/graph_io.h"
+#include "qvl/package/manifest.h"
 
 namespace qvl::exporting {
 namespace {
@@ -13,8 +14,6 @@ using model::PrecisionClass;
 using model::TensorRole;
 using onnx::GraphBuilder;
 using onnx::Value;
-
-constexpr uint64_t kPartAlignmentBytes = 64;  // what the native engine maps; vectors of AVX-512
 
 bool is_matrix(PrecisionClass precision) {
   return precision == PrecisionClass::kMatrix || precision == PrecisionClass::kEmbedding;
@@ -101,7 +100,7 @@ const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
 
   uint64_t& end = file_bytes_[model::is_vision_role(role) ? package::kVisionData : package::kTextData];
   const auto place = [&](uint64_t length) {
-    const uint64_t offset = (end + kPartAlignmentBytes - 1) / kPartAlignmentBytes * kPartAlignmentBytes;
+    const uint64_t offset = (end + package::kPartAlignmentBytes - 1) / package::kPartAlignmentBytes * package::kPartAlignmentBytes;
     end = offset + length;
     return onnx::ExternalData{model::is_vision_role(role) ? package::kVisionData : package::kTextData, offset, length};
   };

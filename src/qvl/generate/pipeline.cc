@@ -6,7 +6,7 @@
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/base/mapped_file.h"
-#include "qvl/generate/content_hash.h"
+#include "qvl/base/sha256.h"
 #include "qvl/generate/stop_strings.h"
 #include "qvl/image/decode.h"
 #include "qvl/image/preprocess.h"
@@ -96,7 +96,8 @@ Pipeline::Pipeline(std::shared_ptr<const engine::Engine> engine, std::shared_ptr
 
 std::string Pipeline::content_key(const Visual& visual, const std::string& file_bytes) const {
   const VisualInput& input = visual.input_;
-  ContentHash hash;
+  // A cryptographic hash: a server's users must not be able to craft a file that is answered with another's.
+  Sha256 hash;
   auto limit = [](const std::optional<int64_t>& v) { return v ? cat(*v) : std::string("-"); };
   hash.add(cat(input.kind == VisualInput::Kind::kFrameFolder ? "video" : "image", " ",
                limit(visual.overrides_.min_pixels), " ", limit(visual.overrides_.max_pixels), "\n"));

@@ -24,7 +24,7 @@ namespace qvl::generate {
 struct PromptVisual {
   bool is_video = false;
   image::Grid grid;
-  std::string key;  // names the content (content_hash.h): equal keys and grids mean equal features
+  std::string key;  // names the content (a SHA-256): equal keys and grids mean equal features
   // May be null while every visual token is already in the session's cache.
   std::shared_ptr<const engine::VisionFeatures> features;
 };

@@ -60,6 +60,10 @@ struct TensorEntry {
   TensorPart data;
   std::optional<TensorPart> scales;       // present exactly when the format has them
   std::optional<TensorPart> zero_points;  // present exactly when the format has them
+
+  uint64_t stored_bytes() const {
+    return data.length + (scales ? scales->length : 0) + (zero_points ? zero_points->length : 0);
+  }
 };
 
 struct SourceInfo {

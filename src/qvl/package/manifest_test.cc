@@ -6,7 +6,6 @@
 #include <functional>
 
 #include "qvl/base/error.h"
-#include "qvl/package/sha256.h"
 
 namespace qvl::package {
 namespace {
@@ -130,16 +129,6 @@ TEST(Manifest, ReadingNamesKeyAndPlace) {
   // A newer version is named before anything in it can be misread.
   refused([](Json& j) { j = {{"format", "qvl package"}, {"format_version", 9}}; }, "format version");
   refused([](Json& j) { j = Json::array(); }, "an object");
-}
-
-TEST(Sha256, MatchesTheStandardsExample) {
-  EXPECT_EQ(sha256_hex("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-  EXPECT_EQ(sha256_hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-  Sha256 parts;
-  parts.add(std::string_view("a"));
-  parts.add(std::string_view("bc"));
-  EXPECT_EQ(parts.finish(), sha256_hex("abc"));
-  EXPECT_THROW(parts.finish(), Error);
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 #include "qvl/base/error.h"
 #include "qvl/model/tensor_table.h"
 #include "qvl/package/graph_io.h"
-#include "qvl/package/sha256.h"
+#include "qvl/base/sha256.h"
 
 namespace qvl::package {
 namespace {

@@ -13,6 +13,7 @@
 #include "qvl/base/partial_folder.h"
 #include "qvl/base/tensor.h"
 #include "qvl/base/thread_pool.h"
+#include "qvl/checkpoint/checkpoint.h"
 #include "qvl/checkpoint/safetensors_writer.h"
 #include "qvl/model/public_shapes.h"
 #include "qvl/model/tensor_table.h"
@@ -25,10 +26,6 @@ namespace fs = std::filesystem;
 
 constexpr size_t kChunkBytes = size_t{32} << 20;
 constexpr size_t kTaskBytes = size_t{1} << 20;
-constexpr std::array<std::string_view, 8> kTokenizerFiles = {
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",    "chat_template.json", "vocab.json",
-    "merges.txt",     "added_tokens.json",     "special_tokens_map.json"};
-
 void write_file(const fs::path& path, std::string_view content) {
   AtomicFile file(path);
   file.write(content);
@@ -76,7 +73,7 @@ void check_tokenizer(const fs::path& folder, const model::ModelConfig& config, c
 }
 
 void copy_tokenizer(const fs::path& from, const fs::path& to) {
-  for (const std::string_view name : kTokenizerFiles) {
+  for (const std::string_view name : checkpoint::kTokenizerFiles) {
     std::error_code error;
     if (!fs::is_regular_file(from / name, error)) continue;
     fs::copy_file(from / name, to / name, error);

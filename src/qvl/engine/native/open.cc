@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "qvl/base/error.h"
-#include "qvl/checkpoint/checkpoint.h"
 #include "qvl/engine/native/decoder.h"
 #include "qvl/engine/native/tensor_source.h"
 #include "qvl/engine/native/vision.h"
@@ -101,7 +100,7 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
 std::shared_ptr<const Engine> open_checkpoint(const std::filesystem::path& dir,
                                               const EngineOptions& options) {
   auto pool = std::make_shared<ThreadPool>(thread_count(options));
-  const auto source = checkpoint_source(checkpoint::Checkpoint::open(dir));
+  const auto source = checkpoint_source(source::Source::open(dir));
   const OpenedStages stages = open_stages(source, options, {}, pool);
   return compose(source->config(), stages, stages, source->parameters(), std::move(pool));
 }

@@ -1,11 +1,6 @@
 #include "qvl/engine/native/tensor_source.h"
 
-#include <algorithm>
-#include <string>
 #include <utility>
-#include <vector>
-
-#include "qvl/base/error.h"
 
 namespace qvl::engine::native {
 namespace {
@@ -31,35 +26,14 @@ class ByteVote {
 
 class CheckpointSource : public TensorSource {
  public:
-  explicit CheckpointSource(checkpoint::Checkpoint checkpoint) : checkpoint_(std::move(checkpoint)) {
-    const std::string where = checkpoint_.folder().string();
-    config_ = model::ModelConfig::from_json(checkpoint_.config_json(),
-                                            checkpoint_.file_path("config.json").string());
-    std::vector<model::FoundTensor> found;
-    ByteVote vote;
-    for (const checkpoint::CheckpointTensor& t : checkpoint_.tensors()) {
-      found.push_back({t.name, t.view->dtype, t.view->shape, t.view->file, t.view->name});
-      vote.add(t.view->dtype, t.view->bytes.size());
-    }
-    type_ = vote.winner();
-    const model::CheckpointMatch match = model::check_checkpoint(config_, found, where);
-    tied_head_ = match.tied_head;
-    if (match.redundant_head) {
-      const auto* head = checkpoint_.find(model::tensor_name(TensorRole::kLmHead));
-      const auto* embedding = checkpoint_.find(model::tensor_name(TensorRole::kTokenEmbedding));
-      if (head->dtype != embedding->dtype || !std::ranges::equal(head->bytes, embedding->bytes)) {
-        model::fail_different_head(where, head->file);
-      }
-    }
-  }
+  explicit CheckpointSource(source::Source source) : source_(std::move(source)) {}
 
-  const model::ModelConfig& config() const override { return config_; }
-  bool tied_head() const override { return tied_head_; }
-  DType stage_type(bool) const override { return type_; }
+  const model::ModelConfig& config() const override { return source_.config; }
+  bool tied_head() const override { return source_.config.tie_word_embeddings; }
+  DType stage_type(bool) const override { return source_.dtype; }
 
   SourceTensor find(TensorRole role, int layer) const override {
-    const checkpoint::TensorView& view =
-        checkpoint_.get(model::tensor_name(role, layer), model::tensor_shape(config_, role));
+    const checkpoint::TensorView& view = source_.tensor(role, layer);
     const int64_t rows = view.shape.size() < 2 ? 1 : view.shape[0];
     return {.format = quant::Format::floating(view.dtype),
             .rows = rows,
@@ -68,10 +42,7 @@ class CheckpointSource : public TensorSource {
   }
 
  private:
-  checkpoint::Checkpoint checkpoint_;
-  model::ModelConfig config_;
-  bool tied_head_ = false;
-  DType type_ = DType::kBF16;
+  source::Source source_;
 };
 
 class PackageSource : public TensorSource {
@@ -132,8 +103,8 @@ int64_t TensorSource::parameters() const {
   return total;
 }
 
-std::shared_ptr<const TensorSource> checkpoint_source(checkpoint::Checkpoint checkpoint) {
-  return std::make_shared<CheckpointSource>(std::move(checkpoint));
+std::shared_ptr<const TensorSource> checkpoint_source(source::Source source) {
+  return std::make_shared<CheckpointSource>(std::move(source));
 }
 
 std::shared_ptr<const TensorSource> package_source(std::shared_ptr<const package::Package> package) {

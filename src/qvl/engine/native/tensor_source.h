@@ -8,11 +8,11 @@
 #include <span>
 
 #include "qvl/base/dtype.h"
-#include "qvl/checkpoint/checkpoint.h"
 #include "qvl/model/config.h"
 #include "qvl/model/tensor_table.h"
 #include "qvl/package/package.h"
 #include "qvl/quant/format.h"
+#include "qvl/source/source.h"
 
 namespace qvl::engine::native {
 
@@ -45,8 +45,8 @@ class TensorSource {
   int64_t parameters() const;
 };
 
-// Both validate the tensor table before they return (open of the package has done so).
-std::shared_ptr<const TensorSource> checkpoint_source(checkpoint::Checkpoint checkpoint);
+// Opening either has compared it with the tensor table.
+std::shared_ptr<const TensorSource> checkpoint_source(source::Source source);
 std::shared_ptr<const TensorSource> package_source(std::shared_ptr<const package::Package> package);
 
 }  // namespace qvl::engine::native

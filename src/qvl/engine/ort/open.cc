@@ -14,16 +14,12 @@ namespace {
 
 using package::GraphKind;
 
-uint64_t part_bytes(const package::TensorEntry& t) {
-  return t.data.length + (t.scales ? t.scales->length : 0) + (t.zero_points ? t.zero_points->length : 0);
-}
-
 // Stored bytes of one stage.
 int64_t stage_bytes(const package::Package& p, bool vision) {
   uint64_t total = 0;
   for (const model::TensorSpec& spec : model::tensor_table(p.config())) {
     const package::PackageTensor* t = p.find(spec.name);
-    if (t && model::is_vision_role(spec.role) == vision) total += part_bytes(*t->entry);
+    if (t && model::is_vision_role(spec.role) == vision) total += t->entry->stored_bytes();
   }
   return static_cast<int64_t>(total);
 }

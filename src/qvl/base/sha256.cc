@@ -1,4 +1,4 @@
-#include "qvl/package/sha256.h"
+#include "qvl/base/sha256.h"
 
 #include <openssl/evp.h>
 
@@ -6,7 +6,7 @@
 
 #include "qvl/base/error.h"
 
-namespace qvl::package {
+namespace qvl {
 namespace {
 
 void check(int result, const char* call) {
@@ -58,4 +58,4 @@ std::string sha256_hex(std::string_view text) {
   return hash.finish();
 }
 
-}  // namespace qvl::package
+}  // namespace qvl

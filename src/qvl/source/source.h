@@ -1,15 +1,15 @@
-// The checkpoint that is exported: opened, checked against the tensor table, its head resolved.
+// A checkpoint opened, checked against the tensor table (spec 2), its head resolved: what the exporter and the native engine
+// both start from.
 #pragma once
 
 #include <filesystem>
 #include <string>
-#include <string_view>
 
 #include "qvl/checkpoint/checkpoint.h"
 #include "qvl/model/config.h"
 #include "qvl/model/tensor_table.h"
 
-namespace qvl::exporting {
+namespace qvl::source {
 
 struct Source {
   checkpoint::Checkpoint checkpoint;
@@ -26,7 +26,4 @@ struct Source {
   void drop(model::TensorRole role, int layer) const;
 };
 
-// "bf16", "f16", "f32"
-std::string_view precision_word(DType dtype);
-
-}  // namespace qvl::exporting
+}  // namespace qvl::source

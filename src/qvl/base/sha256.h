@@ -1,4 +1,5 @@
-// SHA-256 of package files (OpenSSL's libcrypto, which uses the processor's SHA instructions).
+// SHA-256 (FIPS 180-4) by OpenSSL's libcrypto, which uses the processor's SHA instructions: hashes of package files, names of
+// pictures' contents.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-namespace qvl::package {
+namespace qvl {
 
 class Sha256 {
  public:
@@ -28,4 +29,4 @@ class Sha256 {
 
 std::string sha256_hex(std::string_view text);
 
-}  // namespace qvl::package
+}  // namespace qvl

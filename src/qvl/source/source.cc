@@ -1,4 +1,4 @@
-#include "qvl/export/source.h"
+#include "qvl/source/source.h"
 
 #include <algorithm>
 #include <utility>
@@ -6,7 +6,7 @@
 
 #include "qvl/base/error.h"
 
-namespace qvl::exporting {
+namespace qvl::source {
 namespace {
 
 DType dominant_dtype(const checkpoint::Checkpoint& checkpoint) {
@@ -55,12 +55,4 @@ void Source::drop(model::TensorRole role, int layer) const {
   }
 }
 
-std::string_view precision_word(DType dtype) {
-  switch (dtype) {
-    case DType::kBF16: return "bf16";
-    case DType::kF16: return "f16";
-    default: return "f32";
-  }
-}
-
-}  // namespace qvl::exporting
+}  // namespace qvl::source
