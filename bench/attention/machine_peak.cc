@@ -62,8 +62,17 @@ double peak_bf16_dot_gflops() {
   return rate_of(12, [] { QVL_CHAINS("vdpbf16ps", "zmm"); }) * 64e-9;
 }
 
+double peak_int8_gops() {
+  if (!kernels::cpu_features().avx512vnni) return 0;
+  asm volatile("vpxord %%zmm12, %%zmm12, %%zmm12\n\tvpxord %%zmm13, %%zmm13, %%zmm13" ::: "xmm12", "xmm13");
+  return rate_of(12, [] { QVL_CHAINS("vpdpbusd", "zmm"); }) * 128e-9;
+}
+
 #else
 
+double peak_int8_gops() {
+  return 0;
+}
 double peak_fma_gflops(std::string_view) {
   return 0;
 }

@@ -14,6 +14,8 @@ double thread_cpu_seconds();
 double peak_fma_gflops(std::string_view table);  // float FMA of the table's vector width
 double peak_bf16_dot_gflops();                   // VDPBF16PS
 
+double peak_int8_gops();                         // VPDPBUSD; 0 without it
+
 // GB/s of one thread that reads a buffer of `size_bytes` again and again.
 double read_gb_per_s(size_t size_bytes);
 

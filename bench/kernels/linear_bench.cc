@@ -22,6 +22,7 @@
 #include "qvl/base/thread_pool.h"
 #include "qvl/kernels/ops.h"
 #include "qvl/kernels/table.h"
+#include "qvl/quant/format.h"
 #ifdef QVL_BENCH_ONEDNN
 #include "onednn_matmul.h"
 #endif
@@ -72,6 +73,41 @@ uint64_t sum_bytes(const std::byte* p, int64_t bytes, int64_t ahead) {
   const Vec sum = a + b + c + d;
   return sum[0] + sum[1];
 }
+
+// Random codes and scales in a format of integers.
+struct IntegerTensor {
+  IntegerTensor(const quant::Format& f, int64_t n, int64_t k, uint32_t seed)
+      : format(f), out(n), in(k), data(f.data_bytes(n, k)), scales(f.scale_bytes(n, k)) {
+    std::mt19937 rng(seed);
+    std::byte* bytes = data.data();
+    for (size_t i = 0; i < data.size_bytes(); i += 4) {
+      const uint32_t v = static_cast<uint32_t>(rng());
+      std::memcpy(bytes + i, &v, std::min<size_t>(4, data.size_bytes() - i));
+    }
+    std::vector<float> s(f.scale_bytes(n, k) / dtype_size_bytes(f.scale_type));
+    for (float& v : s) v = round_to_bf16(1e-3f * static_cast<float>(1 + rng() % 8));
+    convert_elements(s.data(), DType::kF32, scales.data(), f.scale_type, static_cast<int64_t>(s.size()));
+  }
+  IntegerTensor(const IntegerTensor& other)
+      : format(other.format), out(other.out), in(other.in), data(other.data.size_bytes()), scales(other.scales.size_bytes()) {
+    std::memcpy(data.data(), other.data.data(), data.size_bytes());
+    std::memcpy(scales.data(), other.scales.data(), scales.size_bytes());
+  }
+  Weight view() const {
+    Weight w;
+    w.data = data.data();
+    w.out = out;
+    w.in = in;
+    w.format = format;
+    w.scales = scales.data();
+    return w;
+  }
+  double bytes() const { return static_cast<double>(data.size_bytes() + scales.size_bytes()); }
+
+  quant::Format format;
+  int64_t out, in;
+  AlignedBuffer data, scales;
+};
 
 // Cheap and good enough: small numbers of both signs, bfloat16-representable.
 Tensor random_tensor(DType dtype, Shape shape, uint32_t seed, float scale) {
@@ -174,7 +210,98 @@ class Bench {
     std::fflush(stdout);
   }
 
+  // Integer weights, activations rounded to int8; `swiglu` with a second weight.
+  void int8_gemm(const char* name, const quant::Format& format, int64_t m, int64_t k, int64_t n, bool swiglu = false) {
+    const std::string title = int8_label("gemm", name, format, m, k, n);
+    if (!wanted(title)) return;
+    const Tensor x = random_tensor(DType::kBF16, {m, k}, 1, 1.0f);
+    const IntegerTensor w(format, n, k, 2), up(format, swiglu ? n : 32, k, 3);
+    Tensor y(DType::kBF16, {m, n});
+    const auto call = [&] { run_int8(LinearPath::kGemm, x, w, swiglu ? &up : nullptr, y); };
+    check_int8(title, x, w);
+    double limit = peak_int8_gops() * options_.threads;
+    const Timing seconds = time(call);
+    limit = std::max(limit, peak_int8_gops() * options_.threads);
+    const double ops = 2.0 * static_cast<double>(m) * k * n * (swiglu ? 2 : 1);
+    std::printf("%-58s %7.1f (best %7.1f) GOPS    %5.1f %% (%5.1f %%) of %.1f\n", title.c_str(),
+                ops / seconds.median * 1e-9, ops / seconds.best * 1e-9, 100 * ops / seconds.median * 1e-9 / limit,
+                100 * ops / seconds.best * 1e-9 / limit, limit);
+    std::fflush(stdout);
+  }
+
+  void int8_gemv(const char* name, const quant::Format& format, int64_t m, int64_t k, int64_t n, bool swiglu = false) {
+    const std::string title = int8_label("gemv", name, format, m, k, n);
+    if (!wanted(title)) return;
+    const Tensor x = random_tensor(DType::kBF16, {m, k}, 1, 1.0f);
+    std::vector<IntegerTensor> w, up;
+    w.emplace_back(format, n, k, 2);
+    up.emplace_back(format, swiglu ? n : 32, k, 3);
+    const double bytes = w[0].bytes() * (swiglu ? 2 : 1);
+    const int64_t copies = std::max<int64_t>(1, static_cast<int64_t>(1.0e9 / bytes));
+    w.reserve(static_cast<size_t>(copies));
+    up.reserve(static_cast<size_t>(copies));
+    while (static_cast<int64_t>(w.size()) < copies) {
+      w.push_back(w[0]);
+      up.push_back(up[0]);
+    }
+    Tensor y(DType::kBF16, {m, n});
+    check_int8(title, x, w[0]);
+    double limit = read_bandwidth();
+    const Timing seconds = time([&] {
+      for (size_t i = 0; i < w.size(); ++i) run_int8(LinearPath::kGemv, x, w[i], swiglu ? &up[i] : nullptr, y);
+    });
+    limit = std::max(limit, read_bandwidth());
+    const double median = bytes * static_cast<double>(copies) / seconds.median * 1e-9;
+    const double best = bytes * static_cast<double>(copies) / seconds.best * 1e-9;
+    std::printf("%-58s %7.2f (best %7.2f) GB/s    %5.1f %% (%5.1f %%) of %.2f\n", title.c_str(), median, best,
+                100 * median / limit, 100 * best / limit, limit);
+    std::fflush(stdout);
+  }
+
  private:
+  static std::string int8_label(const char* path, const char* name, const quant::Format& format, int64_t m, int64_t k,
+                                int64_t n) {
+    return std::string(path) + " " + name + " " + format.name() + " [" + std::to_string(m) + "," + std::to_string(k) +
+           "]x[" + std::to_string(k) + "," + std::to_string(n) + "]";
+  }
+
+  void run_int8(LinearPath path, const Tensor& x, const IntegerTensor& w, const IntegerTensor* up, Tensor& y) {
+    const Context ctx{&pool_, &table_};
+    const int64_t m = x.dim(0), k = x.dim(1), n = w.out;
+    const ConstMatrix xs{x.data(), x.dtype(), m, k, k};
+    const Matrix ys{y.data(), y.dtype(), m, n, n};
+    if (up == nullptr) {
+      linear(ctx, path, xs, w.view(), Activation::kNone, {}, ys);
+    } else {
+      linear_swiglu(ctx, path, xs, w.view(), up->view(), ys);
+    }
+  }
+
+  // Against the float product of the same weights: what rounding x to int8 may change.
+  void check_int8(const std::string& title, const Tensor& x, const IntegerTensor& w) {
+    const int64_t m = std::min<int64_t>(x.dim(0), 8), n = std::min<int64_t>(w.out, 64);
+    const Context ctx{&pool_, &table_};
+    const ConstMatrix xs{x.data(), x.dtype(), m, w.in, w.in};
+    Weight some = w.view();
+    some.out = n;
+    Tensor rounded(DType::kBF16, {m, n}), exact(DType::kBF16, {m, n});
+    for (LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+      some.int8_activations = true;
+      linear(ctx, path, xs, some, Activation::kNone, {}, {rounded.data(), DType::kBF16, m, n, n});
+      some.int8_activations = false;
+      linear(ctx, path, xs, some, Activation::kNone, {}, {exact.data(), DType::kBF16, m, n, n});
+      double difference = 0, size = 0;
+      for (int64_t i = 0; i < m * n; ++i) {
+        difference += std::pow(element(rounded, i) - element(exact, i), 2);
+        size += std::pow(element(exact, i), 2);
+      }
+      if (!(difference <= 4e-4 * size)) {
+        std::printf("%s: WRONG, relative error %g\n", title.c_str(), std::sqrt(difference / size));
+        ++failures_;
+      }
+    }
+  }
+
   static std::string label(const char* path, const char* name, DType x, DType w, int64_t m, int64_t k,
                            int64_t n) {
     return std::string(path) + " " + name + " " + std::string(dtype_name(x)) + "x" +
@@ -307,6 +434,20 @@ int main_checked(int argc, char** argv) {
     bench.gemm("prefill swiglu", t.x, t.w, 512, 2560, 9728, true);
     bench.gemm("prefill down", t.x, t.w, 512, 9728, 2560);
     bench.gemm("short prompt down", t.x, t.w, 32, 9728, 2560);
+  }
+  for (const quant::Format& f : {quant::Format::blocks(4, 32, false, DType::kBF16),
+                                 quant::Format::blocks(4, 128, false, DType::kBF16),
+                                 quant::Format::blocks(8, 32, false, DType::kBF16)}) {
+    bench.int8_gemm("prefill q", f, 512, 2560, 4096);
+    bench.int8_gemm("prefill kv", f, 512, 2560, 1024);
+    bench.int8_gemm("prefill swiglu", f, 512, 2560, 9728, true);
+    bench.int8_gemm("prefill down", f, 512, 9728, 2560);
+    bench.int8_gemm("short prompt down", f, 15, 9728, 2560);
+    bench.int8_gemv("decode q", f, 1, 2560, 4096);
+    bench.int8_gemv("decode kv", f, 1, 2560, 1024);
+    bench.int8_gemv("decode swiglu", f, 1, 2560, 9728, true);
+    bench.int8_gemv("decode down", f, 1, 9728, 2560);
+    bench.int8_gemv("decode logits", f, 1, 2560, 151936);
   }
   bench.gemm("vision qkv", kF32, kF16, 3072, 1024, 3072);
   for (const Pair& t : {Pair{kBF16, kBF16}, Pair{kF32, kBF16}, Pair{kF32, kF32}, Pair{kF32, kF16}}) {

@@ -13,7 +13,9 @@
 
 namespace qvl::engine {
 
-enum class Precision { kAuto, kF32, kBF16 };  // kAuto: the checkpoint's own (f16 checkpoints compute in f32)
+// kAuto: the checkpoint's own (f16 checkpoints compute in f32), products with integer weights in int8. The others:
+// activations and products in that type, whatever the weights are stored in.
+enum class Precision { kAuto, kF32, kBF16 };
 
 // Throws kInvalidArgument for anything but auto, f32/fp32 and bf16.
 Precision parse_precision(std::string_view name);
@@ -31,7 +33,7 @@ struct EngineOptions {
 };
 
 struct EngineInfo {
-  std::string vision;  // "native bf16"
+  std::string vision;  // "native bf16", "native int8" (products with integer weights)
   std::string text;    // "native f32"
   std::string isa;     // kernel table, "avx512bf16"
   int threads = 0;

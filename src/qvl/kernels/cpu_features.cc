@@ -50,6 +50,7 @@ CpuFeatures detect() {
   f.avx2 = os_saves_ymm && fma && f16c && bit(leaf7.b, 5);
   const bool avx512f = bit(leaf7.b, 16), dq = bit(leaf7.b, 17), bw = bit(leaf7.b, 30), vl = bit(leaf7.b, 31);
   f.avx512 = f.avx2 && os_saves_zmm && avx512f && dq && bw && vl;
+  f.avx512vnni = f.avx512 && bit(leaf7.c, 11);
   // Subleaf 1 exists only when subleaf 0 counts it.
   f.avx512bf16 = f.avx512 && leaf7.a >= 1 && bit(cpuid(7, 1).a, 5);
   f.slow_bf16_dot = is_intel();

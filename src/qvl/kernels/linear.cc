@@ -1,44 +1,21 @@
-// Linear layers: checks, the choice of kernels by types, and the loops over panels, rows and threads that are
-// the same for every instruction set. Most of the time of every stage is spent below these loops
+// Linear layers: checks, the choice of kernels by types, and weights in floats: as they are stored, or unpacked from
+// an integer format block by block. Most of the time of every stage is spent below the loops of linear_loop.h
 // (spec 5.4, 6.4).
-//
-// kGemm. A task is a block of output columns times a block of rows. For each block of K its weights are
-// packed into a per-thread buffer that fits the second-level cache; then each tile of rows visits every panel
-// of the block. Sums go through memory between two blocks of K, which changes no bit of them. kGemv. A task
-// is a range of weight rows, read once in address order. Both leave float sums in a per-thread buffer, from
-// where `finish` takes them.
 #include <algorithm>
 #include <string>
 
 #include "qvl/base/error.h"
 #include "qvl/base/tensor.h"
+#include "qvl/kernels/dequantize.h"
+#include "qvl/kernels/linear_loop.h"
 #include "qvl/kernels/ops.h"
 #include "qvl/kernels/table.h"
 
 namespace qvl::kernels {
 namespace {
 
-constexpr int64_t kMaxGemvRows = 16;
-// Packed panels of one task: half of a 2 MB second-level cache, the rest is for x and the results.
-constexpr size_t kPackedBudgetBytes = 1024 * 1024;
-// Longest block of K: four float panels of 64 columns then fit that budget, so that a tile of x serves four
-// times, and six rows of it, widened, stay in the first-level cache.
-constexpr int64_t kMaxDepth = 1024;
-// Row blocks repack the same weights, so they have to be long enough to pay for it. With more than one block
-// of K the sums of a row block wait in memory (4 MB at most); they pass by once per block, which costs
-// little.
-constexpr int64_t kMinRowBlock = 192;
-constexpr int64_t kMaxRowBlockSums = 4096;
-constexpr int64_t kTasksPerThread = 4;
-// A gemv task reads about this much: long enough for the prefetchers, short enough to balance.
-constexpr int64_t kGemvTaskBytes = 256 * 1024;
-constexpr int64_t kMaxGemvTaskCols = 256;
-
-int64_t div_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-size_t align_up(size_t bytes) {
-  return (bytes + 63) & ~size_t{63};
+bool is_integer(const Weight& w) {
+  return w.format.kind != quant::Kind::kFloat;
 }
 
 std::string dims(int64_t rows, int64_t cols) {
@@ -61,6 +38,20 @@ void check_matrix(std::string_view where, const std::string& what, const ConstMa
   if (m.data == nullptr && rows > 0) fail(ErrorCode::kInvalidArgument, where, what + ": no data");
 }
 
+std::string weight_type(const Weight& w) {
+  return is_integer(w) ? w.format.name() : std::string(dtype_name(w.dtype));
+}
+
+void check_integer(std::string_view where, const Weight& w) {
+  if (!is_integer(w)) return;
+  w.format.validate();
+  if (w.scales == nullptr) fail(ErrorCode::kInvalidArgument, where, "weight in " + w.format.name() + ": no scales");
+  if (w.format.zero_points != (w.zero_points != nullptr)) {
+    fail(ErrorCode::kMismatch, where, "zero points of a weight in " + w.format.name(),
+         w.format.zero_points ? "some" : "none", w.zero_points != nullptr ? "some" : "none");
+  }
+}
+
 void check_call(std::string_view where, const Context& ctx, LinearPath path, const ConstMatrix& x,
                 const Weight& w, const ConstMatrix& y) {
   if (ctx.pool == nullptr || ctx.table == nullptr) {
@@ -71,6 +62,7 @@ void check_call(std::string_view where, const Context& ctx, LinearPath path, con
          "rows " + std::to_string(x.rows) + ", weight " + dims(w.out, w.in));
   }
   if (w.data == nullptr) fail(ErrorCode::kInvalidArgument, where, "weight: no data");
+  check_integer(where, w);
   if (x.dtype != DType::kF32 && x.dtype != DType::kBF16) {
     fail(ErrorCode::kUnsupported, where, "activation type", "F32 or BF16", dtype_name(x.dtype));
   }
@@ -97,203 +89,82 @@ Kernels kernels_for(std::string_view where, const LinearKernels& table, DType x,
        std::string(dtype_name(x)) + " with " + std::string(dtype_name(w)));
 }
 
-// Scratch of the calling thread, kept for the next call: fresh pages would cost more than packing. Prepared x
-// lives through the loop that its caller runs, so it has a buffer of its own.
-enum class Scratch { kTask, kPreparedX };
-
-template <Scratch>
-std::byte* scratch(size_t size_bytes) {
-  thread_local AlignedBuffer buffer;
-  if (buffer.size_bytes() < size_bytes) {
-    buffer = AlignedBuffer();
-    buffer = AlignedBuffer(size_bytes);
-  }
-  return buffer.data();
-}
-
-const std::byte* at(const ConstMatrix& m, int64_t row, int64_t col) {
-  return static_cast<const std::byte*>(m.data) +
-         (row * m.stride + col) * static_cast<int64_t>(dtype_size_bytes(m.dtype));
-}
-
-std::byte* at(const Matrix& m, int64_t row, int64_t col) {
-  return static_cast<std::byte*>(m.data) +
-         (row * m.stride + col) * static_cast<int64_t>(dtype_size_bytes(m.dtype));
-}
-
 const std::byte* weight_at(const Weight& w, int64_t row, int64_t col) {
   return static_cast<const std::byte*>(w.data) +
          (row * w.in + col) * static_cast<int64_t>(dtype_size_bytes(w.dtype));
 }
 
-// One call: `second` is the up projection of SwiGLU or null.
-struct Call {
-  ConstMatrix x;
-  const Weight* first;
-  const Weight* second;
-  Activation activation;
-  ConstMatrix residual;
-  Matrix y;
-  FinishKernel finish;
-};
-
-// The last step for a block of outputs at (row, col); c and c2 are [rows, ldc].
-void finish_block(const Call& call, const float* c, const float* c2, int64_t ldc, int64_t row, int64_t rows,
-                  int64_t col, int64_t cols) {
-  FinishArgs args{};
-  args.c = c;
-  args.c2 = c2;
-  args.ldc = ldc;
-  args.rows = rows;
-  args.cols = cols;
-  args.bias = call.first->bias == nullptr ? nullptr : call.first->bias + col;
-  args.activation = call.activation;
-  args.residual = call.residual.data == nullptr ? nullptr : at(call.residual, row, col);
-  args.residual_stride = call.residual.stride;
-  args.y = at(call.y, row, col);
-  args.y_stride = call.y.stride;
-  call.finish(args);
+// The same weight with its rows in floats of the activation type, unpacked when asked for.
+DType product_type(const Weight& w, DType x) {
+  return is_integer(w) ? x : w.dtype;
 }
 
-// Asks for the lines of y that the tile about to run will store to.
-void prefetch_for_write(const Matrix& y, int64_t row, int64_t rows, int64_t col, int64_t cols) {
-  const int64_t bytes = cols * static_cast<int64_t>(dtype_size_bytes(y.dtype));
-  for (int64_t r = row; r < row + rows; ++r) {
-    const std::byte* p = at(y, r, col);
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 1);
+// Columns [col, col + cols) of the output, inputs [begin, begin + depth), as floats of x's type: where they are stored,
+// or unpacked into scratch; `stride` becomes the distance of two rows in elements.
+const std::byte* float_rows(const Weight& w, DType x, int64_t col, int64_t cols, int64_t begin, int64_t depth,
+                            int64_t& stride) {
+  if (!is_integer(w)) {
+    stride = w.in;
+    return weight_at(w, col, begin);
   }
+  stride = depth;
+  std::byte* rows = scratch<Scratch::kUnpacked>(static_cast<size_t>(cols * depth) * dtype_size_bytes(x));
+  dequantize_block(w, col, cols, begin, depth, x, rows);
+  return rows;
 }
 
-// Asks for the sums of the tile after the one about to run; there is room for one more than the last.
-void prefetch_sums(const float* sums, size_t count) {
-  for (size_t i = 0; i < count; i += 16) __builtin_prefetch(sums + i, 1);
-}
+class FloatGemm {
+ public:
+  FloatGemm(const GemmKernel& kernel, const Call& call)
+      : panel_cols(kernel.panel_cols), tile_rows(kernel.tile_rows), kernel_(kernel), call_(call) {}
 
-// How a gemm is cut into tasks. Results do not depend on it.
-struct GemmPlan {
-  int64_t depth;         // of one block of K; a multiple of 32 unless it is all of K
-  int64_t block_panels;  // panels (or gate/up pairs of panels) per task
-  int64_t col_blocks;
-  int64_t row_block;
-  int64_t row_blocks;
-};
+  size_t panel_bytes(int64_t depth) const { return kernel_.panel_bytes(depth); }
+  size_t row_bytes(int64_t depth) const {
+    return kernel_.widen == nullptr ? 0 : sizeof(float) * static_cast<size_t>(tile_rows * depth);
+  }
 
-GemmPlan plan_gemm(const GemmKernel& kernel, int weights, int64_t rows, int64_t cols, int64_t k,
-                   int threads) {
-  GemmPlan plan{};
-  const int64_t depth_blocks = div_up(k, kMaxDepth);
-  plan.depth = depth_blocks == 1 ? k : div_up(div_up(k, depth_blocks), 32) * 32;
+  void pack(int weight, int64_t col, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) const {
+    const Weight& w = weight == 0 ? *call_.first : *call_.second;
+    int64_t stride = 0;
+    const std::byte* rows = float_rows(w, call_.x.dtype, col, cols, begin, depth, stride);
+    kernel_.pack(rows, stride, cols, depth, packed);
+  }
 
-  const int64_t panels = div_up(cols, kernel.panel_cols);
-  const size_t panel_bytes = align_up(kernel.panel_bytes(plan.depth)) * weights;
-  const int64_t fitting = std::max<int64_t>(1, static_cast<int64_t>(kPackedBudgetBytes / panel_bytes));
-  const int64_t wanted_tasks = threads == 1 ? 1 : threads * kTasksPerThread;
-  const int64_t longest_block = std::clamp<int64_t>(panels / wanted_tasks, 1, fitting);
-  // Even blocks: 16 panels in blocks of at most 7 are 6, 6, 4 rather than 7, 7, 2.
-  plan.block_panels = div_up(panels, div_up(panels, longest_block));
-  plan.col_blocks = div_up(panels, plan.block_panels);
-
-  int64_t row_blocks = std::clamp<int64_t>(div_up(wanted_tasks, plan.col_blocks), 1,
-                                           std::max<int64_t>(1, rows / kMinRowBlock));
-  if (plan.depth < k) row_blocks = std::max(row_blocks, div_up(rows, kMaxRowBlockSums));
-  plan.row_block = div_up(div_up(rows, row_blocks), kernel.tile_rows) * kernel.tile_rows;
-  plan.row_blocks = div_up(rows, plan.row_block);
-  return plan;
-}
-
-// One task of a gemm: rows [row_begin, row_end) times columns [col_begin, col_end).
-struct GemmBlock {
-  int64_t row_begin, row_end, col_begin, col_end;
-};
-
-void run_gemm_block(const GemmKernel& kernel, const GemmPlan& plan, const Call& call,
-                    const GemmBlock& block) {
-  const int64_t k = call.first->in, nr = kernel.panel_cols, mr = kernel.tile_rows;
-  const Weight* weights[2] = {call.first, call.second};
-  const int weight_count = call.second == nullptr ? 1 : 2;
-  const bool split_depth = plan.depth < k;
-
-  const size_t panel_bytes = align_up(kernel.panel_bytes(plan.depth));
-  const size_t packed_bytes = panel_bytes * weight_count * static_cast<size_t>(plan.block_panels);
-  const size_t tile_floats = static_cast<size_t>(mr * nr);
-  const size_t tiles = split_depth ? static_cast<size_t>(plan.row_block / mr * plan.block_panels + 1) : 1;
-  const size_t sums_bytes = align_up(sizeof(float) * tile_floats * tiles * weight_count);
-  const size_t wide_bytes = kernel.widen == nullptr ? 0 : align_up(sizeof(float) * mr * plan.depth);
-  std::byte* packed = scratch<Scratch::kTask>(packed_bytes + sums_bytes + wide_bytes);
-  float* sums = reinterpret_cast<float*>(packed + packed_bytes);
-  float* wide = reinterpret_cast<float*>(packed + packed_bytes + sums_bytes);
-
-  for (int64_t depth_begin = 0; depth_begin < k; depth_begin += plan.depth) {
-    const int64_t depth = std::min(plan.depth, k - depth_begin);
-    const bool first = depth_begin == 0, last = depth_begin + depth == k;
-    std::byte* panel = packed;
-    for (int64_t col = block.col_begin; col < block.col_end; col += nr) {
-      for (int i = 0; i < weight_count; ++i, panel += panel_bytes) {
-        kernel.pack(weight_at(*weights[i], col, depth_begin), k, std::min(nr, block.col_end - col), depth,
-                    panel);
-      }
+  void start_tile(int64_t row, int64_t rows, int64_t next_rows, int64_t begin, int64_t depth, bool accumulate,
+                  std::byte* wide) {
+    const void* a = at(call_.x, row, begin);
+    int64_t a_stride = call_.x.stride;
+    if (kernel_.widen != nullptr) {
+      kernel_.widen(a, a_stride, rows, depth, reinterpret_cast<float*>(wide));
+      a = wide;
+      a_stride = depth;
     }
-    float* c = sums;
-    for (int64_t row = block.row_begin; row < block.row_end; row += mr) {
-      const int64_t m = std::min(mr, block.row_end - row);
-      const void* a = at(call.x, row, depth_begin);
-      int64_t a_stride = call.x.stride;
-      if (kernel.widen != nullptr) {
-        kernel.widen(a, a_stride, m, depth, wide);
-        a = wide;
-        a_stride = depth;
-      }
-      TileArgs tile{a, a_stride, static_cast<int>(m), nullptr, depth, !first, nullptr, nullptr, 0, 0, 0};
-      const int64_t next_rows = std::min(mr, block.row_end - row - mr);
-      if (next_rows > 0) {
-        tile.next_x = at(call.x, row + mr, depth_begin);
-        tile.next_element_bytes = static_cast<int64_t>(dtype_size_bytes(call.x.dtype));
-        tile.next_stride = call.x.stride * tile.next_element_bytes;
-        tile.next_rows = static_cast<int>(next_rows);
-      }
-      panel = packed;
-      for (int64_t col = block.col_begin; col < block.col_end; col += nr) {
-        const int64_t cols = std::min(nr, block.col_end - col);
-        if (last) prefetch_for_write(call.y, row, m, col, cols);
-        if (!first) prefetch_sums(c + tile_floats * weight_count, tile_floats * weight_count);
-        for (int i = 0; i < weight_count; ++i, panel += panel_bytes) {
-          tile.packed = panel;
-          tile.c = c + i * tile_floats;
-          kernel.tile(tile);
-          tile.next_rows = 0;
-        }
-        if (last) {
-          const float* c2 = weight_count == 1 ? nullptr : c + tile_floats;
-          finish_block(call, c, c2, nr, row, m, col, cols);
-        }
-        if (split_depth) c += tile_floats * weight_count;
-      }
+    tile_ = {a, a_stride, static_cast<int>(rows), nullptr, depth, accumulate, nullptr, nullptr, 0, 0, 0};
+    if (next_rows > 0) {
+      tile_.next_x = at(call_.x, row + rows, begin);
+      tile_.next_element_bytes = static_cast<int64_t>(dtype_size_bytes(call_.x.dtype));
+      tile_.next_stride = call_.x.stride * tile_.next_element_bytes;
+      tile_.next_rows = static_cast<int>(next_rows);
     }
   }
-}
 
-void run_gemm(const Context& ctx, const GemmKernel& kernel, const Call& call) {
-  const int64_t rows = call.x.rows, cols = call.first->out;
-  const int weights = call.second == nullptr ? 1 : 2;
-  const GemmPlan plan = plan_gemm(kernel, weights, rows, cols, call.first->in, ctx.pool->threads());
-  const int64_t block_cols = plan.block_panels * kernel.panel_cols;
-  ctx.pool->parallel_for(plan.col_blocks * plan.row_blocks, [&](int64_t task, int) {
-    GemmBlock block{};
-    block.col_begin = task / plan.row_blocks * block_cols;
-    block.col_end = std::min(cols, block.col_begin + block_cols);
-    block.row_begin = task % plan.row_blocks * plan.row_block;
-    block.row_end = std::min(rows, block.row_begin + plan.row_block);
-    run_gemm_block(kernel, plan, call, block);
-  });
-}
+  void tile(const std::byte* packed, float* c) {
+    tile_.packed = packed;
+    tile_.c = c;
+    kernel_.tile(tile_);
+    tile_.next_rows = 0;
+  }
 
-void run_gemv(const Context& ctx, const GemvKernel& kernel, const Call& call) {
-  const int64_t rows = call.x.rows, k = call.first->in, cols = call.first->out;
-  const int64_t row_bytes = k * static_cast<int64_t>(dtype_size_bytes(call.first->dtype));
-  // Whole cache lines of y, so that two threads never write the same one.
-  int64_t task_cols = std::clamp<int64_t>(kGemvTaskBytes / row_bytes / 32 * 32, 32, kMaxGemvTaskCols);
-  while (task_cols > 32 && cols / task_cols < ctx.pool->threads() * kTasksPerThread) task_cols -= 32;
+  const int64_t panel_cols, tile_rows;
 
+ private:
+  const GemmKernel& kernel_;
+  const Call& call_;
+  TileArgs tile_{};
+};
+
+void run_float_gemv(const Context& ctx, const GemvKernel& kernel, const Call& call) {
+  const int64_t rows = call.x.rows, k = call.first->in;
   const void* x = call.x.data;
   int64_t x_stride = call.x.stride;
   if (kernel.prepare != nullptr) {
@@ -303,29 +174,26 @@ void run_gemv(const Context& ctx, const GemvKernel& kernel, const Call& call) {
     for (int64_t r = 0; r < rows; ++r) kernel.prepare(at(call.x, r, 0), k, prepared + r * x_stride);
     x = prepared;
   }
-
-  ctx.pool->parallel_for(div_up(cols, task_cols), [&](int64_t task, int) {
-    constexpr int64_t kSums = kMaxGemvRows * kMaxGemvTaskCols;
-    float* c = reinterpret_cast<float*>(scratch<Scratch::kTask>(sizeof(float) * 2 * kSums));
-    const int64_t col = task * task_cols;
-    const int64_t n = std::min(task_cols, cols - col);
-    kernel.run(x, x_stride, rows, weight_at(*call.first, col, 0), n, k, c, task_cols);
-    float* c2 = nullptr;
-    if (call.second != nullptr) {
-      c2 = c + kSums;
-      kernel.run(x, x_stride, rows, weight_at(*call.second, col, 0), n, k, c2, task_cols);
-    }
-    finish_block(call, c, c2, task_cols, 0, rows, col, n);
+  const int64_t row_bytes =
+      k * static_cast<int64_t>(dtype_size_bytes(product_type(*call.first, call.x.dtype)));
+  run_gemv(ctx, call, row_bytes, [&](int weight, int64_t col, int64_t n, float* c, int64_t ldc) {
+    int64_t stride = 0;
+    const Weight& w = weight == 0 ? *call.first : *call.second;
+    const std::byte* from = float_rows(w, call.x.dtype, col, n, 0, k, stride);
+    kernel.run(x, x_stride, rows, from, n, k, c, ldc);
   });
 }
 
 void run(const Context& ctx, std::string_view where, LinearPath path, const Call& call) {
-  const Kernels kernels = kernels_for(where, *ctx.table->linear, call.x.dtype, call.first->dtype);
+  const Kernels kernels = kernels_for(where, *ctx.table->linear, call.x.dtype,
+                                      product_type(*call.first, call.x.dtype));
   if (call.x.rows == 0) return;
-  if (path == LinearPath::kGemm) {
-    run_gemm(ctx, *kernels.gemm, call);
+  if (int8_runs(*call.first)) {
+    run_int8(ctx, path, call);
+  } else if (path == LinearPath::kGemm) {
+    run_gemm(ctx, FloatGemm(*kernels.gemm, call), call, 32);
   } else {
-    run_gemv(ctx, *kernels.gemv, call);
+    run_float_gemv(ctx, *kernels.gemv, call);
   }
 }
 
@@ -349,10 +217,10 @@ void linear_swiglu(const Context& ctx, LinearPath path, ConstMatrix x, const Wei
     fail(ErrorCode::kMismatch, kWhere, "shape of the up projection", dims(gate.out, gate.in),
          dims(up.out, up.in));
   }
-  if (up.dtype != gate.dtype) {
-    fail(ErrorCode::kUnsupported, kWhere, "type of the up projection", dtype_name(gate.dtype),
-         dtype_name(up.dtype));
+  if (is_integer(gate) != is_integer(up) || (!is_integer(gate) && up.dtype != gate.dtype)) {
+    fail(ErrorCode::kUnsupported, kWhere, "type of the up projection", weight_type(gate), weight_type(up));
   }
+  check_integer(kWhere, up);
   if (up.data == nullptr) fail(ErrorCode::kInvalidArgument, kWhere, "up projection: no data");
   if (gate.bias != nullptr || up.bias != nullptr) {
     fail(ErrorCode::kUnsupported, kWhere, "bias", "none", "one");
@@ -360,6 +228,19 @@ void linear_swiglu(const Context& ctx, LinearPath path, ConstMatrix x, const Wei
   const LinearKernels& table = *ctx.table->linear;
   const FinishKernel finish = x.dtype == DType::kF32 ? table.finish_swiglu_f32 : table.finish_swiglu_bf16;
   run(ctx, kWhere, path, {x, &gate, &up, Activation::kNone, {}, y, finish});
+}
+
+void weight_row(const Weight& w, int64_t row, DType type, void* out) {
+  constexpr std::string_view kWhere = "weight row";
+  check_integer(kWhere, w);
+  if (!is_integer(w)) fail(ErrorCode::kUnsupported, kWhere, "type", "an integer format", dtype_name(w.dtype));
+  if (type != DType::kF32 && type != DType::kBF16) {
+    fail(ErrorCode::kUnsupported, kWhere, "type of the result", "F32 or BF16", dtype_name(type));
+  }
+  if (row < 0 || row >= w.out) {
+    fail(ErrorCode::kInvalidArgument, kWhere, "row", "0.." + std::to_string(w.out - 1), std::to_string(row));
+  }
+  dequantize_block(w, row, 1, 0, w.in, type, static_cast<std::byte*>(out));
 }
 
 void add_rows(const Context& ctx, Matrix x, ConstMatrix y) {

@@ -17,6 +17,7 @@
 
 #include "qvl/base/dtype.h"
 #include "qvl/base/thread_pool.h"
+#include "qvl/quant/format.h"
 
 namespace qvl::kernels {
 
@@ -57,13 +58,22 @@ struct Matrix {
 };
 
 // A linear layer's weight [out, in], row-major and contiguous, mapped or owned elsewhere; bias [out] or null.
-// Types: F32, BF16, F16 with F32 activations (weights are widened exactly in registers); BF16 with BF16 ones.
+// Floats (format.kind kFloat, type `dtype`): F32, BF16, F16 with F32 activations (weights are widened exactly in
+// registers); BF16 with BF16 ones. Integers: `format`, `data`, `scales` and `zero_points` as quant/format.h lays them
+// out, with either type of activations; they are used where they lie, never unpacked as a whole.
 struct Weight {
   const void* data = nullptr;
   DType dtype = DType::kF32;
   int64_t out = 0;
   int64_t in = 0;
   const float* bias = nullptr;
+  quant::Format format = {};
+  const std::byte* scales = nullptr;
+  const std::byte* zero_points = nullptr;
+  // Integers only. true: activations are rounded to int8 too (int8_kernels.h says how), which is what makes integer
+  // weights fast; formats of 8 bits with zero points take the other way all the same. false: the product of the
+  // activations as they are with (q - zero point) * scale rounded to their type.
+  bool int8_activations = true;
 };
 
 enum class Activation { kNone, kGeluTanh, kGeluErf };
@@ -83,6 +93,10 @@ void linear(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& w,
 // y[M,I] = silu(x . Wg^T) * (x . Wu^T), both [I, in], no bias (SwiGLU, spec 6.4).
 void linear_swiglu(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& gate, const Weight& up,
                    Matrix y);
+
+// out [in] of `type`, F32 or BF16: row `row` of a weight in an integer format, (q - zero point) * scale rounded once (the
+// embedding of a token, spec 6.1).
+void weight_row(const Weight& w, int64_t row, DType type, void* out);
 
 // y = LayerNorm(x) * weight + bias over each row, biased variance (spec 5.4). y may be x.
 void layer_norm(const Context& ctx, ConstMatrix x, const float* weight, const float* bias, float eps,

@@ -27,12 +27,18 @@ bool runnable(std::string_view name) {
 const std::vector<KernelTable>& tables() {
   static const std::vector<KernelTable> all = [] {
     std::vector<KernelTable> t;
-    t.push_back({"scalar", &linear_kernels_scalar(), &attention_kernels_scalar()});
+    t.push_back({"scalar", &linear_kernels_scalar(), &attention_kernels_scalar(), &int8_kernels_scalar()});
 #if defined(__x86_64__)
-    if (runnable("avx2")) t.push_back({"avx2", &linear_kernels_avx2(), &attention_kernels_avx2()});
-    if (runnable("avx512")) t.push_back({"avx512", &linear_kernels_avx512(), &attention_kernels_avx512()});
+    if (runnable("avx2")) {
+      t.push_back({"avx2", &linear_kernels_avx2(), &attention_kernels_avx2(), &int8_kernels_avx2()});
+    }
+    // The first processors with AVX-512 have no byte products of that width worth their own kernels.
+    const Int8Kernels* wide = cpu_features().avx512vnni ? &int8_kernels_avx512vnni() : &int8_kernels_avx2();
+    if (runnable("avx512")) {
+      t.push_back({"avx512", &linear_kernels_avx512(), &attention_kernels_avx512(), wide});
+    }
     if (runnable("avx512bf16")) {
-      t.push_back({"avx512bf16", &linear_kernels_avx512bf16(), &attention_kernels_avx512bf16()});
+      t.push_back({"avx512bf16", &linear_kernels_avx512bf16(), &attention_kernels_avx512bf16(), wide});
       if (cpu_features().slow_bf16_dot) std::swap(t[t.size() - 1], t[t.size() - 2]);
     }
 #endif

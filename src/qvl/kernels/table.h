@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "qvl/kernels/attention_kernels.h"
+#include "qvl/kernels/int8_kernels.h"
 #include "qvl/kernels/linear_kernels.h"
 #include "qvl/kernels/ops.h"
 
@@ -14,12 +15,14 @@ struct KernelTable {
   std::string_view name;
   const LinearKernels* linear;
   const AttentionKernels* attention;
+  const Int8Kernels* int8;
 };
 
 // What processor and operating system together let a program use.
 struct CpuFeatures {
   bool avx2 = false;        // AVX2, FMA, F16C
   bool avx512 = false;      // AVX-512 F, BW, VL, DQ (and avx2)
+  bool avx512vnni = false;  // AVX-512 VNNI (and avx512)
   bool avx512bf16 = false;  // AVX-512 BF16 (and avx512)
   // VDPBF16PS does less work per second than float FMA on widened values. Measured on Sapphire and Emerald
   // Rapids: one in two cycles against two FMA per cycle, 89 against 179 GFLOPS. AMD starts one per cycle,

@@ -25,7 +25,8 @@ DType activation_type(Precision precision, DType stored) {
   return stored == DType::kBF16 ? DType::kBF16 : DType::kF32;
 }
 
-std::string stage_name(DType activation) {
+std::string stage_name(DType activation, const WeightBinder& binder) {
+  if (binder.multiplies_int8()) return "native int8";
   return activation == DType::kBF16 ? "native bf16" : "native fp32";
 }
 
@@ -69,20 +70,20 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     auto model = std::make_shared<VisionModel>();
     model->source = source;
     model->pool = pool;
-    WeightBinder binder(*source, type, *pool, on_bytes);
+    WeightBinder binder(*source, type, options.vision_precision == Precision::kAuto, *pool, on_bytes);
     model->stage =
         std::make_unique<NativeVision>(config.vision, bind_vision(binder, config.vision), type, context);
     stages.weight_bytes += binder.owned_bytes();
     model->owned = binder.take_owned();
     stages.vision = {model, model->stage.get()};
-    stages.vision_name = stage_name(type);
+    stages.vision_name = stage_name(type, binder);
   }
   if (selection.text) {
     const DType type = activation_type(options.text_precision, source->stage_type(false));
     auto model = std::make_shared<TextModel>();
     model->source = source;
     model->pool = pool;
-    WeightBinder binder(*source, type, *pool, on_bytes);
+    WeightBinder binder(*source, type, options.text_precision == Precision::kAuto, *pool, on_bytes);
     model->weights = bind_decoder(binder, config.text, source->tied_head());
     stages.weight_bytes += binder.owned_bytes();
     model->owned = binder.take_owned();
@@ -90,7 +91,7 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     model->decoder = std::make_unique<NativeDecoder>(config.text, model->weights, type, context);
     stages.embed = {model, model->embed.get()};
     stages.decoder = {model, model->decoder.get()};
-    stages.text_name = stage_name(type);
+    stages.text_name = stage_name(type, binder);
   }
   return stages;
 }

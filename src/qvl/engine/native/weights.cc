@@ -15,9 +15,13 @@ constexpr int64_t kRowsOfATask = 32;
 
 using model::TensorRole;
 
-WeightBinder::WeightBinder(const TensorSource& source, DType activation, ThreadPool& pool,
+WeightBinder::WeightBinder(const TensorSource& source, DType activation, bool int8_activations, ThreadPool& pool,
                            std::function<void(int64_t)> on_bytes)
-    : source_(source), activation_(activation), pool_(pool), on_bytes_(std::move(on_bytes)) {}
+    : source_(source),
+      activation_(activation),
+      int8_activations_(int8_activations),
+      pool_(pool),
+      on_bytes_(std::move(on_bytes)) {}
 
 SourceTensor WeightBinder::find(TensorRole role, int layer) {
   const SourceTensor tensor = source_.find(role, layer);
@@ -63,9 +67,18 @@ kernels::Weight WeightBinder::matrix(TensorRole role, int layer) {
   kernels::Weight w;
   w.out = tensor.rows;
   w.in = tensor.columns;
+  if (tensor.format.kind != quant::Kind::kFloat) {
+    w.format = tensor.format;
+    w.data = tensor.data.data();
+    w.scales = tensor.scales.data();
+    w.zero_points = tensor.format.zero_points ? tensor.zero_points.data() : nullptr;
+    w.int8_activations = int8_activations_;
+    multiplies_int8_ |= int8_activations_;
+    return w;
+  }
   // Float32 activations take any stored float type (widening is exact); bfloat16 ones need bfloat16 weights.
   const DType stored = tensor.format.float_type;
-  if (tensor.format.kind == quant::Kind::kFloat && (activation_ == DType::kF32 || stored == DType::kBF16)) {
+  if (activation_ == DType::kF32 || stored == DType::kBF16) {
     w.data = tensor.data.data();
     w.dtype = stored;
   } else {

@@ -1,6 +1,6 @@
 // Weights of the native stages, bound by role to the mapped checkpoint or package (spec 2). A matrix stays in
-// the file and is used from there; only what the kernels need in another type (vectors in float32, a
-// precision other than the stored one, integer formats) is copied.
+// the file and is used from there, integer formats too; only what the kernels need in another type (vectors in
+// float32, floats of a precision other than the stored one) is copied.
 #pragma once
 
 #include <functional>
@@ -63,9 +63,9 @@ struct DecoderWeights {
 // Owns what had to be copied; the views above point into it or into the source.
 class WeightBinder {
  public:
-  // `activation` is the type of the activations, F32 or BF16. `on_bytes(n)` is called as tensors are bound.
-  // The pool dequantises.
-  WeightBinder(const TensorSource& source, DType activation, ThreadPool& pool,
+  // `activation` is the type of the activations, F32 or BF16; with int8_activations, products with integer weights
+  // round them to int8. `on_bytes(n)` is called as tensors are bound. The pool converts.
+  WeightBinder(const TensorSource& source, DType activation, bool int8_activations, ThreadPool& pool,
                std::function<void(int64_t)> on_bytes);
 
   // Matrix [out, ...] as [out, product of the rest], with the bias of `bias` unless that is the same role.
@@ -79,6 +79,8 @@ class WeightBinder {
   // Moves the owned copies out; they must outlive every view handed out.
   std::vector<Tensor> take_owned() { return std::move(owned_); }
   int64_t owned_bytes() const { return owned_bytes_; }
+  // A matrix bound so far is multiplied in int8.
+  bool multiplies_int8() const { return multiplies_int8_; }
 
  private:
   SourceTensor find(model::TensorRole role, int layer);
@@ -90,6 +92,8 @@ class WeightBinder {
 
   const TensorSource& source_;
   DType activation_;
+  bool int8_activations_;
+  bool multiplies_int8_ = false;
   ThreadPool& pool_;
   std::function<void(int64_t)> on_bytes_;
   std::vector<Tensor> owned_;

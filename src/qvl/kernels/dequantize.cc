@@ -1,0 +1,77 @@
+#include "qvl/kernels/dequantize.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "qvl/kernels/int8_weight.h"
+
+namespace qvl::kernels {
+
+Int8Weight int8_view(const Weight& w) {
+  Int8Weight view;
+  view.data = static_cast<const std::byte*>(w.data);
+  view.data_stride = static_cast<int64_t>(w.format.data_bytes(1, w.in));
+  view.scales = w.scales;
+  view.scale_stride = static_cast<int64_t>(w.format.scale_bytes(1, w.in));
+  view.zero_points = w.zero_points;
+  view.zero_stride = static_cast<int64_t>(w.format.zero_point_bytes(1, w.in));
+  view.scale_type = w.format.scale_type;
+  view.bits = w.format.bits;
+  view.is_signed = w.format.kind == quant::Kind::kRow8;
+  // One scale a row is one block that holds the row.
+  view.block = view.is_signed ? std::max<int64_t>(kInt8Pad, std::bit_ceil(static_cast<uint64_t>(w.in)))
+                              : w.format.block;
+  view.k = w.in;
+  return view;
+}
+
+namespace {
+
+void put(float value, float* out) {
+  *out = value;
+}
+void put(float value, BFloat16* out) {
+  *out = to_bfloat16(value);
+}
+
+template <typename T>
+void unpack(const Int8Weight& w, int64_t row, int64_t rows, int64_t column, int64_t columns, T* out) {
+  for (int64_t r = row; r < row + rows; ++r, out += columns) {
+    const std::byte* p = w.data + r * w.data_stride;
+    for (int64_t begin = column; begin < column + columns;) {
+      const int64_t block = begin / w.block;
+      const int64_t end = std::min(column + columns, (block + 1) * w.block);
+      const float scale = int8_scale(w, r, block);
+      T* to = out + (begin - column);
+      if (w.bits == 8) {
+        const int zero = w.zero_points == nullptr ? (w.is_signed ? 0 : 128)
+                                                  : std::to_integer<int>(w.zero_points[r * w.zero_stride + block]);
+        for (int64_t k = begin; k < end; ++k) {
+          const int q = w.is_signed ? static_cast<int8_t>(p[k]) : std::to_integer<int>(p[k]);
+          put(static_cast<float>(q - zero) * scale, to++);
+        }
+      } else {
+        const int zero = int8_zero_point(w, r, block);
+        for (int64_t k = begin; k < end; ++k) {
+          const int q = std::to_integer<int>(p[k / 2]) >> (k % 2 * 4) & 15;
+          put(static_cast<float>(q - zero) * scale, to++);
+        }
+      }
+      begin = end;
+    }
+  }
+}
+
+}  // namespace
+
+void dequantize_block(const Weight& w, int64_t row, int64_t rows, int64_t column, int64_t columns, DType type,
+                      std::byte* out) {
+  const Int8Weight view = int8_view(w);
+  if (type == DType::kBF16) {
+    unpack(view, row, rows, column, columns, reinterpret_cast<BFloat16*>(out));
+  } else {
+    unpack(view, row, rows, column, columns, reinterpret_cast<float*>(out));
+  }
+}
+
+}  // namespace qvl::kernels

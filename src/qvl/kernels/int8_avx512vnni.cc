@@ -1,0 +1,469 @@
+// Integer linear kernels for AVX-512 with VNNI: VPDPBUSD multiplies 64 pairs of bytes into 16 sums.
+//
+// GEMV. A vector of weights is 64 bytes in address order: 128 values of 4 bits, the even ones in the low nibbles, or
+// 64 values of 8 bits. x lies prepared in the same order, beside the sums that the zero point needs and the scales,
+// spread over the 16 lanes. Everything of a lane belongs to one block, since blocks are 16 or more columns.
+//
+// GEMM. Panel: for each group of columns [32] weight scales, [32] corrections, [group / 4][32][4] signed values. Tile:
+// 6 rows x 32 outputs; x is unsigned (q + 128), what that adds is in the corrections.
+#include "qvl/kernels/int8_kernels.h"
+#include "qvl/kernels/int8_weight.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "qvl/kernels/vec_math_avx512.h"
+
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+
+namespace qvl::kernels {
+namespace {
+
+using namespace avx512;
+
+int64_t padded(int64_t k) {
+  return (k + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
+}
+
+__mmask64 first_bytes(int64_t n) {
+  return n >= 64 ? ~__mmask64{0} : n <= 0 ? __mmask64{0} : (__mmask64{1} << n) - 1;
+}
+
+struct LoadF32 {
+  using Element = float;
+  static inline __m512 load(const void* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
+};
+
+struct LoadBF16 {
+  using Element = BFloat16;
+  static inline __m512 load(const void* p, __mmask16 mask) {
+    return bf16_to_ps(_mm256_maskz_loadu_epi16(mask, p));
+  }
+};
+
+struct LoadF16 {
+  using Element = Float16;
+  static inline __m512 load(const void* p, __mmask16 mask) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
+  }
+};
+
+template <typename X>
+void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) {
+  const typename X::Element* src = static_cast<const typename X::Element*>(x);
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (int64_t g = 0; g < padded(k); g += group) {
+    __m512i bits = _mm512_setzero_si512();
+    for (int64_t i = g; i < g + group; i += 16) {
+      const __m512 v = X::load(src + i, first_lanes(std::clamp<int64_t>(k - i, 0, 16)));
+      bits = _mm512_max_epu32(bits, _mm512_and_si512(_mm512_castps_si512(v), magnitude));
+    }
+    const float inverse = int8_inverse_scale(_mm512_reduce_max_epu32(bits), scales[g / group]);
+    if (inverse == 0) {
+      std::memset(q + g, 0, static_cast<size_t>(group));
+      continue;
+    }
+    for (int64_t i = g; i < g + group; i += 16) {
+      const __m512 v = _mm512_mul_ps(X::load(src + i, first_lanes(std::clamp<int64_t>(k - i, 0, 16))), _mm512_set1_ps(inverse));
+      const __m512i rounded = _mm512_cvtps_epi32(v);  // to nearest even
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtsepi32_epi8(rounded));
+    }
+  }
+}
+
+// ---- GEMV ----
+
+// Prepared x, 4 bits: for each 128 columns [64] even q, [64] odd q, [16] -8 * sums, [16] scales.
+// 8 bits: for each 64 columns [64] q, [16] -128 * sums, [16] scales.
+constexpr int64_t kRecord4 = 256, kRecord8 = 192;
+
+size_t prepared_bytes(const Int8Weight& w) {
+  return static_cast<size_t>(w.bits == 4 ? padded(w.k) / 128 * kRecord4 : padded(w.k) / 64 * kRecord8);
+}
+
+void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byte* dst) {
+  const int shift = std::countr_zero(static_cast<uint64_t>(w.group()));
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i ones = _mm512_set1_epi8(1);
+  if (w.bits == 8) {
+    for (int64_t i = 0; i < padded(w.k); i += 64, dst += kRecord8) {
+      const __m512i v = _mm512_loadu_si512(q + i);
+      const __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, v);
+      const __m512i column =
+          _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(i)), _mm512_slli_epi32(lanes, 2));
+      _mm512_store_si512(dst, v);
+      _mm512_store_si512(dst + 64, _mm512_mullo_epi32(sums, _mm512_set1_epi32(-128)));
+      _mm512_store_ps(reinterpret_cast<float*>(dst + 128),
+                      _mm512_i32gather_ps(_mm512_srl_epi32(column, _mm_cvtsi32_si128(shift)), scales, 4));
+    }
+    return;
+  }
+  // Bytes 0, 2, 4, ... of two vectors, or 1, 3, 5, ...
+  const __m512i low = _mm512_set1_epi16(0xff);
+  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  for (int64_t i = 0; i < padded(w.k); i += 128, dst += kRecord4) {
+    const __m512i a = _mm512_loadu_si512(q + i), b = _mm512_loadu_si512(q + i + 64);
+    const __m512i even = _mm512_permutexvar_epi64(
+        order, _mm512_packus_epi16(_mm512_and_si512(a, low), _mm512_and_si512(b, low)));
+    const __m512i odd = _mm512_permutexvar_epi64(
+        order, _mm512_packus_epi16(_mm512_srli_epi16(a, 8), _mm512_srli_epi16(b, 8)));
+    const __m512i sums =
+        _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, even), ones, odd);
+    const __m512i column =
+        _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(i)), _mm512_slli_epi32(lanes, 3));
+    _mm512_store_si512(dst, even);
+    _mm512_store_si512(dst + 64, odd);
+    _mm512_store_si512(dst + 128, _mm512_mullo_epi32(sums, _mm512_set1_epi32(-8)));
+    _mm512_store_ps(reinterpret_cast<float*>(dst + 192),
+                    _mm512_i32gather_ps(_mm512_srl_epi32(column, _mm_cvtsi32_si128(shift)), scales, 4));
+  }
+}
+
+// 16 zero points from nibbles, as floats; `count` of them are there.
+inline __m512 load_zero_points(const std::byte* p, int64_t count) {
+  uint64_t nibbles = 0;
+  std::memcpy(&nibbles, p, static_cast<size_t>(std::min<int64_t>(8, (count + 1) / 2)));
+  const __m128i bytes = _mm_cvtsi64_si128(static_cast<int64_t>(nibbles));
+  const __m128i low = _mm_and_si128(bytes, _mm_set1_epi8(15));
+  const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(low, high)));
+}
+
+constexpr int64_t kPrefetchBytes = 1024;
+constexpr int kWeightRows = 4;
+
+// Sums of one row of x with kN rows of w. kZero: zero points are stored; kSigned: int8.
+template <typename Scale, int kBits, bool kZero, bool kSigned, int kN>
+inline void gemv_rows(const std::byte* x, const Int8Weight& w, float* c) {
+  constexpr int64_t kColumns = kBits == 4 ? 128 : 64;  // of one vector of weights
+  constexpr int64_t kRecord = kBits == 4 ? kRecord4 : kRecord8;
+  const int shift = std::countr_zero(static_cast<uint64_t>(w.block));
+  const __m128i shift_count = _mm_cvtsi32_si128(shift);
+  const int64_t blocks = w.blocks();
+  const int64_t columns_a_load = w.block * 16;  // that 16 scales cover
+  const int64_t row_bytes = w.data_stride;
+  const __m512i nibble = _mm512_set1_epi8(15);
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i lane_columns = _mm512_slli_epi32(lanes, kBits == 4 ? 3 : 2);
+
+  __m512 acc[kN];
+#pragma GCC unroll 4
+  for (int n = 0; n < kN; ++n) acc[n] = _mm512_setzero_ps();
+  int64_t byte = 0;
+  for (int64_t first = 0; first < w.k; first += columns_a_load) {
+    const int64_t block = first >> shift;
+    const __mmask16 mask = first_lanes(std::min<int64_t>(16, blocks - block));
+    __m512 scales[kN], zeros[kN];
+#pragma GCC unroll 4
+    for (int n = 0; n < kN; ++n) {
+      const auto* row = reinterpret_cast<const typename Scale::Element*>(w.scales + n * w.scale_stride);
+      scales[n] = Scale::load(row + block, mask);
+      if constexpr (kZero) {
+        zeros[n] = load_zero_points(w.zero_points + n * w.zero_stride + block / 2, blocks - block);
+      }
+    }
+    const int64_t end = std::min(w.k, first + columns_a_load);
+    __m512i columns = lane_columns;
+    const auto step = [&](int64_t left) __attribute__((always_inline)) {
+      const __m512i x0 = _mm512_load_si512(x);
+      const __m512i x1 = kBits == 4 ? _mm512_load_si512(x + 64) : x0;
+      const __m512i correction = _mm512_load_si512(x + kRecord - 128);
+      const __m512 x_scale = _mm512_load_ps(reinterpret_cast<const float*>(x + kRecord - 64));
+      const __m512i index = _mm512_srl_epi32(columns, shift_count);
+#pragma GCC unroll 4
+      for (int n = 0; n < kN; ++n) {
+        const std::byte* p = w.data + n * row_bytes + byte;
+        __m512i v = left >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(first_bytes(left), p);
+        __m512i dot = kZero ? _mm512_setzero_si512() : correction;
+        if constexpr (kBits == 4) {
+          dot = _mm512_dpbusd_epi32(dot, _mm512_and_si512(v, nibble), x0);
+          dot = _mm512_dpbusd_epi32(dot, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), x1);
+        } else {
+          if constexpr (kSigned) v = _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80)));
+          dot = _mm512_dpbusd_epi32(dot, v, x0);
+        }
+        __m512 sum = _mm512_cvtepi32_ps(dot);
+        if constexpr (kZero) {
+          // correction = -8 * sum of x
+          const __m512 x_sum = _mm512_mul_ps(_mm512_cvtepi32_ps(correction), _mm512_set1_ps(0.125f));
+          sum = _mm512_fmadd_ps(_mm512_permutexvar_ps(index, zeros[n]), x_sum, sum);
+        }
+        acc[n] = _mm512_fmadd_ps(sum, _mm512_mul_ps(x_scale, _mm512_permutexvar_ps(index, scales[n])), acc[n]);
+      }
+      x += kRecord;
+      byte += 64;
+      columns = _mm512_add_epi32(columns, _mm512_set1_epi32(static_cast<int>(kColumns)));
+    };
+    int64_t column = first;
+    for (; column + kColumns <= end && byte + 64 <= row_bytes; column += kColumns) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kN; ++n) {
+        // Past the end of a row the next one to be read is that of the next group of rows.
+        const int64_t ahead = byte + kPrefetchBytes < row_bytes ? 0 : (kN - 1) * row_bytes;
+        _mm_prefetch(reinterpret_cast<const char*>(w.data + n * row_bytes + byte + kPrefetchBytes + ahead),
+                     _MM_HINT_T0);
+      }
+      step(64);
+    }
+    for (; column < end; column += kColumns) step(row_bytes - byte);
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < kN; ++n) c[n] = sum_ps(acc[n]);
+}
+
+template <typename Scale, int kBits, bool kZero, bool kSigned>
+void gemv_all(const std::byte* x, int64_t x_stride, int64_t m, Int8Weight w, int64_t n, float* c, int64_t ldc) {
+  int64_t j = 0;
+  for (; j + kWeightRows <= n; j += kWeightRows) {
+    for (int64_t r = 0; r < m; ++r) {
+      gemv_rows<Scale, kBits, kZero, kSigned, kWeightRows>(x + r * x_stride, w, c + r * ldc + j);
+    }
+    w = w.rows_from(kWeightRows);
+  }
+  for (; j < n; ++j) {
+    for (int64_t r = 0; r < m; ++r) {
+      gemv_rows<Scale, kBits, kZero, kSigned, 1>(x + r * x_stride, w, c + r * ldc + j);
+    }
+    w = w.rows_from(1);
+  }
+}
+
+template <typename Scale>
+void gemv_scale(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c,
+                int64_t ldc) {
+  if (w.bits == 8) {
+    w.is_signed ? gemv_all<Scale, 8, false, true>(x, x_stride, m, w, n, c, ldc)
+                : gemv_all<Scale, 8, false, false>(x, x_stride, m, w, n, c, ldc);
+  } else if (w.zero_points != nullptr) {
+    gemv_all<Scale, 4, true, false>(x, x_stride, m, w, n, c, ldc);
+  } else {
+    gemv_all<Scale, 4, false, false>(x, x_stride, m, w, n, c, ldc);
+  }
+}
+
+void gemv(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
+  if (w.scale_type == DType::kF32) gemv_scale<LoadF32>(x, x_stride, m, w, n, c, ldc);
+  if (w.scale_type == DType::kBF16) gemv_scale<LoadBF16>(x, x_stride, m, w, n, c, ldc);
+  if (w.scale_type == DType::kF16) gemv_scale<LoadF16>(x, x_stride, m, w, n, c, ldc);
+}
+
+// ---- GEMM ----
+
+constexpr int kTileRows = 6;
+constexpr int kVectors = 2;
+constexpr int kPanelCols = 16 * kVectors;
+
+size_t panel_bytes(int64_t depth, int64_t group) {
+  return static_cast<size_t>(depth / group * kPanelCols * (8 + group));
+}
+
+// 64 columns from `column` of one row, `p` pointing at the row, as signed bytes; zeros beyond the last.
+template <int kBits, bool kZero, bool kSigned>
+inline __m512i unpack64(const Int8Weight& w, const std::byte* p, int64_t row, int64_t column) {
+  const int64_t left = w.k - column;
+  if constexpr (kBits == 8) {
+    const __m512i v = left >= 64 ? _mm512_loadu_si512(p + column) : _mm512_maskz_loadu_epi8(first_bytes(left), p + column);
+    if constexpr (kSigned) return v;
+    return _mm512_maskz_sub_epi8(first_bytes(left), v, _mm512_set1_epi8(static_cast<char>(128)));
+  } else {
+    const int64_t bytes = w.data_stride - column / 2;
+    const std::byte* from = p + column / 2;
+    const __m256i packed = bytes >= 32 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
+                                       : _mm256_maskz_loadu_epi8(static_cast<__mmask32>(first_bytes(bytes)), from);
+    const __m256i mask = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_and_si256(packed, mask);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
+    const __m256i a = _mm256_unpacklo_epi8(low, high), b = _mm256_unpackhi_epi8(low, high);
+    const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_permute2x128_si256(a, b, 0x20)),
+                                         _mm256_permute2x128_si256(a, b, 0x31), 1);
+    if constexpr (kZero) {
+      alignas(64) uint8_t zeros[64];
+      for (int64_t i = 0; i < 64; i += 16) {
+        std::memset(zeros + i, i < left ? int8_zero_point(w, row, (column + i) / w.block) : 0, 16);
+      }
+      return _mm512_maskz_sub_epi8(first_bytes(left), v, _mm512_load_si512(zeros));
+    }
+    return _mm512_maskz_sub_epi8(first_bytes(left), v, _mm512_set1_epi8(8));
+  }
+}
+
+// The scales of 16 outputs from the first of `w`, `present` of them there, in every group of the panel.
+template <typename Scale>
+void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t groups, std::byte* packed,
+                 int64_t group_bytes) {
+  const int64_t groups_a_block = w.block / w.group();
+  const int64_t first_group = begin / w.group();
+  for (int64_t g = 0; g < groups;) {
+    const int64_t block = (first_group + g) / groups_a_block;
+    const int64_t left = w.blocks() - block;
+    __m512 scales[16];
+    for (int64_t n = 0; n < 16; ++n) {
+      const auto* row = reinterpret_cast<const typename Scale::Element*>(w.scales + n * w.scale_stride);
+      scales[n] = n < present && left > 0 ? Scale::load(row + block, first_lanes(std::min<int64_t>(16, left)))
+                                          : _mm512_setzero_ps();
+    }
+    transpose_16x16(scales);
+    for (int64_t b = 0; b < 16; ++b) {
+      for (; g < groups && (first_group + g) / groups_a_block == block + b; ++g) {
+        _mm512_store_ps(reinterpret_cast<float*>(packed + g * group_bytes), scales[b]);
+      }
+    }
+  }
+}
+
+template <int kBits, bool kZero, bool kSigned>
+void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) {
+  const int64_t group = w.group();
+  const int64_t group_bytes = kPanelCols * (8 + group);
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t present = std::clamp<int64_t>(cols - 16 * v, 0, 16);
+    for (int64_t column = begin; column < begin + depth; column += 64) {
+      const int64_t end = std::min(column + 64, begin + depth);
+      __m512 words[16];
+      for (int64_t n = 0; n < 16; ++n) {
+        const int64_t row = 16 * v + n;
+        const std::byte* p = w.data + row * w.data_stride;
+        // The rows of a panel are too many streams for the processor to foresee: ask for those of the next one.
+        _mm_prefetch(reinterpret_cast<const char*>(p + kPanelCols * w.data_stride + column * kBits / 8), _MM_HINT_T0);
+        const bool inside = n < present && column < w.k;
+        words[n] = _mm512_castsi512_ps(inside ? unpack64<kBits, kZero, kSigned>(w, p, row, column)
+                                              : _mm512_setzero_si512());
+      }
+      transpose_16x16(words);
+      // Word i of all 16 outputs: columns column + 4 i .. + 3.
+      for (int64_t i = 0; i < (end - column) / 4; ++i) {
+        const int64_t from = column - begin + 4 * i;
+        std::byte* p = packed + from / group * group_bytes + kPanelCols * 8;
+        _mm512_store_si512(p + (from % group / 4 * kVectors + v) * 64, _mm512_castps_si512(words[i]));
+      }
+    }
+    const Int8Weight part = w.rows_from(16 * v);
+    if (w.scale_type == DType::kF32) {
+      pack_scales<LoadF32>(part, present, begin, depth / group, packed + v * 64, group_bytes);
+    } else if (w.scale_type == DType::kBF16) {
+      pack_scales<LoadBF16>(part, present, begin, depth / group, packed + v * 64, group_bytes);
+    } else {
+      pack_scales<LoadF16>(part, present, begin, depth / group, packed + v * 64, group_bytes);
+    }
+    for (int64_t g = 0; g < depth / group; ++g) {
+      // x has 128 too much: minus 128 times the sum of the weights.
+      std::byte* p = packed + g * group_bytes;
+      __m512i sums = _mm512_setzero_si512();
+      for (int64_t i = 0; i < group / 4; ++i) {
+        const __m512i values = _mm512_load_si512(p + kPanelCols * 8 + (i * kVectors + v) * 64);
+        sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(static_cast<char>(128)), values);
+      }
+      _mm512_store_si512(p + kPanelCols * 4 + v * 64, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
+    }
+  }
+}
+
+void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) {
+  if (w.bits == 8) {
+    w.is_signed ? pack_values<8, false, true>(w, cols, begin, depth, packed)
+                : pack_values<8, false, false>(w, cols, begin, depth, packed);
+  } else {
+    w.zero_points != nullptr ? pack_values<4, true, false>(w, cols, begin, depth, packed)
+                             : pack_values<4, false, false>(w, cols, begin, depth, packed);
+  }
+}
+
+// kChunk: columns between two turns of the inner loop; the group or 32. The compiler moves every sum to another register
+// and back in each turn, so that groups of up to 32 have none.
+template <int kM, int kChunk>
+inline void tile_rows(const Int8TileArgs& t) {
+  __m512 acc[kM][kVectors];
+#pragma GCC unroll 6
+  for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      acc[m][v] = t.accumulate ? _mm512_load_ps(t.c + m * kPanelCols + 16 * v) : _mm512_setzero_ps();
+    }
+  }
+  const uint8_t* x = t.x;
+  const std::byte* p = t.packed;
+  for (int64_t g = 0; g < t.groups; ++g) {
+    const std::byte* group = p;
+    p += kPanelCols * 8;
+    __m512i dot[kM][kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512i correction = _mm512_load_si512(group + kPanelCols * 4 + v * 64);
+#pragma GCC unroll 6
+      for (int m = 0; m < kM; ++m) dot[m][v] = correction;
+    }
+    const auto chunk = [&](int64_t i) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int s = 0; s < kChunk / 4; ++s) {
+        __m512i w[kVectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) w[v] = _mm512_load_si512(p + (s * kVectors + v) * 64);
+        _mm_prefetch(reinterpret_cast<const char*>(p + s * kVectors * 64 + 2048), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(p + s * kVectors * 64 + 2048 + 64), _MM_HINT_T0);
+#pragma GCC unroll 6
+        for (int m = 0; m < kM; ++m) {
+          int32_t four;
+          std::memcpy(&four, x + m * t.x_stride + i + 4 * s, sizeof(four));
+          const __m512i xs = _mm512_set1_epi32(four);
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) dot[m][v] = _mm512_dpbusd_epi32(dot[m][v], xs, w[v]);
+        }
+      }
+      p += kVectors * (kChunk / 4) * 64;
+    };
+    chunk(0);
+    if constexpr (kChunk == 32) {
+      for (int64_t i = kChunk; i < t.group; i += kChunk) chunk(i);
+    }
+    x += t.group;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512 scale = _mm512_load_ps(reinterpret_cast<const float*>(group + v * 64));
+#pragma GCC unroll 6
+      for (int m = 0; m < kM; ++m) {
+        const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(t.x_scales[m * t.x_scale_stride + g]));
+        acc[m][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[m][v]), both, acc[m][v]);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) _mm512_store_ps(t.c + m * kPanelCols + 16 * v, acc[m][v]);
+  }
+}
+
+template <int kM>
+inline void tile_group(const Int8TileArgs& t) {
+  t.group == 16 ? tile_rows<kM, 16>(t) : tile_rows<kM, 32>(t);
+}
+
+void tile(const Int8TileArgs& t) {
+  switch (t.rows) {
+    case 1: return tile_group<1>(t);
+    case 2: return tile_group<2>(t);
+    case 3: return tile_group<3>(t);
+    case 4: return tile_group<4>(t);
+    case 5: return tile_group<5>(t);
+    default: return tile_group<6>(t);
+  }
+}
+
+}  // namespace
+
+const Int8Kernels& int8_kernels_avx512vnni() {
+  static const Int8Kernels kernels = {quantize<LoadF32>,
+                                      quantize<LoadBF16>,
+                                      {prepared_bytes, prepare, gemv},
+                                      {kTileRows, kPanelCols, panel_bytes, pack, tile}};
+  return kernels;
+}
+
+}  // namespace qvl::kernels
+
+#endif  // __x86_64__

@@ -1,0 +1,97 @@
+// The building blocks of linear layers over integer weights (quant/format.h) with activations in int8, for one
+// instruction set. The loops over matrices and threads live in linear_int8.cc (spec 6.4, 10).
+//
+// Arithmetic, the same for every instruction set. A row of x is cut into groups of int8_group(format) columns,
+// never wider than a weight's block; q = round_half_even(x * (127 / absmax)), scale = absmax / 127. Products of
+// one group are summed in int32, exactly; groups are summed in float32. Only the order of the float sums is a
+// kernel's own, and it depends on the number of columns alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "qvl/base/dtype.h"
+
+namespace qvl::kernels {
+
+// Columns of prepared rows are padded with zeros to a multiple of this: the widest group, and what a vector of
+// 4-bit weights holds.
+inline constexpr int64_t kInt8Pad = 128;
+
+// Some rows of an integer weight, the pointers at the first of them.
+struct Int8Weight {
+  const std::byte* data = nullptr;
+  int64_t data_stride = 0;  // bytes a row
+  const std::byte* scales = nullptr;
+  int64_t scale_stride = 0;                  // bytes a row
+  const std::byte* zero_points = nullptr;    // 4 bits only, two a byte; null: 8 or 128, or 0 with is_signed
+  int64_t zero_stride = 0;                   // bytes a row
+  DType scale_type = DType::kF32;            // F32, BF16 or F16
+  int bits = 4;                              // 4 or 8
+  bool is_signed = false;                    // 8 bits: int8 instead of uint8 around 128
+  int64_t block = 0;                         // columns that share a scale: a power of two from 16
+  int64_t k = 0;                             // columns
+
+  Int8Weight rows_from(int64_t row) const {
+    Int8Weight w = *this;
+    w.data += row * data_stride;
+    w.scales += row * scale_stride;
+    if (zero_points != nullptr) w.zero_points += row * zero_stride;
+    return w;
+  }
+  int64_t blocks() const { return (k + block - 1) / block; }
+  // Columns of x that share a scale.
+  int64_t group() const { return block < kInt8Pad ? block : kInt8Pad; }
+};
+
+// Few rows: weights are read in address order, once.
+struct Int8GemvKernel {
+  // One row of x as `run` wants it, from q [padded k] and its scales [padded k / group].
+  size_t (*prepared_bytes)(const Int8Weight& w) = nullptr;
+  void (*prepare)(const Int8Weight& w, const int8_t* q, const float* scales, std::byte* dst) = nullptr;
+  // c[m, n] (row stride ldc) = x[m, k] . w[n, k]^T; prepared rows x_stride bytes apart.
+  void (*run)(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c,
+              int64_t ldc) = nullptr;
+};
+
+// c[rows, panel_cols] = x . panel, or += when `accumulate`.
+struct Int8TileArgs {
+  const uint8_t* x;  // q + 128, at the panel's first column
+  int64_t x_stride;  // bytes
+  const float* x_scales;
+  int64_t x_scale_stride;  // elements
+  int rows;                // 1..tile_rows
+  const std::byte* packed;
+  int64_t groups;
+  int64_t group;
+  bool wide;  // 8-bit weights: products of two do not fit 16 bits
+  bool accumulate;
+  float* c;
+};
+
+// Many rows: weights are unpacked once per panel (`panel_cols` outputs, some groups of columns).
+struct Int8GemmKernel {
+  int tile_rows = 0;
+  int panel_cols = 0;
+  size_t (*panel_bytes)(int64_t depth, int64_t group) = nullptr;
+  // Unpacks columns [begin, begin + depth) of rows [0, cols) of w, begin a multiple of kInt8Pad, depth one of the
+  // group; missing outputs and columns become 0. `packed` is 64-byte aligned.
+  void (*pack)(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) = nullptr;
+  void (*tile)(const Int8TileArgs& args) = nullptr;
+};
+
+struct Int8Kernels {
+  // q [k padded with zeros to kInt8Pad] and scales [padded k / group] of k values of x.
+  void (*quantize_f32)(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) = nullptr;
+  void (*quantize_bf16)(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) = nullptr;
+  Int8GemvKernel gemv;
+  Int8GemmKernel gemm;
+};
+
+const Int8Kernels& int8_kernels_scalar();
+#if defined(__x86_64__)
+const Int8Kernels& int8_kernels_avx2();
+const Int8Kernels& int8_kernels_avx512vnni();
+#endif
+
+}  // namespace qvl::kernels

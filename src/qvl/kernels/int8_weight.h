@@ -1,0 +1,57 @@
+// One value, scale or zero point of an integer weight: for the scalar kernels and for the parts of the others that are
+// not in their inner loops (private to this room).
+#pragma once
+
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "qvl/kernels/int8_kernels.h"
+
+namespace qvl::kernels {
+
+// The scale of a group whose largest magnitude has these bits, and what its values are multiplied with; 0 where all of
+// them become 0. A group with an infinity or a NaN gets the scale NaN, so that it is not lost.
+inline float int8_inverse_scale(uint32_t absmax_bits, float& scale) {
+  constexpr float kSmallest = 1e-36f;  // below, 127 / absmax overflows
+  const float absmax = std::bit_cast<float>(absmax_bits);
+  if (absmax_bits >= 0x7f800000u) {
+    scale = std::numeric_limits<float>::quiet_NaN();
+    return 0.0f;
+  }
+  if (absmax < kSmallest) {
+    scale = 0.0f;
+    return 0.0f;
+  }
+  scale = absmax / 127.0f;
+  return 127.0f / absmax;
+}
+
+inline float int8_scale(const Int8Weight& w, int64_t row, int64_t block) {
+  const std::byte* p = w.scales + row * w.scale_stride;
+  if (w.scale_type == DType::kF32) {
+    float v;
+    std::memcpy(&v, p + block * 4, sizeof(v));
+    return v;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, p + block * 2, sizeof(bits));
+  return w.scale_type == DType::kBF16 ? to_float(BFloat16{bits}) : to_float(Float16{bits});
+}
+
+inline int int8_zero_point(const Int8Weight& w, int64_t row, int64_t block) {
+  if (w.zero_points == nullptr) return w.is_signed ? 0 : w.bits == 4 ? 8 : 128;
+  const int both = std::to_integer<int>(w.zero_points[row * w.zero_stride + block / 2]);
+  return both >> (block % 2 * 4) & 15;
+}
+
+// q - zero point.
+inline int int8_value(const Int8Weight& w, int64_t row, int64_t k) {
+  const std::byte* p = w.data + row * w.data_stride;
+  if (w.bits == 8) {
+    return w.is_signed ? static_cast<int8_t>(p[k]) : std::to_integer<int>(p[k]) - 128;
+  }
+  return (std::to_integer<int>(p[k / 2]) >> (k % 2 * 4) & 15) - int8_zero_point(w, row, k / w.block);
+}
+
+}  // namespace qvl::kernels

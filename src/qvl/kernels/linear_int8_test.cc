@@ -1,0 +1,325 @@
+// linear and linear_swiglu over integer weights: every table against double sums of the values it must use, with int8
+// activations and with float ones, all formats and tails, determinism and the checks.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "qvl/base/error.h"
+#include "qvl/base/tensor.h"
+#include "qvl/kernels/ops.h"
+#include "qvl/kernels/table.h"
+#include "qvl/quant/block_codec.h"
+
+namespace qvl::kernels {
+namespace {
+
+using quant::Format;
+
+const std::vector<Format>& formats() {
+  static const std::vector<Format> all = [] {
+    std::vector<Format> f;
+    for (const int64_t block : {16, 32, 64, 128, 256}) {
+      f.push_back(Format::blocks(4, block, false, DType::kBF16));
+      f.push_back(Format::blocks(4, block, true, DType::kF32));
+      f.push_back(Format::blocks(8, block, false, DType::kF16));
+    }
+    f.push_back(Format::blocks(4, 32, false, DType::kF32));
+    f.push_back(Format::blocks(4, 32, true, DType::kBF16));
+    f.push_back(Format::blocks(8, 32, false, DType::kBF16));
+    f.push_back(Format::blocks(8, 32, true, DType::kF32));
+    f.push_back(Format::row8());
+    return f;
+  }();
+  return all;
+}
+
+// A weight of random codes. The buffers end where the weight ends, so that a sanitizer sees any read past it.
+struct IntegerWeight {
+  IntegerWeight(const Format& f, int64_t n, int64_t k, std::mt19937& rng) : format(f), out(n), in(k) {
+    quant::Codes codes;
+    const bool row8 = f.kind == quant::Kind::kRow8;
+    const int low = row8 ? -127 : 0, high = row8 ? 127 : (1 << f.bits) - 1;
+    std::uniform_int_distribution<int> code(low, high);
+    std::normal_distribution<float> normal(0.0f, 0.02f);
+    for (int64_t i = 0; i < n * k; ++i) codes.q.push_back(static_cast<int16_t>(code(rng)));
+    for (int64_t i = 0; i < n * f.block_count(k); ++i) {
+      float scale = normal(rng);
+      std::array<std::byte, 4> stored;
+      convert_elements(&scale, DType::kF32, stored.data(), f.scale_type, 1);
+      convert_elements(stored.data(), f.scale_type, &scale, DType::kF32, 1);
+      codes.scales.push_back(scale);
+      if (f.zero_points) codes.zero_points.push_back(static_cast<int16_t>(code(rng)));
+    }
+    data.resize(f.data_bytes(n, k));
+    scales.resize(f.scale_bytes(n, k));
+    zero_points.resize(f.zero_point_bytes(n, k));
+    quant::pack(f, n, k, codes, {data, scales, zero_points});
+    values.resize(static_cast<size_t>(n * k));
+    quant::dequantize(f, n, k, {data, scales, zero_points}, values);
+  }
+
+  Weight view(bool int8_activations, const float* bias = nullptr) const {
+    Weight w;
+    w.data = data.data();
+    w.out = out;
+    w.in = in;
+    w.bias = bias;
+    w.format = format;
+    w.scales = scales.data();
+    w.zero_points = format.zero_points ? zero_points.data() : nullptr;
+    w.int8_activations = int8_activations;
+    return w;
+  }
+
+  Format format;
+  int64_t out, in;
+  std::vector<std::byte> data, scales, zero_points;
+  std::vector<float> values;  // [out, in]
+};
+
+struct Activations {
+  Activations(DType t, int64_t m, int64_t k, std::mt19937& rng, float scale = 1.0f) : tensor(t, {m, k}) {
+    Tensor f(DType::kF32, {m, k});
+    std::normal_distribution<float> normal(0.0f, scale);
+    for (float& v : f.as<float>()) v = normal(rng);
+    tensor = f.to(t);
+    rows = tensor.to(DType::kF32);
+  }
+  ConstMatrix view() const { return {tensor.data(), tensor.dtype(), tensor.dim(0), tensor.dim(1), tensor.dim(1)}; }
+  Tensor tensor, rows;
+};
+
+// Row r of x as the contract of int8_kernels.h rounds it.
+std::vector<double> rounded_row(const Activations& x, int64_t r, const Format& format) {
+  const int64_t k = x.tensor.dim(1);
+  const int64_t group = format.kind == quant::Kind::kRow8 ? 128 : std::min<int64_t>(format.block, 128);
+  const float* row = x.rows.as<float>().data() + r * k;
+  std::vector<double> out(static_cast<size_t>(k));
+  for (int64_t g = 0; g < k; g += group) {
+    float absmax = 0;
+    for (int64_t i = g; i < std::min(k, g + group); ++i) absmax = std::max(absmax, std::fabs(row[i]));
+    const float scale = absmax / 127.0f, inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
+    for (int64_t i = g; i < std::min(k, g + group); ++i) {
+      out[static_cast<size_t>(i)] = static_cast<double>(std::nearbyint(row[i] * inverse)) * scale;
+    }
+  }
+  return out;
+}
+
+bool rounds(const Format& f, bool int8_activations) {
+  return int8_activations && !(f.bits == 8 && f.zero_points);
+}
+
+// Expected sums [m, n] in double, and the sum of magnitudes as a measure of the error float sums may have.
+void expected(const Activations& x, const IntegerWeight& w, bool int8_activations, std::vector<double>& sums,
+              std::vector<double>& magnitudes) {
+  const int64_t m = x.tensor.dim(0);
+  sums.assign(static_cast<size_t>(m * w.out), 0);
+  magnitudes = sums;
+  for (int64_t r = 0; r < m; ++r) {
+    std::vector<double> row(static_cast<size_t>(w.in));
+    for (int64_t i = 0; i < w.in; ++i) row[static_cast<size_t>(i)] = x.rows.as<float>()[static_cast<size_t>(r * w.in + i)];
+    if (rounds(w.format, int8_activations)) row = rounded_row(x, r, w.format);
+    for (int64_t n = 0; n < w.out; ++n) {
+      double sum = 0, magnitude = 0;
+      for (int64_t i = 0; i < w.in; ++i) {
+        double v = w.values[static_cast<size_t>(n * w.in + i)];
+        if (x.tensor.dtype() == DType::kBF16 && !rounds(w.format, int8_activations)) {
+          v = round_to_bf16(static_cast<float>(v));
+        }
+        sum += row[static_cast<size_t>(i)] * v;
+        magnitude += std::fabs(row[static_cast<size_t>(i)] * v);
+      }
+      sums[static_cast<size_t>(r * w.out + n)] = sum;
+      magnitudes[static_cast<size_t>(r * w.out + n)] = magnitude;
+    }
+  }
+}
+
+double tolerance(double magnitude, double value, DType type) {
+  return 4e-6 * magnitude + 1e-30 + (type == DType::kBF16 ? std::fabs(value) / 128 + 4e-6 * magnitude : 0);
+}
+
+class IntegerLinearTest : public testing::TestWithParam<std::string_view> {
+ protected:
+  const KernelTable& table() { return table_by_name(GetParam()); }
+
+  void check(LinearPath path, DType type, const Format& format, bool int8_activations, int64_t m, int64_t n, int64_t k,
+             int threads, std::mt19937& rng) {
+    SCOPED_TRACE(format.name() + (int8_activations ? ", int8 x " : ", float x ") + std::string(dtype_name(type)) +
+                 (path == LinearPath::kGemm ? " gemm " : " gemv ") + std::to_string(m) + "x" + std::to_string(n) + "x" +
+                 std::to_string(k));
+    ThreadPool pool(threads);
+    const Context ctx{&pool, &table()};
+    const IntegerWeight w(format, n, k, rng);
+    const Activations x(type, m, k, rng);
+    std::vector<float> bias(static_cast<size_t>(n));
+    for (float& b : bias) b = round_to_bf16(std::normal_distribution<float>()(rng));
+    Tensor y(type, {m, n});
+    linear(ctx, path, x.view(), w.view(int8_activations, bias.data()), Activation::kNone, {}, {y.data(), type, m, n, n});
+    std::vector<double> sums, magnitudes;
+    expected(x, w, int8_activations, sums, magnitudes);
+    const Tensor got = y.to(DType::kF32);
+    for (int64_t i = 0; i < m * n; ++i) {
+      const double want = sums[static_cast<size_t>(i)] + bias[static_cast<size_t>(i % n)];
+      ASSERT_NEAR(got.as<float>()[static_cast<size_t>(i)], want,
+                  tolerance(magnitudes[static_cast<size_t>(i)] + 1, want, type))
+          << "row " << i / n << " column " << i % n;
+    }
+  }
+};
+
+TEST_P(IntegerLinearTest, MatchesDoubleForAllFormatsAndTails) {
+  std::mt19937 rng(1);
+  int counter = 0;
+  for (const Format& format : formats()) {
+    for (const int64_t k : {1, 15, 16, 33, 64, 100, 127, 128, 129, 256, 300, 513, 1100}) {
+      for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+        const int i = counter++;
+        const int64_t ns[] = {1, 4, 5, 16, 17, 33, 64, 70};
+        check(path, i % 3 == 0 ? DType::kBF16 : DType::kF32, format, i % 5 != 0, 1 + i % 14, ns[i % 8], k, 1 + i % 2, rng);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(IntegerLinearTest, MatchesDoubleBeyondOneBlock) {
+  // More than one block of depth, of columns and of rows.
+  std::mt19937 rng(2);
+  for (const Format& format : {Format::blocks(4, 32, false, DType::kBF16), Format::blocks(4, 16, true, DType::kF32),
+                               Format::blocks(8, 128, false, DType::kBF16), Format::row8()}) {
+    for (const auto& [m, n, k] : {std::array<int64_t, 3>{7, 70, 2049}, {401, 130, 48}, {5, 65, 4097}}) {
+      for (const bool int8_activations : {true, false}) {
+        check(LinearPath::kGemm, DType::kF32, format, int8_activations, m, n, k, 2, rng);
+        if (m <= 16) check(LinearPath::kGemv, DType::kF32, format, int8_activations, m, n, k, 3, rng);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(IntegerLinearTest, EveryTableRoundsActivationsAlike) {
+  // The float sums of one group are exact: with one group a row the results of all tables are the same bits.
+  std::mt19937 rng(3);
+  ThreadPool pool(1);
+  const Context oracle{&pool, &table_by_name("scalar")}, ctx{&pool, &table()};
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    for (const float scale : {1e-3f, 1.0f, 1e20f}) {
+      const IntegerWeight w(Format::blocks(4, 128, false, DType::kBF16), 37, 128, rng);
+      const Activations x(type, 9, 128, rng, scale);
+      Tensor want(DType::kF32, {9, 37}), got(DType::kF32, {9, 37});
+      if (type == DType::kBF16) want = Tensor(type, {9, 37}), got = Tensor(type, {9, 37});
+      linear(oracle, LinearPath::kGemm, x.view(), w.view(true), Activation::kNone, {}, {want.data(), type, 9, 37, 37});
+      linear(ctx, LinearPath::kGemm, x.view(), w.view(true), Activation::kNone, {}, {got.data(), type, 9, 37, 37});
+      ASSERT_EQ(std::memcmp(want.data(), got.data(), want.size_bytes()), 0);
+    }
+  }
+}
+
+TEST_P(IntegerLinearTest, RowsDoNotDependOnOtherRowsOrThreads) {
+  std::mt19937 rng(4);
+  constexpr int64_t kRows = 420, kCols = 150, kDepth = 2081;
+  for (const Format& format : {Format::blocks(4, 32, false, DType::kBF16), Format::row8()}) {
+    const IntegerWeight gate(format, kCols, kDepth, rng), up(format, kCols, kDepth, rng);
+    const Activations x(DType::kBF16, kRows, kDepth, rng);
+    for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+      const int64_t all = path == LinearPath::kGemm ? kRows : 16;
+      Tensor whole(DType::kBF16, {all, kCols});
+      ThreadPool one(1);
+      ConstMatrix xs = x.view();
+      xs.rows = all;
+      linear_swiglu({&one, &table()}, path, xs, gate.view(true), up.view(true),
+                    {whole.data(), DType::kBF16, all, kCols, kCols});
+      for (const int threads : {2, 3}) {
+        ThreadPool pool(threads);
+        for (const auto& [begin, rows] : {std::array<int64_t, 2>{0, all}, {5, 1}, {3, 2}, {2, 4}, {9, 7}}) {
+          ConstMatrix part = x.view();
+          part.data = x.tensor.as<BFloat16>().data() + begin * kDepth;
+          part.rows = rows;
+          Tensor y(DType::kBF16, {rows, kCols});
+          linear_swiglu({&pool, &table()}, path, part, gate.view(true), up.view(true),
+                        {y.data(), DType::kBF16, rows, kCols, kCols});
+          ASSERT_EQ(std::memcmp(whole.as<BFloat16>().data() + begin * kCols, y.data(), y.size_bytes()), 0)
+              << format.name() << " rows " << begin << "+" << rows << " threads " << threads;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(IntegerLinearTest, SwigluMatchesDouble) {
+  std::mt19937 rng(5);
+  ThreadPool pool(2);
+  const Context ctx{&pool, &table()};
+  for (const Format& format : {Format::blocks(4, 32, false, DType::kBF16), Format::blocks(8, 32, false, DType::kBF16)}) {
+    for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+      const IntegerWeight gate(format, 70, 200, rng), up(format, 70, 200, rng);
+      const Activations x(DType::kF32, 7, 200, rng);
+      Tensor y(DType::kF32, {7, 70});
+      linear_swiglu(ctx, path, x.view(), gate.view(true), up.view(true), {y.data(), DType::kF32, 7, 70, 70});
+      std::vector<double> g, u, gm, um;
+      expected(x, gate, true, g, gm);
+      expected(x, up, true, u, um);
+      for (size_t i = 0; i < g.size(); ++i) {
+        const double silu = g[i] / (1 + std::exp(-g[i]));
+        ASSERT_NEAR(y.as<float>()[i], silu * u[i], 1e-5 * (gm[i] + 1) * (um[i] + 1));
+      }
+    }
+  }
+}
+
+TEST_P(IntegerLinearTest, ZerosTinyValuesAndNonFiniteOnes) {
+  std::mt19937 rng(6);
+  ThreadPool pool(1);
+  const Context ctx{&pool, &table()};
+  const IntegerWeight w(Format::blocks(4, 32, false, DType::kF32), 20, 96, rng);
+  for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+    const auto product = [&](float fill, float first) {
+      Tensor x(DType::kF32, {1, 96}), y(DType::kF32, {1, 20});
+      for (float& v : x.as<float>()) v = fill;
+      x.as<float>()[40] = first;
+      linear(ctx, path, {x.data(), DType::kF32, 1, 96, 96}, w.view(true), Activation::kNone, {},
+             {y.data(), DType::kF32, 1, 20, 20});
+      return std::vector<float>(y.as<float>().begin(), y.as<float>().end());
+    };
+    for (const float v : product(0.0f, 0.0f)) ASSERT_EQ(v, 0.0f);
+    for (const float v : product(1e-40f, 1e-42f)) ASSERT_EQ(v, 0.0f);  // below what the scales can hold
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+      for (const float v : product(1.0f, bad)) ASSERT_TRUE(std::isnan(v));
+    }
+  }
+}
+
+TEST_P(IntegerLinearTest, ChecksTheWeight) {
+  std::mt19937 rng(7);
+  ThreadPool pool(1);
+  const Context ctx{&pool, &table()};
+  const IntegerWeight w(Format::blocks(4, 32, true, DType::kF32), 4, 64, rng);
+  const Activations x(DType::kF32, 1, 64, rng);
+  Tensor y(DType::kF32, {1, 4});
+  const auto run = [&](Weight weight) {
+    linear(ctx, LinearPath::kGemv, x.view(), weight, Activation::kNone, {}, {y.data(), DType::kF32, 1, 4, 4});
+  };
+  Weight no_scales = w.view(true), no_zeros = w.view(true), odd = w.view(true);
+  no_scales.scales = nullptr;
+  no_zeros.zero_points = nullptr;
+  odd.format.block = 48;
+  EXPECT_THROW(run(no_scales), Error);
+  EXPECT_THROW(run(no_zeros), Error);
+  EXPECT_THROW(run(odd), Error);
+  EXPECT_NO_THROW(run(w.view(true)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Tables, IntegerLinearTest, testing::ValuesIn(runnable_tables()),
+                         [](const auto& test) { return std::string(test.param); });
+
+}  // namespace
+}  // namespace qvl::kernels
