@@ -179,12 +179,28 @@ void ThreadPool::parallel_for(int64_t tasks, const std::function<void(int64_t, i
     for (int64_t i = 0; i < tasks; ++i) fn(i, 0);
     return;
   }
-  std::atomic<int64_t> next{0};
+  // Each thread walks through a range of its own, so that it reads neighbouring memory in address order, then helps
+  // the others with what is left of theirs.
+  struct alignas(64) Range {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::vector<Range> ranges(static_cast<size_t>(threads_));
+  for (int64_t t = 0; t < threads_; ++t) {
+    const auto start = [&](int64_t thread) {
+      return tasks / threads_ * thread + std::min<int64_t>(thread, tasks % threads_);
+    };
+    ranges[static_cast<size_t>(t)].next.store(start(t), std::memory_order_relaxed);
+    ranges[static_cast<size_t>(t)].end = start(t + 1);
+  }
   run([&](int thread) {
-    for (;;) {
-      const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-      if (i >= tasks) return;
-      fn(i, thread);
+    for (int i = 0; i < threads_; ++i) {
+      Range& range = ranges[static_cast<size_t>((thread + i) % threads_)];
+      for (;;) {
+        const int64_t task = range.next.fetch_add(1, std::memory_order_relaxed);
+        if (task >= range.end) break;
+        fn(task, thread);
+      }
     }
   });
 }

@@ -147,12 +147,13 @@ inline __m256i load_zero_points(const std::byte* p, int64_t count) {
                           _mm256_set1_epi32(15));
 }
 
-constexpr int64_t kPrefetchBytes = 1024;
+constexpr int64_t kPrefetchBytes = 2048;
 constexpr int kWeightRows = 4;
 
-// Sums of one row of x with kN rows of w. kZero: zero points are stored; kSigned: int8.
+// c[n * apart] = sums of one row of x with kN rows of w that lie `apart` rows apart. kZero: zero points are stored;
+// kSigned: int8.
 template <typename Scale, int kBits, bool kZero, bool kSigned, int kN>
-inline void gemv_rows(const std::byte* x, const Int8Weight& w, float* c) {
+inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
   constexpr int64_t kColumns = kBits == 4 ? 64 : 32;  // of one vector of weights
   constexpr int64_t kRecord = kBits == 4 ? kRecord4 : kRecord8;
   const int shift = std::countr_zero(static_cast<uint64_t>(w.block));
@@ -173,11 +174,11 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, float* c) {
     __m256i zeros[kN];
 #pragma GCC unroll 4
     for (int n = 0; n < kN; ++n) {
-      const auto* row = reinterpret_cast<const typename Scale::Element*>(w.scales + n * w.scale_stride);
+      const auto* row = reinterpret_cast<const typename Scale::Element*>(w.scales + n * apart * w.scale_stride);
       scales[n] = Scale::load(row + block, blocks - block);
       zeros[n] = _mm256_set1_epi32(8);
       if constexpr (kZero) {
-        zeros[n] = load_zero_points(w.zero_points + n * w.zero_stride + block / 2, blocks - block);
+        zeros[n] = load_zero_points(w.zero_points + n * apart * w.zero_stride + block / 2, blocks - block);
       }
     }
     const int64_t end = std::min(w.k, first + columns_a_load);
@@ -188,9 +189,8 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, float* c) {
       const __m256i index = _mm256_srl_epi32(columns, shift_count);
 #pragma GCC unroll 4
       for (int n = 0; n < kN; ++n) {
-        const std::byte* p = w.data + n * row_bytes + byte;
-        const int64_t ahead = byte + kPrefetchBytes < row_bytes ? 0 : (kN - 1) * row_bytes;
-        _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetchBytes + ahead), _MM_HINT_T0);
+        const std::byte* p = w.data + n * apart * row_bytes + byte;
+        _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetchBytes), _MM_HINT_T0);
         __m256i v = load_bytes(p, row_bytes - byte);
         __m256i dot;
         if constexpr (kBits == 4) {
@@ -213,21 +213,24 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, float* c) {
     }
   }
 #pragma GCC unroll 4
-  for (int n = 0; n < kN; ++n) c[n] = sum_ps(acc[n]);
+  for (int n = 0; n < kN; ++n) c[n * apart] = sum_ps(acc[n]);
 }
 
+// The rows are read as kWeightRows streams, each in address order: memory serves streams of different pages faster than
+// one.
 template <typename Scale, int kBits, bool kZero, bool kSigned>
 void gemv_all(const std::byte* x, int64_t x_stride, int64_t m, Int8Weight w, int64_t n, float* c, int64_t ldc) {
-  int64_t j = 0;
-  for (; j + kWeightRows <= n; j += kWeightRows) {
+  const int64_t apart = n / kWeightRows;
+  for (int64_t j = 0; j < apart; ++j) {
     for (int64_t r = 0; r < m; ++r) {
-      gemv_rows<Scale, kBits, kZero, kSigned, kWeightRows>(x + r * x_stride, w, c + r * ldc + j);
+      gemv_rows<Scale, kBits, kZero, kSigned, kWeightRows>(x + r * x_stride, w, apart, c + r * ldc + j);
     }
-    w = w.rows_from(kWeightRows);
+    w = w.rows_from(1);
   }
-  for (; j < n; ++j) {
+  w = w.rows_from((kWeightRows - 1) * apart);
+  for (int64_t j = kWeightRows * apart; j < n; ++j) {
     for (int64_t r = 0; r < m; ++r) {
-      gemv_rows<Scale, kBits, kZero, kSigned, 1>(x + r * x_stride, w, c + r * ldc + j);
+      gemv_rows<Scale, kBits, kZero, kSigned, 1>(x + r * x_stride, w, 1, c + r * ldc + j);
     }
     w = w.rows_from(1);
   }
