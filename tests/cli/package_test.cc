@@ -1,5 +1,5 @@
-// `qvl verify`, `qvl compare` and `qvl info` on packages that the real binary exports: healthy ones pass, corrupted ones fail and
-// are told why.
+// `qvl verify`, `qvl compare` and `qvl info` on packages that the real binary exports: healthy ones pass,
+// corrupted ones fail and are told why.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -10,9 +10,9 @@
 
 #include "process.h"
 #include "qvl/base/json.h"
+#include "qvl/base/sha256.h"
 #include "qvl/package/manifest.h"
 #include "qvl/package/package.h"
-#include "qvl/base/sha256.h"
 
 namespace qvl::cli {
 namespace {
@@ -21,14 +21,17 @@ namespace fs = std::filesystem;
 
 const fs::path kSource = QVL_SOURCE_DIR;
 const std::string kSmall = (kSource / "models/small").string();
-const std::string kTiny = (kSource / "tests/fixtures/golden/model").string();  // no tokenizer: prompts of random ids
+const std::string kTiny =
+    (kSource / "tests/fixtures/golden/model").string();  // no tokenizer: prompts of random ids
 
 std::string slurp(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
-void spill(const fs::path& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
+void spill(const fs::path& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary) << bytes;
+}
 
 class Packages : public ::testing::Test {
  protected:
@@ -43,7 +46,8 @@ class Packages : public ::testing::Test {
     return path;
   }
   // Exported once; tests that change one take a copy.
-  static std::string exported(const std::string& name, const std::string& checkpoint, std::vector<std::string> options) {
+  static std::string exported(const std::string& name, const std::string& checkpoint,
+                              std::vector<std::string> options) {
     const fs::path folder = root() / name;
     if (fs::exists(folder)) return folder.string();
     std::vector<std::string> arguments = {"export", checkpoint, folder.string()};
@@ -52,7 +56,9 @@ class Packages : public ::testing::Test {
     EXPECT_EQ(o.exit_code, 0) << o.err;
     return folder.string();
   }
-  static std::string tiny_fp32() { return exported("tiny_fp32", kTiny, {"--vision", "fp32", "--text", "fp32"}); }
+  static std::string tiny_fp32() {
+    return exported("tiny_fp32", kTiny, {"--vision", "fp32", "--text", "fp32"});
+  }
   static std::string small_int4() { return exported("small_int4", kSmall, {}); }
   static std::string copy(const std::string& package, const std::string& name) {
     const fs::path to = root() / name;
@@ -88,7 +94,8 @@ void swap_tensors(const fs::path& folder, const std::string& a, const std::strin
   const package::TensorPart &x = entry(manifest, a).data, &y = entry(manifest, b).data;
   ASSERT_EQ(x.length, y.length);
   std::string bytes = slurp(folder / x.file);
-  std::swap_ranges(bytes.begin() + static_cast<std::ptrdiff_t>(x.offset), bytes.begin() + static_cast<std::ptrdiff_t>(x.offset + x.length),
+  std::swap_ranges(bytes.begin() + static_cast<std::ptrdiff_t>(x.offset),
+                   bytes.begin() + static_cast<std::ptrdiff_t>(x.offset + x.length),
                    bytes.begin() + static_cast<std::ptrdiff_t>(y.offset));
   spill(folder / x.file, bytes);
   rehash(folder, x.file);
@@ -117,21 +124,24 @@ void expect_failure(const Outcome& o, const std::vector<std::string>& parts) {
   EXPECT_EQ(o.exit_code, 1) << o.out << o.err;
   const std::string error = errors(o);
   EXPECT_EQ(std::count(error.begin(), error.end(), '\n'), 1) << error;
-  for (const std::string& part : parts) EXPECT_NE(error.find(part), std::string::npos) << part << " not in: " << error;
+  for (const std::string& part : parts)
+    EXPECT_NE(error.find(part), std::string::npos) << part << " not in: " << error;
 }
 
 constexpr const char* kQ0 = "model.language_model.layers.0.self_attn.q_proj.weight";
 
-// Names of the first two tensors of 4 bits (of any format where there are none) that are stored alike: which ones the recipe
-// keeps at 4 bits is its own business.
+// Names of the first two tensors of 4 bits (of any format where there are none) that are stored alike: which
+// ones the recipe keeps at 4 bits is its own business.
 std::pair<std::string, std::string> alike(const fs::path& folder) {
   const package::Manifest manifest = package::Manifest::load(folder);
   for (int bits : {4, 0}) {
     for (const package::TensorEntry& a : manifest.tensors) {
       if (a.format.bits != bits || !a.name.ends_with("_proj.weight")) continue;
       for (const package::TensorEntry& b : manifest.tensors) {
-        const bool same_role = a.name.substr(a.name.rfind('.', a.name.size() - 8)) == b.name.substr(b.name.rfind('.', b.name.size() - 8));
-        if (a.name != b.name && same_role && a.format == b.format && a.data.length == b.data.length) return {a.name, b.name};
+        const bool same_role = a.name.substr(a.name.rfind('.', a.name.size() - 8)) ==
+                               b.name.substr(b.name.rfind('.', b.name.size() - 8));
+        if (a.name != b.name && same_role && a.format == b.format && a.data.length == b.data.length)
+          return {a.name, b.name};
       }
     }
   }
@@ -146,7 +156,8 @@ TEST_F(Packages, HealthyOnesPassAndKeepTheirReport) {
   const bool onnx = has_onnxruntime();
   for (const Kind& kind : {Kind{tiny_fp32(), kTiny, true}, Kind{small_int4(), kSmall, false}}) {
     const std::string folder = copy(kind.package, "healthy");
-    const Outcome o = qvl({"verify", folder, "--against", kind.checkpoint, "--json", "--sizes", "64x64,160x96", "--max-tokens", "4"});
+    const Outcome o = qvl({"verify", folder, "--against", kind.checkpoint, "--json", "--sizes",
+                           "64x64,160x96", "--max-tokens", "4"});
     ASSERT_EQ(o.exit_code, 0) << o.out << o.err;
     EXPECT_EQ(errors(o), "");
     const Json report = parse_json(o.out, "report");
@@ -194,7 +205,8 @@ TEST_F(Packages, AFlippedByteIsFoundByTheWeightsToo) {
   ASSERT_EQ(entry(package::Manifest::load(int4), changed).format.bits, 4);
   flip_byte(int4, changed, 17, 0x01);
   rehash(int4, "text.data");
-  expect_failure(qvl({"verify", int4, "--against", kSmall, "--engines", "native", "--sizes", "64x64"}), {changed, "as the export measured"});
+  expect_failure(qvl({"verify", int4, "--against", kSmall, "--engines", "native", "--sizes", "64x64"}),
+                 {changed, "as the export measured"});
   const std::string fp32 = copy(tiny_fp32(), "flipped_fp32");
   flip_byte(fp32, kQ0, 8, 0x01);
   rehash(fp32, "text.data");
@@ -210,14 +222,16 @@ TEST_F(Packages, SwappedTensorsFailInWeightsAndInEveryEngine) {
     const std::string folder = copy(package, "swapped");
     const auto [one, other] = alike(folder);
     ASSERT_NO_FATAL_FAILURE(swap_tensors(folder, one, other));
-    const Outcome o = qvl({"verify", folder, "--against", checkpoint, "--json", "--sizes", "64x64", "--max-tokens", "2", "--no-store"});
+    const Outcome o = qvl({"verify", folder, "--against", checkpoint, "--json", "--sizes", "64x64",
+                           "--max-tokens", "2", "--no-store"});
     expect_failure(o, {"_proj.weight", "relative error 1."});
     const Json report = parse_json(o.out, "report");
     EXPECT_EQ(report["passed"], false);
     EXPECT_EQ(report["weights"]["passed"], false);
     ASSERT_EQ(report["engines"].size(), onnx ? 3U : 1U);
     EXPECT_TRUE(package::Manifest::load(folder).parity.is_null());
-    // With exact weights the very first layer gives it away; with coarse ones the limits leave room, the weights do not.
+    // With exact weights the very first layer gives it away; with coarse ones the limits leave room, the
+    // weights do not.
     if (checkpoint != kTiny) continue;
     for (const Json& engine : report["engines"]) {
       EXPECT_EQ(engine["passed"], false) << engine["engine"];
@@ -233,7 +247,8 @@ TEST_F(Packages, AnotherCheckpointIsRefused) {
 TEST_F(Packages, WithoutOnnxRuntimeItSaysSo) {
   const std::string folder = copy(tiny_fp32(), "without");
   const RunOptions none{.environment = {"QVL_ONNXRUNTIME_LIB=/nonexistent/libonnxruntime.so.1"}};
-  const Outcome o = qvl({"verify", folder, "--against", kTiny, "--sizes", "64x64", "--max-tokens", "2"}, none);
+  const Outcome o =
+      qvl({"verify", folder, "--against", kTiny, "--sizes", "64x64", "--max-tokens", "2"}, none);
   EXPECT_EQ(o.exit_code, 0) << o.out << o.err;
   EXPECT_NE(o.out.find("onnx: skipped: "), std::string::npos) << o.out;
   EXPECT_NE(o.out.find("/nonexistent"), std::string::npos) << o.out;
@@ -243,8 +258,10 @@ TEST_F(Packages, WithoutOnnxRuntimeItSaysSo) {
 }
 
 TEST_F(Packages, WrongOptionsAreUsageErrors) {
-  for (const std::vector<std::string>& options :
-       {std::vector<std::string>{"--sizes", "64"}, {"--sizes", "64x64,0x1"}, {"--engines", "torch"}, {"--max-tokens", "-1"}}) {
+  for (const std::vector<std::string>& options : {std::vector<std::string>{"--sizes", "64"},
+                                                  {"--sizes", "64x64,0x1"},
+                                                  {"--engines", "torch"},
+                                                  {"--max-tokens", "-1"}}) {
     std::vector<std::string> arguments = {"verify", tiny_fp32(), "--against", kTiny};
     arguments.insert(arguments.end(), options.begin(), options.end());
     const Outcome o = qvl(arguments);
@@ -286,14 +303,16 @@ TEST_F(Packages, InfoTellsStagesGraphsAndWhatIsFused) {
   EXPECT_NE(text.out.find("not verified yet"), std::string::npos) << text.out;
 
   // A plain package needs no explanation: its graphs are what they would be.
-  const Json plain = parse_json(qvl({"info", exported("plain", kTiny, {"--plain", "--text", "int4"}), "--json"}).out, "info");
-  for (const auto& [name, graph] : plain["graphs"].items()) EXPECT_EQ(graph["nodes"], graph["plain_nodes"]) << name;
+  const Json plain = parse_json(
+      qvl({"info", exported("plain", kTiny, {"--plain", "--text", "int4"}), "--json"}).out, "info");
+  for (const auto& [name, graph] : plain["graphs"].items())
+    EXPECT_EQ(graph["nodes"], graph["plain_nodes"]) << name;
 }
 
 TEST_F(Packages, CompareMeasuresEveryWay) {
   const fs::path md = root() / "ways.md", svg = root() / "ways.svg";
-  const Outcome o = qvl({"compare", kSmall, "--shape-size", "96x64", "--max-tokens", "4", "--json", "--md", md.string(), "--svg",
-                         svg.string(), "--threads", "2"});
+  const Outcome o = qvl({"compare", kSmall, "--shape-size", "96x64", "--max-tokens", "4", "--json", "--md",
+                         md.string(), "--svg", svg.string(), "--threads", "2"});
   ASSERT_EQ(o.exit_code, 0) << o.err;
   EXPECT_EQ(o.err, "");
   const Json j = parse_json(o.out, "comparison");
@@ -306,7 +325,8 @@ TEST_F(Packages, CompareMeasuresEveryWay) {
       continue;
     }
     ASSERT_EQ(way["works"], true) << name << ": " << way["error"];
-    for (const char* key : {"vision_patches_per_s", "prefill_tokens_per_s", "decode_tokens_per_s", "vision_mb", "text_mb", "total_mb"}) {
+    for (const char* key : {"vision_patches_per_s", "prefill_tokens_per_s", "decode_tokens_per_s",
+                            "vision_mb", "text_mb", "total_mb"}) {
       EXPECT_GT(way[key].get<double>(), 0) << name << " " << key;
     }
     EXPECT_LT(way["logits_relative_error"].get<double>(), 0.4) << name;

@@ -36,10 +36,12 @@ void run(int argc, char** argv) {
   std::vector<float> importance(argc > 7 ? static_cast<size_t>(columns) : 0);
   if (argc > 7) {
     const std::string bytes = qvl::read_file(argv[7], size_t{1} << 26);
-    if (bytes.size() != importance.size() * 4) qvl::fail(qvl::ErrorCode::kMismatch, argv[7], "size is not that of a row");
+    if (bytes.size() != importance.size() * 4)
+      qvl::fail(qvl::ErrorCode::kMismatch, argv[7], "size is not that of a row");
     std::memcpy(importance.data(), bytes.data(), bytes.size());
   }
-  const Quantizer quantizer(format, columns, method == "plain" ? Method::kPlain : Method::kSearch, importance);
+  const Quantizer quantizer(format, columns, method == "plain" ? Method::kPlain : Method::kSearch,
+                            importance);
   quantizer.quantize(values.data(), qvl::DType::kF32, rows, matrix.span(), pool);
   std::vector<float> back(static_cast<size_t>(rows * columns));
   dequantize(format, rows, columns, std::as_const(matrix).span(), back);

@@ -1,10 +1,11 @@
 // Writes the four graphs of a checkpoint, text.data and vision.data into a folder, for check_graphs.py and
 // check_vision.py: every operator variant without the rest of a package.
 //
-//   write_graphs CHECKPOINT OUT FORMAT [plain] [genai] [all_logits] [dequantized] [opset=N] [accuracy=N] [static=S,C] [grid=T,H,W] [skip_norm]
+//   write_graphs CHECKPOINT OUT FORMAT [plain] [genai] [all_logits] [dequantized] [opset=N] [accuracy=N]
+//   [static=S,C] [grid=T,H,W] [skip_norm]
 //
-// FORMAT is a name of quant/format.h for the matrices; vectors are float32, or the same float type. `dequantized`: float32
-// graphs whose weights are those of FORMAT taken back to floats.
+// FORMAT is a name of quant/format.h for the matrices; vectors are float32, or the same float type.
+// `dequantized`: float32 graphs whose weights are those of FORMAT taken back to floats.
 
 #include <algorithm>
 #include <charconv>
@@ -48,7 +49,8 @@ int64_t number(std::string_view text) {
 }
 
 Arguments parse(int argc, char** argv) {
-  if (argc < 4) qvl::fail(qvl::ErrorCode::kInvalidArgument, "write_graphs", "CHECKPOINT OUT FORMAT are needed");
+  if (argc < 4)
+    qvl::fail(qvl::ErrorCode::kInvalidArgument, "write_graphs", "CHECKPOINT OUT FORMAT are needed");
   Arguments a{argv[1], argv[2], qvl::quant::parse_format(argv[3])};
   for (int i = 4; i < argc; ++i) {
     const std::string_view word = argv[i];
@@ -69,14 +71,15 @@ Arguments parse(int argc, char** argv) {
     } else if (word.starts_with("grid=")) {
       const size_t first = word.find(','), last = word.rfind(',');
       a.options.static_grid =
-          qvl::image::Grid{number(word.substr(5, first - 5)), number(word.substr(first + 1, last - first - 1)),
-                           number(word.substr(last + 1))};
+          qvl::image::Grid{number(word.substr(5, first - 5)),
+                           number(word.substr(first + 1, last - first - 1)), number(word.substr(last + 1))};
     } else if (word.starts_with("static=")) {
       const size_t comma = word.find(',');
       a.options.static_sequence = number(word.substr(7, comma - 7));
       a.options.static_context = number(word.substr(comma + 1));
     } else {
-      qvl::fail(qvl::ErrorCode::kInvalidArgument, "write_graphs", "argument", "one of those in the file's head", word);
+      qvl::fail(qvl::ErrorCode::kInvalidArgument, "write_graphs", "argument",
+                "one of those in the file's head", word);
     }
   }
   return a;
@@ -84,7 +87,8 @@ Arguments parse(int argc, char** argv) {
 
 bool is_matrix(qvl::model::TensorRole role) {
   const auto precision = qvl::model::precision_class(role);
-  return precision == qvl::model::PrecisionClass::kMatrix || precision == qvl::model::PrecisionClass::kEmbedding;
+  return precision == qvl::model::PrecisionClass::kMatrix ||
+         precision == qvl::model::PrecisionClass::kEmbedding;
 }
 
 void put(std::fstream& file, const qvl::onnx::ExternalData& place, const void* bytes) {
@@ -102,7 +106,8 @@ void write_tensor(std::fstream& file, const Arguments& arguments, const StoredTe
   std::vector<std::byte> scales(format.scale_bytes(tensor.rows, tensor.columns));
   std::vector<std::byte> zero_points(format.zero_point_bytes(tensor.rows, tensor.columns));
   const qvl::quant::QuantizedSpan made{data, scales, zero_points};
-  const qvl::quant::Quantizer quantizer(format, tensor.columns, qvl::quant::Method::kPlain, {}, tensor.source);
+  const qvl::quant::Quantizer quantizer(format, tensor.columns, qvl::quant::Method::kPlain, {},
+                                        tensor.source);
   quantizer.quantize(source.bytes.data(), source.dtype, tensor.rows, made, pool);
   if (format != tensor.format) {
     qvl::Tensor floats(qvl::DType::kF32, {tensor.rows, tensor.columns});
@@ -131,7 +136,8 @@ void run(const Arguments& arguments) {
   const auto checkpoint = qvl::checkpoint::Checkpoint::open(arguments.checkpoint);
   const auto config = qvl::model::ModelConfig::load(arguments.checkpoint);
   const bool floats = arguments.format.kind == qvl::quant::Kind::kFloat && !arguments.dequantized;
-  const auto plain_float = qvl::quant::Format::floating(floats ? arguments.format.float_type : qvl::DType::kF32);
+  const auto plain_float =
+      qvl::quant::Format::floating(floats ? arguments.format.float_type : qvl::DType::kF32);
   qvl::exporting::WeightPlan plan(config, [&](const qvl::model::TensorSpec& spec) {
     return is_matrix(spec.role) && !arguments.dequantized ? arguments.format : plain_float;
   });

@@ -123,8 +123,7 @@ std::vector<generate::TracedTensor> load_logits(const fs::path& path) {
 
 class Comparer {
  public:
-  Comparer(const CompareOptions& o, ProgressBar& bar)
-      : o_(o), bar_(bar), work_(o.work) {}
+  Comparer(const CompareOptions& o, ProgressBar& bar) : o_(o), bar_(bar), work_(o.work) {}
 
   Comparison run() {
     // One reference, and for each way four measurements; three exports.
@@ -270,7 +269,7 @@ class Comparer {
 
   const CompareOptions& o_;
   ProgressBar& bar_;
-    WorkFolder work_;
+  WorkFolder work_;
   std::map<Files, std::string> exported_;
   int64_t done_ = 0, total_ = 0;
   int64_t patches_ = 0, prompt_tokens_ = 0;

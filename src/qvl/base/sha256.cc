@@ -10,7 +10,8 @@ namespace qvl {
 namespace {
 
 void check(int result, const char* call) {
-  if (result != 1) fail(ErrorCode::kUnsupported, "sha256", std::string(call) + " of the OpenSSL library failed");
+  if (result != 1)
+    fail(ErrorCode::kUnsupported, "sha256", std::string(call) + " of the OpenSSL library failed");
 }
 
 }  // namespace
@@ -35,7 +36,9 @@ void Sha256::add(std::span<const std::byte> bytes) {
   check(EVP_DigestUpdate(state_->context.get(), bytes.data(), bytes.size()), "EVP_DigestUpdate");
 }
 
-void Sha256::add(std::string_view text) { add(std::as_bytes(std::span(text))); }
+void Sha256::add(std::string_view text) {
+  add(std::as_bytes(std::span(text)));
+}
 
 std::string Sha256::finish() {
   if (!state_->context) fail(ErrorCode::kInvalidArgument, "sha256", "the digest was already taken");

@@ -1,5 +1,5 @@
-// SHA-256 (FIPS 180-4) by OpenSSL's libcrypto, which uses the processor's SHA instructions: hashes of package files, names of
-// pictures' contents.
+// SHA-256 (FIPS 180-4) by OpenSSL's libcrypto, which uses the processor's SHA instructions: hashes of package
+// files, names of pictures' contents.
 #pragma once
 
 #include <cstddef>

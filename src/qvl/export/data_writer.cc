@@ -38,7 +38,8 @@ void DataWriter::write(uint64_t offset, size_t size_bytes) {
   pending_ = std::async(std::launch::async, [this, gap, data = buffers_[turn_].data(), size_bytes] {
     static constexpr std::array<std::byte, 4096> kZeros{};
     for (uint64_t left = gap; left > 0;) {
-      const auto zeros = std::span(kZeros).first(static_cast<size_t>(std::min<uint64_t>(left, kZeros.size())));
+      const auto zeros =
+          std::span(kZeros).first(static_cast<size_t>(std::min<uint64_t>(left, kZeros.size())));
       file_->write(zeros);
       hash_.add(zeros);
       left -= zeros.size();

@@ -1,6 +1,6 @@
-// Writes one external-data file of a package front to back: pieces come in the order of their places, gaps are filled
-// with zeros, the hash is computed on the way. Hashing and writing run on a thread of their own, so that the next piece
-// is quantised meanwhile; memory is bounded by two pieces.
+// Writes one external-data file of a package front to back: pieces come in the order of their places, gaps
+// are filled with zeros, the hash is computed on the way. Hashing and writing run on a thread of their own,
+// so that the next piece is quantised meanwhile; memory is bounded by two pieces.
 #pragma once
 
 #include <cstddef>
@@ -11,9 +11,9 @@
 #include <string>
 
 #include "qvl/base/atomic_file.h"
+#include "qvl/base/sha256.h"
 #include "qvl/base/tensor.h"
 #include "qvl/package/manifest.h"
-#include "qvl/base/sha256.h"
 
 namespace qvl::exporting {
 
@@ -27,8 +27,8 @@ class DataWriter {
 
   // A buffer of at least `size_bytes` to fill and hand to write(); valid until then.
   std::byte* buffer(size_t size_bytes);
-  // Queues the first `size_bytes` of the buffer for `offset`, which must not lie before the end of what was written
-  // (kInvalidArgument). Errors of the disk surface here or in finish().
+  // Queues the first `size_bytes` of the buffer for `offset`, which must not lie before the end of what was
+  // written (kInvalidArgument). Errors of the disk surface here or in finish().
   void write(uint64_t offset, size_t size_bytes);
   // Waits, flushes, renames; returns name, size and hash.
   package::FileEntry finish();

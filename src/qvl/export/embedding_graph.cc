@@ -1,5 +1,5 @@
-// embedding.onnx: token ids to embeddings, visual placeholders replaced by features (spec 6.1, 10.2 "Masked scatter").
-// It reads the token embedding where the head has it: a tied matrix exists once.
+// embedding.onnx: token ids to embeddings, visual placeholders replaced by features (spec 6.1, 10.2 "Masked
+// scatter"). It reads the token embedding where the head has it: a tied matrix exists once.
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
@@ -21,12 +21,14 @@ Value unpacked_nibbles(GraphBuilder& g, const Value& bytes) {
   const std::byte four[] = {std::byte{4}};
   const Value shift = g.constant(DType::kU8, {}, four);
   const Value high = g.node("BitShift", {bytes, shift}, {{"direction", "RIGHT"}});
-  const Value low = g.node("BitShift", {g.node("BitShift", {bytes, shift}, {{"direction", "LEFT"}}), shift}, {{"direction", "RIGHT"}});
+  const Value low = g.node("BitShift", {g.node("BitShift", {bytes, shift}, {{"direction", "LEFT"}}), shift},
+                           {{"direction", "RIGHT"}});
   const Value pairs = g.concat({g.unsqueeze(low, {3}), g.unsqueeze(high, {3})}, 3);
   return g.cast(g.reshape(pairs, {0, 0, -1}), DType::kF32);
 }
 
-// Blocks with standard operators: the rows are gathered first, so that only they are unpacked. [B, S, padded width]
+// Blocks with standard operators: the rows are gathered first, so that only they are unpacked. [B, S, padded
+// width]
 Value gathered_blocks(GraphBuilder& g, const StoredTensor& e, const Value& ids) {
   const quant::Format& f = e.format;
   const int64_t blocks = f.block_count(e.columns);
@@ -71,7 +73,10 @@ Value embedded(GraphBuilder& g, const StoredTensor& e, const Value& ids, bool pl
     if (f.scale_type != DType::kF32) scales = g.cast(scales, DType::kF32);
     const Value zero_points = f.zero_points ? declare(g, e.zero_points) : Value{};
     rows = g.node("GatherBlockQuantized", {data, ids, scales, zero_points},
-                  {{"bits", int64_t{f.bits}}, {"block_size", f.block}, {"gather_axis", int64_t{0}}, {"quantize_axis", int64_t{1}}},
+                  {{"bits", int64_t{f.bits}},
+                   {"block_size", f.block},
+                   {"gather_axis", int64_t{0}},
+                   {"quantize_axis", int64_t{1}}},
                   onnx::kContribDomain);
   }
   return padded == e.columns ? rows : g.slice(rows, 2, 0, e.columns);
@@ -94,7 +99,8 @@ onnx::GraphBuilder embedding_graph(WeightPlan& plan, const GraphOptions& options
   const Value ids = g.input(package::kInputIds, DType::kI64, token_dims);
   std::vector<Value> features{g.input(package::kImageFeatures, DType::kF32, {feature_rows, feature_width})};
   for (int64_t j = 0; j < levels && !genai; ++j) {
-    features.push_back(g.input(package::deepstack_features_name(static_cast<int>(j)), DType::kF32, {feature_rows, width}));
+    features.push_back(
+        g.input(package::deepstack_features_name(static_cast<int>(j)), DType::kF32, {feature_rows, width}));
   }
 
   Value text;
@@ -107,17 +113,20 @@ onnx::GraphBuilder embedding_graph(WeightPlan& plan, const GraphOptions& options
   Value visual, row, count;
   {
     const GraphBuilder::Scope scope(g, "placeholders");
-    visual = g.node("Or", {g.node("Equal", {ids, g.i64(config.image_token_id)}), g.node("Equal", {ids, g.i64(config.video_token_id)})});
+    visual = g.node("Or", {g.node("Equal", {ids, g.i64(config.image_token_id)}),
+                           g.node("Equal", {ids, g.i64(config.video_token_id)})});
     const Value flat = g.reshape(g.cast(visual, DType::kI64), {-1});
     const Value running = g.node("CumSum", {flat, g.i64(0)});
     const Value index = g.node("Reshape", {g.sub(running, g.i64(1)), g.node("Shape", {ids})});
-    count = fixed ? g.i64s({options.static_sequence}) : g.node("ReduceSum", {flat, g.i64s({0})}, {{"keepdims", int64_t{1}}});
+    count = fixed ? g.i64s({options.static_sequence})
+                  : g.node("ReduceSum", {flat, g.i64s({0})}, {{"keepdims", int64_t{1}}});
     row = g.node("Where", {visual, index, count});
   }
   // [rows, w] -> [B, S, w]; the Reshape copies nothing and refuses another number of rows than placeholders.
   const auto placed = [&](const Value& table, int64_t row_width) {
     const Value exact = fixed ? table
-                              : g.node("Reshape", {table, g.concat({count, g.i64s({row_width})}, 0)}, {{"allowzero", int64_t{1}}});
+                              : g.node("Reshape", {table, g.concat({count, g.i64s({row_width})}, 0)},
+                                       {{"allowzero", int64_t{1}}});
     const std::vector<float> zeros(static_cast<size_t>(row_width), 0.0f);
     return g.gather(g.concat({exact, g.f32s(zeros, {1, row_width})}, 0), row);
   };
@@ -130,8 +139,10 @@ onnx::GraphBuilder embedding_graph(WeightPlan& plan, const GraphOptions& options
   if (genai && levels > 0) {
     const GraphBuilder::Scope scope(g, "features");
     const Value all = placed(features[0], feature_width);
-    const std::vector<Value> parts = g.nodes("Split", {all, g.i64s({width, levels * width})}, 2, {{"axis", int64_t{2}}});
-    g.output(g.node("Concat", {replaced(parts[0], {}), parts[1]}, {{"axis", int64_t{2}}}, onnx::kStandardDomain, package::kInputsEmbeds),
+    const std::vector<Value> parts =
+        g.nodes("Split", {all, g.i64s({width, levels * width})}, 2, {{"axis", int64_t{2}}});
+    g.output(g.node("Concat", {replaced(parts[0], {}), parts[1]}, {{"axis", int64_t{2}}},
+                    onnx::kStandardDomain, package::kInputsEmbeds),
              DType::kF32, embed_dims);
     return g;
   }
@@ -142,7 +153,9 @@ onnx::GraphBuilder embedding_graph(WeightPlan& plan, const GraphOptions& options
     for (int64_t j = 0; j < levels; ++j) planes.push_back(g.unsqueeze(placed(features[1 + j], width), {0}));
     Dims dims{levels};
     dims.insert(dims.end(), embed_dims.begin(), embed_dims.end());
-    g.output(g.node("Concat", planes, {{"axis", int64_t{0}}}, onnx::kStandardDomain, package::kDeepstackEmbeds), DType::kF32, dims);
+    g.output(
+        g.node("Concat", planes, {{"axis", int64_t{0}}}, onnx::kStandardDomain, package::kDeepstackEmbeds),
+        DType::kF32, dims);
   }
   return g;
 }

@@ -10,6 +10,7 @@
 #include "qvl/base/error.h"
 #include "qvl/base/log.h"
 #include "qvl/base/partial_folder.h"
+#include "qvl/base/sha256.h"
 #include "qvl/base/thread_pool.h"
 #include "qvl/checkpoint/safetensors_writer.h"
 #include "qvl/export/data_writer.h"
@@ -18,7 +19,6 @@
 #include "qvl/image/processor_config.h"
 #include "qvl/image/smart_resize.h"
 #include "qvl/package/graph_io.h"
-#include "qvl/base/sha256.h"
 #include "qvl/quant/quantize.h"
 #include "qvl/source/source.h"
 
@@ -31,9 +31,10 @@ namespace fs = std::filesystem;
 constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
 constexpr int64_t kRowGroup = 16;  // the quantiser's
 
-// What a package needs of a checkpoint beside weights and tokenizer; config.json must be there, the others may.
-constexpr std::array<std::string_view, 4> kConfigFiles = {"config.json", "generation_config.json", "preprocessor_config.json",
-                                                          "video_preprocessor_config.json"};
+// What a package needs of a checkpoint beside weights and tokenizer; config.json must be there, the others
+// may.
+constexpr std::array<std::string_view, 4> kConfigFiles = {
+    "config.json", "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json"};
 
 package::FileEntry write_text(const fs::path& folder, std::string name, std::string_view content) {
   AtomicFile file(folder / name);
@@ -60,12 +61,14 @@ package::TensorEntry tensor_entry(const StoredTensor& tensor) {
 
 image::Grid static_grid(const StaticImage& image, const Source& source) {
   const image::ImageProcessorConfig processor = image::ImageProcessorConfig::load(source.checkpoint.folder());
-  const image::ImageSize size = image::smart_resize(image.height_px, image.width_px, processor.resize_factor_px(),
-                                                    processor.min_pixels, processor.max_pixels);
+  const image::ImageSize size =
+      image::smart_resize(image.height_px, image.width_px, processor.resize_factor_px(), processor.min_pixels,
+                          processor.max_pixels);
   return {1, size.height / processor.patch_size_px, size.width / processor.patch_size_px};
 }
 
-// Reports bytes of the checkpoint as they are worked through; throws kCancelled when the caller wants to stop.
+// Reports bytes of the checkpoint as they are worked through; throws kCancelled when the caller wants to
+// stop.
 class Progress {
  public:
   Progress(const ExportOptions& options, int64_t total) : options_(options), total_(total) {}
@@ -93,14 +96,15 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source,
   const checkpoint::TensorView& view = source.tensor(tensor.role, tensor.layer);
   const quant::Format& format = tensor.format;
   const auto importance = options.importance.find(tensor.source);
-  const std::span<const float> weights =
-      importance == options.importance.end() ? std::span<const float>() : std::span<const float>(importance->second);
-  const quant::Quantizer quantizer(
-      format, tensor.columns, quant::recipe_method(options.recipe), weights,
-      view.where());
+  const std::span<const float> weights = importance == options.importance.end()
+                                             ? std::span<const float>()
+                                             : std::span<const float>(importance->second);
+  const quant::Quantizer quantizer(format, tensor.columns, quant::recipe_method(options.recipe), weights,
+                                   view.where());
   const auto row_bytes = format.data_bytes(tensor.rows, tensor.columns) / static_cast<uint64_t>(tensor.rows);
-  const int64_t piece_rows = std::max<int64_t>(
-      kRowGroup, static_cast<int64_t>(kPieceBytes / std::max<uint64_t>(1, row_bytes)) / kRowGroup * kRowGroup);
+  const int64_t piece_rows =
+      std::max<int64_t>(kRowGroup, static_cast<int64_t>(kPieceBytes / std::max<uint64_t>(1, row_bytes)) /
+                                       kRowGroup * kRowGroup);
   const size_t source_row_bytes = view.bytes.size() / static_cast<size_t>(tensor.rows);
 
   // Data go out row by row; scales and zero points, far smaller, wait behind them.
@@ -115,7 +119,8 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source,
     const quant::QuantizedSpan out{{writer.buffer(bytes), bytes},
                                    std::span(scales).subspan(first * scale_row, count * scale_row),
                                    std::span(zeros).subspan(first * zero_row, count * zero_row)};
-    const std::span<const std::byte> in = view.bytes.subspan(first * source_row_bytes, count * source_row_bytes);
+    const std::span<const std::byte> in =
+        view.bytes.subspan(first * source_row_bytes, count * source_row_bytes);
     stats.merge(quantizer.quantize(in.data(), view.dtype, rows, out, pool, row));
     writer.write(tensor.data.place.offset + first * row_bytes, bytes);
     progress.report(static_cast<int64_t>(in.size()));
@@ -143,15 +148,19 @@ struct GraphFile {
   onnx::GraphBuilder graph;
 };
 
-std::vector<GraphFile> build_graphs(WeightPlan& plan, const ExportOptions& options, const GraphOptions& graph_options) {
+std::vector<GraphFile> build_graphs(WeightPlan& plan, const ExportOptions& options,
+                                    const GraphOptions& graph_options) {
   std::vector<GraphFile> graphs;
   graphs.push_back({package::GraphKind::kVision, package::kVisionGraph, vision_graph(plan, graph_options)});
   // Other runtimes feed the standalone graph; a fixed grid has its positions folded in.
   if (options.layout == Layout::kQvl && !graph_options.static_grid) {
-    graphs.push_back({package::GraphKind::kVisionHost, package::kVisionHostGraph, vision_host_graph(plan, graph_options)});
+    graphs.push_back(
+        {package::GraphKind::kVisionHost, package::kVisionHostGraph, vision_host_graph(plan, graph_options)});
   }
-  graphs.push_back({package::GraphKind::kEmbedding, package::kEmbeddingGraph, embedding_graph(plan, graph_options)});
-  graphs.push_back({package::GraphKind::kDecoder, package::kDecoderGraph, decoder_graph(plan, graph_options)});
+  graphs.push_back(
+      {package::GraphKind::kEmbedding, package::kEmbeddingGraph, embedding_graph(plan, graph_options)});
+  graphs.push_back(
+      {package::GraphKind::kDecoder, package::kDecoderGraph, decoder_graph(plan, graph_options)});
   return graphs;
 }
 
@@ -173,10 +182,10 @@ ExportResult export_package(const ExportOptions& options) {
   }
 
   PartialFolder folder(options.out, options.replace ? ExistingFolder::kReplace : ExistingFolder::kRefuse);
-  if (options.replace && fs::exists(folder.target()) && !fs::exists(folder.target() / package::kManifestFile) &&
-      !fs::is_empty(folder.target())) {
-    fail(ErrorCode::kInvalidArgument, folder.target().string(), "folder to replace", "a package", "something else",
-         "choose another name");
+  if (options.replace && fs::exists(folder.target()) &&
+      !fs::exists(folder.target() / package::kManifestFile) && !fs::is_empty(folder.target())) {
+    fail(ErrorCode::kInvalidArgument, folder.target().string(), "folder to replace", "a package",
+         "something else", "choose another name");
   }
   ThreadPool pool(threads);
   Progress progress(options, static_cast<int64_t>(source.checkpoint.total_bytes()));
@@ -188,7 +197,8 @@ ExportResult export_package(const ExportOptions& options) {
   }
   WeightPlan plan(source.config, [&](const model::TensorSpec& tensor) {
     const auto chosen = sensitivity.formats.find(tensor.name);
-    return chosen != sensitivity.formats.end() ? chosen->second : options.precision.format_of(tensor, source.dtype);
+    return chosen != sensitivity.formats.end() ? chosen->second
+                                               : options.precision.format_of(tensor, source.dtype);
   });
   std::vector<GraphFile> graphs = build_graphs(plan, options, graph_options);
 
@@ -200,21 +210,27 @@ ExportResult export_package(const ExportOptions& options) {
 
   package::Manifest& manifest = result.manifest;
   manifest.qvl_version = options.version;
-  manifest.source = {source.name, {}, quant::Format::floating(source.dtype).name(), source.parameters,
+  manifest.source = {source.name,
+                     {},
+                     quant::Format::floating(source.dtype).name(),
+                     source.parameters,
                      source.config.tie_word_embeddings};
   manifest.layout = options.layout;
   manifest.opset = options.opset;
   manifest.plain = options.plain;
   manifest.vision.precision = stage_precision_name(options.precision.vision);
   manifest.text.precision = stage_precision_name(options.precision.text);
-  manifest.text.recipe = options.precision.text == StagePrecision::kInt4 || options.precision.text == StagePrecision::kInt8
-                             ? quant::recipe_name(options.recipe)
-                             : "";
-  manifest.vision.recipe = options.precision.vision == StagePrecision::kInt8 ? quant::recipe_name(options.recipe) : "";
+  manifest.text.recipe =
+      options.precision.text == StagePrecision::kInt4 || options.precision.text == StagePrecision::kInt8
+          ? quant::recipe_name(options.recipe)
+          : "";
+  manifest.vision.recipe =
+      options.precision.vision == StagePrecision::kInt8 ? quant::recipe_name(options.recipe) : "";
   if (graph_options.static_grid) {
     const image::Grid& g = *graph_options.static_grid;
-    manifest.static_sizes = package::StaticSizes{options.static_image->width_px, options.static_image->height_px, g.t, g.h,
-                                                 g.w, options.static_sequence, options.static_context};
+    manifest.static_sizes =
+        package::StaticSizes{options.static_image->width_px, options.static_image->height_px, g.t, g.h, g.w,
+                             options.static_sequence,        options.static_context};
   }
 
   progress.begin("writing");

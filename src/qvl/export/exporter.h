@@ -1,5 +1,6 @@
-// `qvl export`: a checkpoint goes in, a complete package of ONNX graphs, weights, tokenizer and manifest comes out,
-// streamed tensor by tensor (design section 4, spec 10). Nothing is traced: graphs follow from the configuration alone.
+// `qvl export`: a checkpoint goes in, a complete package of ONNX graphs, weights, tokenizer and manifest
+// comes out, streamed tensor by tensor (design section 4, spec 10). Nothing is traced: graphs follow from the
+// configuration alone.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ struct ExportOptions {
   bool replace = false;  // an existing package at `out` is replaced in one step
   PrecisionOptions precision;
   quant::Recipe recipe = quant::Recipe::kBalanced;  // of integer weights
-  Importance importance;  // empty: all columns alike
+  Importance importance;                            // empty: all columns alike
   Layout layout = Layout::kQvl;
   bool plain = false;
   int64_t opset = 21;
@@ -40,9 +41,9 @@ struct ExportOptions {
   int64_t static_sequence = 0;  // with static_image: tokens a decoder call takes, and the cache's length
   int64_t static_context = 0;
   std::string version;  // of qvl, for the manifest
-  int threads = 0;  // 0: all available; the bytes do not depend on it
-  // What is being done ("measuring", "writing"), bytes of the checkpoint done and in all; return false to cancel
-  // (kCancelled, nothing is left behind).
+  int threads = 0;      // 0: all available; the bytes do not depend on it
+  // What is being done ("measuring", "writing"), bytes of the checkpoint done and in all; return false to
+  // cancel (kCancelled, nothing is left behind).
   std::function<bool(std::string_view phase, int64_t done, int64_t total)> progress;
 };
 
@@ -53,8 +54,9 @@ struct ExportResult {
   package::Manifest manifest;
 };
 
-// Throws what opening a checkpoint throws, kInvalidArgument (options that contradict each other, OUT), kLimit (disk space),
-// kIo, kUnsupported (a weight that is not finite, a value that the type cannot hold), kCancelled.
+// Throws what opening a checkpoint throws, kInvalidArgument (options that contradict each other, OUT), kLimit
+// (disk space), kIo, kUnsupported (a weight that is not finite, a value that the type cannot hold),
+// kCancelled.
 ExportResult export_package(const ExportOptions& options);
 
 }  // namespace qvl::exporting

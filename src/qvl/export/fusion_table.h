@@ -1,4 +1,5 @@
-// What the fused operators of exported graphs stand for, so that `qvl info` can tell what was fused (spec 10).
+// What the fused operators of exported graphs stand for, so that `qvl info` can tell what was fused (spec
+// 10).
 #pragma once
 
 #include <cstdint>
@@ -14,11 +15,12 @@ struct FusedOperator {
   int64_t plain_nodes = 0;      // how many these are
 };
 
-// Null for an operator that is no fusion. Every com.microsoft operator that the graph functions write is known (tested).
+// Null for an operator that is no fusion. Every com.microsoft operator that the graph functions write is
+// known (tested).
 const FusedOperator* find_fused(std::string_view name);
 
-// Nodes that a graph of the package has when it is written with standard operators only (qvl export --plain), by writing it
-// so in memory. Throws kNotFound when the package lacks the graph.
+// Nodes that a graph of the package has when it is written with standard operators only (qvl export --plain),
+// by writing it so in memory. Throws kNotFound when the package lacks the graph.
 int64_t plain_node_count(const package::Package& package, package::GraphKind kind);
 
 }  // namespace qvl::exporting

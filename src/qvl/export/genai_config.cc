@@ -8,8 +8,8 @@
 namespace qvl::exporting {
 namespace {
 
-// Its runtime allocates the whole cache at once, in float32: the model's own limit of 262144 tokens would ask for 77 GB
-// (4B). A caller raises max_length when it needs more.
+// Its runtime allocates the whole cache at once, in float32: the model's own limit of 262144 tokens would ask
+// for 77 GB (4B). A caller raises max_length when it needs more.
 constexpr int64_t kMaxLength = 4096;
 
 Json session_options() {
@@ -20,9 +20,11 @@ Json session_options() {
 Json genai_config(const Source& source) {
   const model::ModelConfig& config = source.config;
   const model::TextConfig& text = config.text;
-  const model::GenerationConfig generation = model::GenerationConfig::load(source.checkpoint.folder(), config);
+  const model::GenerationConfig generation =
+      model::GenerationConfig::load(source.checkpoint.folder(), config);
   const int64_t levels = static_cast<int64_t>(config.vision.deepstack_indexes.size());
-  // Features, embeddings and decoder input are (1 + levels) times as wide as the network (graphs.h, Layout::kGenai).
+  // Features, embeddings and decoder input are (1 + levels) times as wide as the network (graphs.h,
+  // Layout::kGenai).
   const int64_t wide = (1 + levels) * text.hidden_size;
 
   Json model;
@@ -31,7 +33,8 @@ Json genai_config(const Source& source) {
   model["vocab_size"] = text.vocab_size;
   if (generation.bos_token_id) model["bos_token_id"] = *generation.bos_token_id;
   model["eos_token_id"] = generation.eos_token_ids;
-  model["pad_token_id"] = generation.pad_token_id.value_or(generation.eos_token_ids.empty() ? 0 : generation.eos_token_ids[0]);
+  model["pad_token_id"] =
+      generation.pad_token_id.value_or(generation.eos_token_ids.empty() ? 0 : generation.eos_token_ids[0]);
   model["image_token_id"] = config.image_token_id;
   model["video_token_id"] = config.video_token_id;
   model["vision_start_token_id"] = config.vision_start_token_id;
@@ -52,18 +55,20 @@ Json genai_config(const Source& source) {
                        {{"logits", package::kLogits},
                         {"present_key_names", "present.%d.key"},
                         {"present_value_names", "present.%d.value"}}}};
-  model["embedding"] = {{"session_options", session_options()},
-                        {"filename", package::kEmbeddingGraph},
-                        {"inputs", {{"input_ids", package::kInputIds}, {"image_features", package::kImageFeatures}}},
-                        {"outputs", {{"inputs_embeds", package::kInputsEmbeds}}}};
-  model["vision"] = {{"session_options", session_options()},
-                     {"filename", package::kVisionGraph},
-                     {"config_filename", "processor_config.json"},
-                     {"spatial_merge_size", config.vision.spatial_merge_size},
-                     {"patch_size", config.vision.patch_size},
-                     {"tokens_per_second", 2.0},
-                     {"inputs", {{"pixel_values", package::kPixelValues}, {"image_grid_thw", package::kGenaiGridThw}}},
-                     {"outputs", {{"image_features", package::kImageFeatures}}}};
+  model["embedding"] = {
+      {"session_options", session_options()},
+      {"filename", package::kEmbeddingGraph},
+      {"inputs", {{"input_ids", package::kInputIds}, {"image_features", package::kImageFeatures}}},
+      {"outputs", {{"inputs_embeds", package::kInputsEmbeds}}}};
+  model["vision"] = {
+      {"session_options", session_options()},
+      {"filename", package::kVisionGraph},
+      {"config_filename", "processor_config.json"},
+      {"spatial_merge_size", config.vision.spatial_merge_size},
+      {"patch_size", config.vision.patch_size},
+      {"tokens_per_second", 2.0},
+      {"inputs", {{"pixel_values", package::kPixelValues}, {"image_grid_thw", package::kGenaiGridThw}}},
+      {"outputs", {{"image_features", package::kImageFeatures}}}};
   Json search = {{"do_sample", generation.do_sample},
                  {"early_stopping", true},
                  {"max_length", std::min(text.max_positions, kMaxLength)},
@@ -98,7 +103,8 @@ Json processor_config(const Source& source) {
                                   {"patch_size", image.patch_size_px},
                                   {"merge_size", image.merge_size}}));
   transforms.push_back(transform("rescale", "Rescale", {{"rescale_factor", image.rescale_factor}}));
-  transforms.push_back(transform("normalize", "Normalize", {{"mean", image.mean}, {"std", image.std}, {"qwen3_vl", 1}}));
+  transforms.push_back(
+      transform("normalize", "Normalize", {{"mean", image.mean}, {"std", image.std}, {"qwen3_vl", 1}}));
   transforms.push_back(transform("patch_image", "PatchImage",
                                  {{"patch_size", image.patch_size_px},
                                   {"temporal_patch_size", image.temporal_patch_size},

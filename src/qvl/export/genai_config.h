@@ -1,4 +1,5 @@
-// The files that onnxruntime-genai wants beside the graphs: genai_config.json and processor_config.json (docs/onnx.md).
+// The files that onnxruntime-genai wants beside the graphs: genai_config.json and processor_config.json
+// (docs/onnx.md).
 #pragma once
 
 #include <string>
@@ -12,7 +13,8 @@ namespace qvl::exporting {
 
 using source::Source;
 
-// (file name, content). Reads generation and processor files of the checkpoint; throws what their loaders throw.
+// (file name, content). Reads generation and processor files of the checkpoint; throws what their loaders
+// throw.
 std::vector<std::pair<std::string, Json>> genai_files(const Source& source);
 
 }  // namespace qvl::exporting

@@ -8,15 +8,20 @@ namespace {
 using model::PrecisionClass;
 using model::TensorRole;
 
-constexpr DType kScaleType = DType::kBF16;  // half of float32's bytes; the codes are fitted to the rounded scale
+constexpr DType kScaleType =
+    DType::kBF16;  // half of float32's bytes; the codes are fitted to the rounded scale
 
 std::optional<DType> float_type(StagePrecision precision) {
   switch (precision) {
-    case StagePrecision::kFp32: return DType::kF32;
-    case StagePrecision::kFp16: return DType::kF16;
-    case StagePrecision::kBf16: return DType::kBF16;
+    case StagePrecision::kFp32:
+      return DType::kF32;
+    case StagePrecision::kFp16:
+      return DType::kF16;
+    case StagePrecision::kBf16:
+      return DType::kBF16;
     case StagePrecision::kInt8:
-    case StagePrecision::kInt4: break;
+    case StagePrecision::kInt4:
+      break;
   }
   return std::nullopt;
 }
@@ -38,11 +43,16 @@ StagePrecision parse_stage_precision(std::string_view name, std::string_view opt
 
 std::string_view stage_precision_name(StagePrecision precision) {
   switch (precision) {
-    case StagePrecision::kFp32: return "fp32";
-    case StagePrecision::kFp16: return "fp16";
-    case StagePrecision::kBf16: return "bf16";
-    case StagePrecision::kInt8: return "int8";
-    case StagePrecision::kInt4: return "int4";
+    case StagePrecision::kFp32:
+      return "fp32";
+    case StagePrecision::kFp16:
+      return "fp16";
+    case StagePrecision::kBf16:
+      return "bf16";
+    case StagePrecision::kInt8:
+      return "int8";
+    case StagePrecision::kInt4:
+      return "int4";
   }
   return "";
 }
@@ -53,7 +63,8 @@ void PrecisionOptions::validate(bool tied_head) const {
          "four bits cost the encoder too much");
   }
   if (block < 16 || block > 256 || (block & (block - 1)) != 0) {
-    fail(ErrorCode::kInvalidArgument, "--block", "block size", "16, 32, 64, 128 or 256", std::to_string(block));
+    fail(ErrorCode::kInvalidArgument, "--block", "block size", "16, 32, 64, 128 or 256",
+         std::to_string(block));
   }
   if (tied_head && head && embedding && *head != *embedding) {
     fail(ErrorCode::kInvalidArgument, "--head", "precision of a head that shares the embedding's weights",
@@ -76,10 +87,7 @@ quant::Format PrecisionOptions::format_of(const model::TensorSpec& tensor, DType
     // With a tied head either word speaks for both.
     const auto& own = tensor.role == TensorRole::kLmHead ? head : embedding;
     const auto& other = tensor.role == TensorRole::kLmHead ? std::optional<StagePrecision>() : head;
-    precision = own      ? *own
-                : other  ? *other
-                : stage == StagePrecision::kInt4 ? StagePrecision::kInt8
-                                                 : stage;
+    precision = own ? *own : other ? *other : stage == StagePrecision::kInt4 ? StagePrecision::kInt8 : stage;
   } else if (tensor.precision != PrecisionClass::kMatrix) {
     return quant::Format::floating(float_type(stage).value_or(checkpoint_type));
   }

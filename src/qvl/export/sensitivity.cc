@@ -19,16 +19,26 @@ constexpr int64_t kSampleRows = 256;
 
 Part part_of(TensorRole role) {
   switch (role) {
-    case TensorRole::kTextQWeight: return Part::kQuery;
-    case TensorRole::kTextKWeight: return Part::kKey;
-    case TensorRole::kTextVWeight: return Part::kValue;
-    case TensorRole::kTextOWeight: return Part::kAttentionOut;
-    case TensorRole::kTextGateWeight: return Part::kGate;
-    case TensorRole::kTextUpWeight: return Part::kUp;
-    case TensorRole::kTextDownWeight: return Part::kDown;
-    case TensorRole::kLmHead: return Part::kHead;
-    case TensorRole::kTokenEmbedding: return Part::kEmbedding;
-    default: return Part::kOther;
+    case TensorRole::kTextQWeight:
+      return Part::kQuery;
+    case TensorRole::kTextKWeight:
+      return Part::kKey;
+    case TensorRole::kTextVWeight:
+      return Part::kValue;
+    case TensorRole::kTextOWeight:
+      return Part::kAttentionOut;
+    case TensorRole::kTextGateWeight:
+      return Part::kGate;
+    case TensorRole::kTextUpWeight:
+      return Part::kUp;
+    case TensorRole::kTextDownWeight:
+      return Part::kDown;
+    case TensorRole::kLmHead:
+      return Part::kHead;
+    case TensorRole::kTokenEmbedding:
+      return Part::kEmbedding;
+    default:
+      return Part::kOther;
   }
 }
 
@@ -47,8 +57,8 @@ SensitivityReport measure_sensitivity(const Source& source, const ExportOptions&
         spec.role == TensorRole::kLmHead) {
       continue;
     }
-    infos.push_back({spec.name, part_of(spec.role), spec.layer, static_cast<int>(source.config.text.num_layers),
-                     spec.shape[0], spec.shape[1]});
+    infos.push_back({spec.name, part_of(spec.role), spec.layer,
+                     static_cast<int>(source.config.text.num_layers), spec.shape[0], spec.shape[1]});
     specs.push_back(std::move(spec));
   }
   if (specs.empty()) return result;
@@ -71,7 +81,8 @@ SensitivityReport measure_sensitivity(const Source& source, const ExportOptions&
     const auto found = options.importance.find(spec.name);
     const std::span<const float> importance =
         found == options.importance.end() ? std::span<const float>() : std::span<const float>(found->second);
-    const quant::Quantizer quantizer(question.format, spec.shape[1], planner.method(), importance, view.where());
+    const quant::Quantizer quantizer(question.format, spec.shape[1], planner.method(), importance,
+                                     view.where());
     planner.answer(i, quantizer.measure(view.bytes.data(), view.dtype, spec.shape[0], kSampleRows, pool));
   }
   if (last != specs.size()) done_with(last);

@@ -21,8 +21,8 @@ struct SensitivityReport {
   Json report;  // the plan of quant/recipe.h; null likewise
 };
 
-// Only int4 text leaves a choice. Reads sampled rows of every decoder matrix; `on_bytes` gets the bytes of the checkpoint
-// that are thereby done with.
+// Only int4 text leaves a choice. Reads sampled rows of every decoder matrix; `on_bytes` gets the bytes of
+// the checkpoint that are thereby done with.
 SensitivityReport measure_sensitivity(const Source& source, const ExportOptions& options, ThreadPool& pool,
                                       const std::function<void(int64_t)>& on_bytes);
 

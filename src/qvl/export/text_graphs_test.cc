@@ -1,5 +1,5 @@
-// Embedding and decoder graph without running them: names, shapes, operators, refusals. What they compute is held against
-// the goldens by tests/onnx/check_graphs.py.
+// Embedding and decoder graph without running them: names, shapes, operators, refusals. What they compute is
+// held against the goldens by tests/onnx/check_graphs.py.
 
 #include <gtest/gtest.h>
 
@@ -17,11 +17,13 @@ struct Graphs {
   onnx::ModelFile embedding, decoder;
 };
 
-Graphs text_graphs(const GraphOptions& options, Format format = Format::floating(DType::kF32), bool attention_bias = false) {
+Graphs text_graphs(const GraphOptions& options, Format format = Format::floating(DType::kF32),
+                   bool attention_bias = false) {
   model::ModelConfig config = model::ModelConfig::load(QVL_SOURCE_DIR "/tests/fixtures/golden/model");
   config.text.attention_bias = attention_bias;
   WeightPlan plan(config, [&](const model::TensorSpec& spec) {
-    const bool matrix = spec.precision == model::PrecisionClass::kMatrix || spec.precision == model::PrecisionClass::kEmbedding;
+    const bool matrix = spec.precision == model::PrecisionClass::kMatrix ||
+                        spec.precision == model::PrecisionClass::kEmbedding;
     return matrix ? format : Format::floating(DType::kF32);
   });
   const onnx::ModelInfo info{.opset = options.opset};
@@ -63,23 +65,29 @@ TEST(TextGraphs, InterfaceOfGraphIo) {
 TEST(TextGraphs, GenaiCarriesDeepStackInTheEmbeddings) {
   const Graphs graphs = text_graphs({.layout = Layout::kGenai});
   EXPECT_EQ(described(graphs.embedding.inputs),
-            (std::map<std::string, std::string>{{"input_ids", "I64 [batch, sequence]"}, {"image_features", "F32 [features, 256]"}}));
-  EXPECT_EQ(described(graphs.embedding.outputs), (std::map<std::string, std::string>{{"inputs_embeds", "F32 [batch, sequence, 256]"}}));
+            (std::map<std::string, std::string>{{"input_ids", "I64 [batch, sequence]"},
+                                                {"image_features", "F32 [features, 256]"}}));
+  EXPECT_EQ(described(graphs.embedding.outputs),
+            (std::map<std::string, std::string>{{"inputs_embeds", "F32 [batch, sequence, 256]"}}));
   const auto inputs = described(graphs.decoder.inputs);
   EXPECT_FALSE(inputs.contains("deepstack_embeds"));
   EXPECT_FALSE(inputs.contains("num_logits_to_keep"));
   EXPECT_EQ(inputs.at("inputs_embeds"), "F32 [batch, sequence, 256]");
   EXPECT_EQ(described(graphs.decoder.outputs).at("logits"), "F32 [batch, 1, 512]");
-  EXPECT_EQ(described(text_graphs({.layout = Layout::kGenai, .all_logits = true}).decoder.outputs).at("logits"),
-            "F32 [batch, sequence, 512]");
+  EXPECT_EQ(
+      described(text_graphs({.layout = Layout::kGenai, .all_logits = true}).decoder.outputs).at("logits"),
+      "F32 [batch, sequence, 512]");
 }
 
 TEST(TextGraphs, StaticHasNoFreeDimension) {
   for (const bool plain : {false, true}) {
-    const Graphs graphs = text_graphs({.linear = {.plain = plain}, .static_sequence = 8, .static_context = 40});
-    for (const auto* values : {&graphs.embedding.inputs, &graphs.embedding.outputs, &graphs.decoder.inputs, &graphs.decoder.outputs}) {
+    const Graphs graphs =
+        text_graphs({.linear = {.plain = plain}, .static_sequence = 8, .static_context = 40});
+    for (const auto* values : {&graphs.embedding.inputs, &graphs.embedding.outputs, &graphs.decoder.inputs,
+                               &graphs.decoder.outputs}) {
       for (const onnx::ValueInfo& v : *values) {
-        for (const onnx::Dim& d : v.dims) EXPECT_TRUE(std::holds_alternative<int64_t>(d)) << v.name << " " << v.describe();
+        for (const onnx::Dim& d : v.dims)
+          EXPECT_TRUE(std::holds_alternative<int64_t>(d)) << v.name << " " << v.describe();
       }
     }
     const auto inputs = described(graphs.decoder.inputs);
@@ -110,7 +118,8 @@ TEST(TextGraphs, TiedMatrixIsOnePlaceForBothGraphs) {
     const Graphs graphs = text_graphs({}, format);
     const auto place = [](const onnx::ModelFile& file) {
       for (const onnx::Initializer& i : file.initializers) {
-        if (i.name == "model.language_model.embed_tokens.weight") return std::pair(i.external.offset, i.external.length);
+        if (i.name == "model.language_model.embed_tokens.weight")
+          return std::pair(i.external.offset, i.external.length);
       }
       return std::pair(uint64_t{1}, uint64_t{0});
     };
@@ -143,7 +152,8 @@ TEST(TextGraphs, RefusesOptionsThatCannotBe) {
   EXPECT_EQ(code({.static_sequence = 9, .static_context = 8}), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code({.static_sequence = -1, .static_context = -1}), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code({.static_sequence = 8, .static_context = int64_t{1} << 40}), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(code({.layout = Layout::kGenai, .static_sequence = 8, .static_context = 40}), ErrorCode::kUnsupported);
+  EXPECT_EQ(code({.layout = Layout::kGenai, .static_sequence = 8, .static_context = 40}),
+            ErrorCode::kUnsupported);
   EXPECT_EQ(code({.linear = {.plain = true}, .opset = 20}, Format::blocks(4, 32)), ErrorCode::kUnsupported);
   EXPECT_NO_THROW(text_graphs({.opset = 17}, Format::blocks(4, 32)));
   EXPECT_NO_THROW(text_graphs({.linear = {.plain = true}, .opset = 17}, Format::row8()));

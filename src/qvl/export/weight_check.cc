@@ -8,8 +8,8 @@
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/base/mapped_file.h"
-#include "qvl/base/tensor.h"
 #include "qvl/base/sha256.h"
+#include "qvl/base/tensor.h"
 #include "qvl/quant/block_codec.h"
 #include "qvl/source/source.h"
 
@@ -22,7 +22,8 @@ using source::Source;
 constexpr int64_t kTaskValues = int64_t{1} << 17;
 
 // Rows of a part of equal rows.
-std::span<const std::byte> rows_of(std::span<const std::byte> all, int64_t rows, int64_t first, int64_t count) {
+std::span<const std::byte> rows_of(std::span<const std::byte> all, int64_t rows, int64_t first,
+                                   int64_t count) {
   const size_t row = all.size() / static_cast<size_t>(rows);
   return all.subspan(static_cast<size_t>(first) * row, static_cast<size_t>(count) * row);
 }
@@ -36,7 +37,8 @@ std::vector<float> floats(std::span<const std::byte> bytes, DType type) {
   return out;
 }
 
-quant::ErrorStats compare(const package::PackageTensor& stored, const checkpoint::TensorView& source, ThreadPool& pool) {
+quant::ErrorStats compare(const package::PackageTensor& stored, const checkpoint::TensorView& source,
+                          ThreadPool& pool) {
   const package::TensorEntry& entry = *stored.entry;
   const int64_t step = std::max<int64_t>(1, kTaskValues / std::max<int64_t>(1, entry.columns));
   const int64_t tasks = (entry.rows + step - 1) / step;
@@ -80,7 +82,8 @@ void check_same_model(const package::Package& package, const Source& source) {
   const std::string wanted = package.manifest().source.config_sha256;
   if (const std::string got = sha256_hex(read_file(config, size_t{256} << 20)); got != wanted) {
     fail(ErrorCode::kMismatch, where, "config.json",
-         fmt::format("the file that {} was exported from (SHA-256 {})", package.folder().string(), wanted.substr(0, 12)),
+         fmt::format("the file that {} was exported from (SHA-256 {})", package.folder().string(),
+                     wanted.substr(0, 12)),
          got.substr(0, 12), "another model?");
   }
   if (package.tied_head() != source.config.tie_word_embeddings) {
@@ -101,23 +104,28 @@ double weight_limit(const quant::Format& format) {
   return format.bits == 4 ? 0.5 : format.kind == quant::Kind::kRow8 ? 0.15 : 0.05;
 }
 
-bool WeightCheck::passed() const { return fault().empty(); }
+bool WeightCheck::passed() const {
+  return fault().empty();
+}
 
 std::string WeightCheck::fault() const {
   const double got = stats.relative_rms();
   if (!(got <= limit)) {
-    return fmt::format("{} ({}): relative error {:.3g} against the checkpoint, expected at most {:.3g}", tensor, format.name(),
-                       got, limit);
+    return fmt::format("{} ({}): relative error {:.3g} against the checkpoint, expected at most {:.3g}",
+                       tensor, format.name(), got, limit);
   }
   // The sums are the same in another order.
   if (reported && !(std::abs(got - *reported) <= 1e-6 * *reported)) {
-    return fmt::format("{} ({}): relative error {:.6g} against the checkpoint, expected {:.6g} as the export measured", tensor,
-                       format.name(), got, *reported);
+    return fmt::format(
+        "{} ({}): relative error {:.6g} against the checkpoint, expected {:.6g} as the export measured",
+        tensor, format.name(), got, *reported);
   }
   return {};
 }
 
-bool WeightReport::passed() const { return worst() == nullptr; }
+bool WeightReport::passed() const {
+  return worst() == nullptr;
+}
 
 const WeightCheck* WeightReport::worst() const {
   const WeightCheck* worst = nullptr;
@@ -154,7 +162,8 @@ std::string WeightReport::to_text() const {
     g.stats.merge(t.stats);
   }
   std::string out = fmt::format("weights: {}\n", passed() ? "those of the checkpoint" : "FAILED");
-  out += fmt::format("  {:<28} {:>8} {:>8} {:>11} {:>12} {:>12}\n", "format", "tensors", "exact", "bits/weight", "error", "worst");
+  out += fmt::format("  {:<28} {:>8} {:>8} {:>11} {:>12} {:>12}\n", "format", "tensors", "exact",
+                     "bits/weight", "error", "worst");
   for (const auto& [name, g] : formats) {
     out += fmt::format("  {:<28} {:>8} {:>8} {:>11.2f} {:>12.2e} {:>12.2e}\n", name, g.tensors, g.exact,
                        g.stats.bits_per_weight(), g.stats.relative_rms(), g.worst);
@@ -163,7 +172,8 @@ std::string WeightReport::to_text() const {
   return out;
 }
 
-WeightReport check_weights(const package::Package& package, const std::filesystem::path& checkpoint, ThreadPool& pool,
+WeightReport check_weights(const package::Package& package, const std::filesystem::path& checkpoint,
+                           ThreadPool& pool,
                            const std::function<bool(int64_t done, int64_t total)>& progress) {
   const Source source = Source::open(checkpoint);
   check_same_model(package, source);

@@ -1,5 +1,6 @@
-// The stored weights of a package against the checkpoint they were made from, tensor by tensor: what `qvl verify` does
-// before it runs anything. A tensor that is swapped, cut or rounded by another rule is named here (spec 10).
+// The stored weights of a package against the checkpoint they were made from, tensor by tensor: what `qvl
+// verify` does before it runs anything. A tensor that is swapped, cut or rounded by another rule is named
+// here (spec 10).
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,8 @@ struct WeightCheck {
   quant::ErrorStats stats;
   // Most relative rms error that this format can cost a healthy tensor: see weight_limit().
   double limit = 0;
-  // What the export measured when it wrote the tensor, if the manifest says so. Equal, or bytes have changed since.
+  // What the export measured when it wrote the tensor, if the manifest says so. Equal, or bytes have changed
+  // since.
   std::optional<double> reported;
 
   bool exact() const { return stats.sum_squared_error == 0; }
@@ -34,8 +36,8 @@ struct WeightCheck {
   std::string fault() const;
 };
 
-// Relative rms error. Floats: half a unit in the last place. int8 and int4: three times what a matrix with heavy tails loses
-// by plain rounding at the largest block; another tensor's bytes lose 1.4.
+// Relative rms error. Floats: half a unit in the last place. int8 and int4: three times what a matrix with
+// heavy tails loses by plain rounding at the largest block; another tensor's bytes lose 1.4.
 double weight_limit(const quant::Format& format);
 
 struct WeightReport {
@@ -48,9 +50,11 @@ struct WeightReport {
   std::string to_text() const;
 };
 
-// Reads package and checkpoint once. progress: bytes of the package done, in all; false cancels (kCancelled). Throws what
-// opening a checkpoint throws; kMismatch when it is not the one that the package was made from (config.json, head).
-WeightReport check_weights(const package::Package& package, const std::filesystem::path& checkpoint, ThreadPool& pool,
+// Reads package and checkpoint once. progress: bytes of the package done, in all; false cancels (kCancelled).
+// Throws what opening a checkpoint throws; kMismatch when it is not the one that the package was made from
+// (config.json, head).
+WeightReport check_weights(const package::Package& package, const std::filesystem::path& checkpoint,
+                           ThreadPool& pool,
                            const std::function<bool(int64_t done, int64_t total)>& progress = {});
 
 }  // namespace qvl::exporting

@@ -19,7 +19,8 @@ bool is_matrix(PrecisionClass precision) {
   return precision == PrecisionClass::kMatrix || precision == PrecisionClass::kEmbedding;
 }
 
-// Value of every zero point that is not stored (quant/format.h), for DequantizeLinear, whose own default is 0.
+// Value of every zero point that is not stored (quant/format.h), for DequantizeLinear, whose own default is
+// 0.
 Value default_zero_points(GraphBuilder& graph, int bits, const Shape& shape) {
   const uint64_t count = static_cast<uint64_t>(element_count(shape));
   if (bits == 4) return graph.constant_uint4(shape, std::vector<std::byte>((count + 1) / 2, std::byte{0x88}));
@@ -50,11 +51,11 @@ Value dequantized_blocks(const GraphBuilder& user, const StoredTensor& w) {
     const Value cut = graph.slice(graph.cast(all, DType::kI32), 1, 0, blocks);  // Slice knows no UINT4
     zero_points = graph.node("Cast", {cut}, {{"to", onnx::kUint4}});
   }
-  const Value data = format.bits == 4
-                         ? graph.weight_uint4(w.data.name, {w.rows, padded}, w.data.place)
-                         : graph.weight(w.data.name, DType::kU8, {w.rows, padded}, w.data.place);
+  const Value data = format.bits == 4 ? graph.weight_uint4(w.data.name, {w.rows, padded}, w.data.place)
+                                      : graph.weight(w.data.name, DType::kU8, {w.rows, padded}, w.data.place);
   const Value scales = as_f32(graph, declare(graph, w.scales), w.scales.type);
-  Value floats = graph.node("DequantizeLinear", {data, scales, zero_points}, {{"axis", int64_t{1}}, {"block_size", format.block}});
+  Value floats = graph.node("DequantizeLinear", {data, scales, zero_points},
+                            {{"axis", int64_t{1}}, {"block_size", format.block}});
   if (padded != w.columns) floats = graph.slice(floats, 1, 0, w.columns);
   return floats;
 }
@@ -82,8 +83,8 @@ const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
   const std::pair key(role, layer);
   if (const auto found = stored_.find(key); found != stored_.end()) return found->second;
 
-  const model::TensorSpec spec{model::tensor_name(role, layer), role, layer, model::tensor_shape(config_, role),
-                               model::precision_class(role)};
+  const model::TensorSpec spec{model::tensor_name(role, layer), role, layer,
+                               model::tensor_shape(config_, role), model::precision_class(role)};
   StoredTensor tensor;
   tensor.source = spec.name;
   tensor.role = role;
@@ -91,8 +92,8 @@ const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
   tensor.format = chooser_(spec);
   tensor.format.validate();
   if (tensor.format.kind != quant::Kind::kFloat && !is_matrix(spec.precision)) {
-    fail(ErrorCode::kInvalidArgument, spec.name, "format of a tensor that is no weight matrix", "f32, bf16 or f16",
-         tensor.format.name());
+    fail(ErrorCode::kInvalidArgument, spec.name, "format of a tensor that is no weight matrix",
+         "f32, bf16 or f16", tensor.format.name());
   }
   const bool vector = spec.shape.size() == 1;
   tensor.rows = vector ? 1 : spec.shape[0];
@@ -100,9 +101,11 @@ const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
 
   uint64_t& end = file_bytes_[model::is_vision_role(role) ? package::kVisionData : package::kTextData];
   const auto place = [&](uint64_t length) {
-    const uint64_t offset = (end + package::kPartAlignmentBytes - 1) / package::kPartAlignmentBytes * package::kPartAlignmentBytes;
+    const uint64_t offset = (end + package::kPartAlignmentBytes - 1) / package::kPartAlignmentBytes *
+                            package::kPartAlignmentBytes;
     end = offset + length;
-    return onnx::ExternalData{model::is_vision_role(role) ? package::kVisionData : package::kTextData, offset, length};
+    return onnx::ExternalData{model::is_vision_role(role) ? package::kVisionData : package::kTextData, offset,
+                              length};
   };
   const quant::Format& f = tensor.format;
   const int64_t rows = tensor.rows, columns = tensor.columns, blocks = f.block_count(columns);
@@ -117,9 +120,12 @@ const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
     case quant::Kind::kBlock:
       data.type = DType::kU8;
       data.shape = {rows, blocks, f.block * f.bits / 8};
-      tensor.scales = {spec.name + ".scales", f.scale_type, {rows, blocks}, place(f.scale_bytes(rows, columns))};
+      tensor.scales = {
+          spec.name + ".scales", f.scale_type, {rows, blocks}, place(f.scale_bytes(rows, columns))};
       if (f.zero_points) {
-        tensor.zero_points = {spec.name + ".zero_points", DType::kU8, {rows, (blocks * f.bits + 7) / 8},
+        tensor.zero_points = {spec.name + ".zero_points",
+                              DType::kU8,
+                              {rows, (blocks * f.bits + 7) / 8},
                               place(f.zero_point_bytes(rows, columns))};
       }
       break;

@@ -1,5 +1,5 @@
-// Decides, before a byte is written, how every tensor of the model is stored and where: graphs refer to the places,
-// the exporter then streams the checkpoint through them once.
+// Decides, before a byte is written, how every tensor of the model is stored and where: graphs refer to the
+// places, the exporter then streams the checkpoint through them once.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ struct StoredPart {
   onnx::ExternalData place;
 };
 
-// A tensor of the checkpoint as the package holds it. Matrices of any rank count as [rows, columns] = [shape[0], rest]:
-// never transposed, so that native code uses the same bytes as the graphs.
+// A tensor of the checkpoint as the package holds it. Matrices of any rank count as [rows, columns] =
+// [shape[0], rest]: never transposed, so that native code uses the same bytes as the graphs.
 struct StoredTensor {
   std::string source;  // canonical name in the checkpoint
   model::TensorRole role = model::TensorRole::kPatchEmbedWeight;
@@ -33,7 +33,7 @@ struct StoredTensor {
   quant::Format format;
   int64_t rows = 0, columns = 0;  // vectors: 1 row
   StoredPart data;
-  StoredPart scales;       // place.length 0 where the format has none
+  StoredPart scales;  // place.length 0 where the format has none
   StoredPart zero_points;
 };
 
@@ -45,8 +45,8 @@ class WeightPlan {
   WeightPlan(const model::ModelConfig& config, FormatChooser chooser);
 
   const model::ModelConfig& config() const { return config_; }
-  // Declares the tensor on first use (64-byte aligned place at the end of its stage's file) and returns it. The
-  // reference stays valid. A tied head is the token embedding: use head().
+  // Declares the tensor on first use (64-byte aligned place at the end of its stage's file) and returns it.
+  // The reference stays valid. A tied head is the token embedding: use head().
   const StoredTensor& store(model::TensorRole role, int layer = -1);
   // lm_head.weight or, when tied, the token embedding.
   const StoredTensor& head();
@@ -74,11 +74,11 @@ struct LinearOptions {
   bool plain = false;
 };
 
-// y [rows of x, N] = x [.., K] * W^T + bias, by the operator that fits the format: Gemm (transB) on 2-D x for floats (a
-// Cast in front for bf16 and f16), MatMulNBits for blocks, DynamicQuantizeLinear + MatMulInteger for int8 rows. x must
-// be 2-D [n, K]; the result is 2-D [n, N]. `bias` may be empty.
-onnx::Value linear(onnx::GraphBuilder& graph, onnx::Value x, const StoredTensor& weight, const StoredTensor* bias,
-                   const LinearOptions& options);
+// y [rows of x, N] = x [.., K] * W^T + bias, by the operator that fits the format: Gemm (transB) on 2-D x for
+// floats (a Cast in front for bf16 and f16), MatMulNBits for blocks, DynamicQuantizeLinear + MatMulInteger
+// for int8 rows. x must be 2-D [n, K]; the result is 2-D [n, N]. `bias` may be empty.
+onnx::Value linear(onnx::GraphBuilder& graph, onnx::Value x, const StoredTensor& weight,
+                   const StoredTensor* bias, const LinearOptions& options);
 
 // A vector or small table in float32 (Cast where it is stored narrower).
 onnx::Value dense(onnx::GraphBuilder& graph, const StoredTensor& tensor);

@@ -14,11 +14,14 @@ using model::PrecisionClass;
 using model::TensorRole;
 using quant::Format;
 
-model::ModelConfig golden_config() { return model::ModelConfig::load(QVL_SOURCE_DIR "/tests/fixtures/golden/model"); }
+model::ModelConfig golden_config() {
+  return model::ModelConfig::load(QVL_SOURCE_DIR "/tests/fixtures/golden/model");
+}
 
 FormatChooser all_matrices(Format format) {
   return [format](const model::TensorSpec& spec) {
-    const bool matrix = spec.precision == PrecisionClass::kMatrix || spec.precision == PrecisionClass::kEmbedding;
+    const bool matrix =
+        spec.precision == PrecisionClass::kMatrix || spec.precision == PrecisionClass::kEmbedding;
     return matrix ? format : Format::floating(DType::kF32);
   };
 }
@@ -36,7 +39,8 @@ std::vector<StoredPart> parts(const WeightPlan& plan) {
 
 TEST(WeightPlan, PlacesAreAlignedAndDoNotOverlap) {
   const model::ModelConfig config = golden_config();
-  for (const char* name : {"f32", "bf16", "int4 b32", "int4 b64 zp", "int8 b128 zp bf16-scales", "int8 row"}) {
+  for (const char* name :
+       {"f32", "bf16", "int4 b32", "int4 b64 zp", "int8 b128 zp bf16-scales", "int8 row"}) {
     WeightPlan plan(config, all_matrices(quant::parse_format(name)));
     for (const model::TensorSpec& spec : model::tensor_table(config)) plan.store(spec.role, spec.layer);
     EXPECT_EQ(plan.tensors().size(), model::tensor_table(config).size());
@@ -45,9 +49,12 @@ TEST(WeightPlan, PlacesAreAlignedAndDoNotOverlap) {
     for (const StoredPart& part : parts(plan)) {
       EXPECT_EQ(part.place.offset % 64, 0u) << part.name;
       EXPECT_GE(part.place.offset, end[part.place.file]) << part.name;
-      EXPECT_LT(part.place.offset, end[part.place.file] + 64) << part.name << ": no larger gap than alignment asks for";
+      EXPECT_LT(part.place.offset, end[part.place.file] + 64)
+          << part.name << ": no larger gap than alignment asks for";
       end[part.place.file] = part.place.offset + part.place.length;
-      EXPECT_EQ(part.place.length, static_cast<uint64_t>(element_count(part.shape)) * dtype_size_bytes(part.type)) << part.name;
+      EXPECT_EQ(part.place.length,
+                static_cast<uint64_t>(element_count(part.shape)) * dtype_size_bytes(part.type))
+          << part.name;
       EXPECT_TRUE(names.insert(part.name).second) << part.name;
       const bool vision = part.name.starts_with("model.visual.");
       EXPECT_EQ(part.place.file, vision ? package::kVisionData : package::kTextData) << part.name;
@@ -96,7 +103,8 @@ TEST(WeightPlan, TiedHeadIsTheEmbedding) {
 TEST(WeightPlan, OnlyMatricesAreQuantised) {
   const model::ModelConfig config = golden_config();
   WeightPlan plan(config, [](const model::TensorSpec&) { return Format::blocks(4, 32); });
-  for (const TensorRole role : {TensorRole::kTextFinalNorm, TensorRole::kVisionPosEmbed, TensorRole::kPatchEmbedBias}) {
+  for (const TensorRole role :
+       {TensorRole::kTextFinalNorm, TensorRole::kVisionPosEmbed, TensorRole::kPatchEmbedBias}) {
     try {
       plan.store(role);
       ADD_FAILURE() << "no error";
@@ -115,8 +123,8 @@ std::map<std::string, int64_t> operators(const char* format, bool plain, bool bi
   onnx::GraphBuilder g("linear");
   const onnx::Value x = g.input("x", DType::kF32, {"n", int64_t{96}});
   const StoredTensor* b = bias ? &plan.store(TensorRole::kVisionProjBias, 0) : nullptr;  // [64]
-  g.output(linear(g, x, plan.store(TensorRole::kTextDownWeight, 0), b, {.accuracy_level = 4, .plain = plain}), DType::kF32,
-           {"n", int64_t{64}});
+  g.output(linear(g, x, plan.store(TensorRole::kTextDownWeight, 0), b, {.accuracy_level = 4, .plain = plain}),
+           DType::kF32, {"n", int64_t{64}});
   EXPECT_FALSE(g.serialize({}).empty());
   return g.operator_counts();
 }
@@ -127,11 +135,14 @@ TEST(Linear, OperatorsFollowTheFormat) {
   EXPECT_EQ(operators("f32", false, true), (Counts{{"Gemm", 1}})) << "the bias belongs to the Gemm";
   EXPECT_EQ(operators("bf16", true), (Counts{{"Cast", 1}, {"Gemm", 1}}));
   EXPECT_EQ(operators("int4 b32", false, true), (Counts{{"com.microsoft.MatMulNBits", 1}}));
-  EXPECT_EQ(operators("int4 b32 bf16-scales", false), (Counts{{"Cast", 1}, {"com.microsoft.MatMulNBits", 1}}));
+  EXPECT_EQ(operators("int4 b32 bf16-scales", false),
+            (Counts{{"Cast", 1}, {"com.microsoft.MatMulNBits", 1}}));
   EXPECT_EQ(operators("int4 b32", true), (Counts{{"DequantizeLinear", 1}, {"Gemm", 1}}));
   EXPECT_EQ(operators("int8 b32 zp", true), (Counts{{"DequantizeLinear", 1}, {"Gemm", 1}}));
-  EXPECT_EQ(operators("int4 b64", true), (Counts{{"DequantizeLinear", 1}, {"Slice", 1}, {"Gemm", 1}})) << "96 = 1.5 blocks";
-  const Counts rows{{"DynamicQuantizeLinear", 1}, {"Transpose", 1}, {"MatMulInteger", 1}, {"Cast", 1}, {"Mul", 2}};
+  EXPECT_EQ(operators("int4 b64", true), (Counts{{"DequantizeLinear", 1}, {"Slice", 1}, {"Gemm", 1}}))
+      << "96 = 1.5 blocks";
+  const Counts rows{
+      {"DynamicQuantizeLinear", 1}, {"Transpose", 1}, {"MatMulInteger", 1}, {"Cast", 1}, {"Mul", 2}};
   EXPECT_EQ(operators("int8 row", false), rows);
   EXPECT_EQ(operators("int8 row", true), rows) << "standard operators already";
 }

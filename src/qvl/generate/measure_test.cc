@@ -29,7 +29,8 @@ TEST(Measure, VisionRunsAtLeastThreeTimesAndCountsPatches) {
 
 TEST(Measure, TextPrefillsThePromptAndDecodesTheRest) {
   testing::FakeEngine engine;
-  const TextSpeed speed = measure_text(engine.embed(), engine.decoder(), engine.config(), picture_prompt(), 5);
+  const TextSpeed speed =
+      measure_text(engine.embed(), engine.decoder(), engine.config(), picture_prompt(), 5);
   EXPECT_EQ(speed.prompt_tokens, 7);
   EXPECT_EQ(speed.decoded_tokens, 4);  // the first one is the prefill's
   // One token and then the prompt; the fake starts counting steps anew with each prefill.

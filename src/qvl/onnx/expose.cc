@@ -7,7 +7,8 @@
 
 namespace qvl::onnx {
 
-ExposedModel expose_values(std::string_view model, std::span<const std::string> wanted, std::string_view where) {
+ExposedModel expose_values(std::string_view model, std::span<const std::string> wanted,
+                           std::string_view where) {
   ::onnx::ModelProto proto;
   if (!proto.ParseFromArray(model.data(), static_cast<int>(model.size())) || !proto.has_graph()) {
     fail(ErrorCode::kFormat, where, "not an ONNX model");

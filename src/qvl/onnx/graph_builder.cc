@@ -22,19 +22,32 @@ static_assert(std::endian::native == std::endian::little, "raw tensor data is li
 int32_t proto_type(DType type) {
   using P = ::onnx::TensorProto;
   switch (type) {
-    case DType::kF64: return P::DOUBLE;
-    case DType::kF32: return P::FLOAT;
-    case DType::kF16: return P::FLOAT16;
-    case DType::kBF16: return P::BFLOAT16;
-    case DType::kI64: return P::INT64;
-    case DType::kI32: return P::INT32;
-    case DType::kI16: return P::INT16;
-    case DType::kI8: return P::INT8;
-    case DType::kU64: return P::UINT64;
-    case DType::kU32: return P::UINT32;
-    case DType::kU16: return P::UINT16;
-    case DType::kU8: return P::UINT8;
-    case DType::kBool: return P::BOOL;
+    case DType::kF64:
+      return P::DOUBLE;
+    case DType::kF32:
+      return P::FLOAT;
+    case DType::kF16:
+      return P::FLOAT16;
+    case DType::kBF16:
+      return P::BFLOAT16;
+    case DType::kI64:
+      return P::INT64;
+    case DType::kI32:
+      return P::INT32;
+    case DType::kI16:
+      return P::INT16;
+    case DType::kI8:
+      return P::INT8;
+    case DType::kU64:
+      return P::UINT64;
+    case DType::kU32:
+      return P::UINT32;
+    case DType::kU16:
+      return P::UINT16;
+    case DType::kU8:
+      return P::UINT8;
+    case DType::kBool:
+      return P::BOOL;
   }
   fail(ErrorCode::kInvalidArgument, "onnx", "element type without a counterpart in ONNX");
 }
@@ -87,7 +100,8 @@ void set_value_info(::onnx::ValueInfoProto& proto, const std::string& name, DTyp
 }
 
 // All names that a graph defines itself: inputs, initializers, results of nodes.
-void for_each_definition(const ::onnx::GraphProto& graph, const std::function<void(const std::string&)>& visit) {
+void for_each_definition(const ::onnx::GraphProto& graph,
+                         const std::function<void(const std::string&)>& visit) {
   for (const auto& input : graph.input()) visit(input.name());
   for (const auto& initializer : graph.initializer()) visit(initializer.name());
   for (const auto& node : graph.node()) {
@@ -113,7 +127,8 @@ void check_graph(const ::onnx::GraphProto& graph, NameSet visible) {
     for (const std::string& name : node.input()) {
       if (!name.empty() && !visible.contains(name)) {
         fail(ErrorCode::kInvalidArgument, graph.name(),
-             fmt::format("node '{}' ({}) reads '{}', which nothing before it defines", node.name(), node.op_type(), name));
+             fmt::format("node '{}' ({}) reads '{}', which nothing before it defines", node.name(),
+                         node.op_type(), name));
       }
     }
     for (const auto& attribute : node.attribute()) {
@@ -125,7 +140,8 @@ void check_graph(const ::onnx::GraphProto& graph, NameSet visible) {
   }
   for (const auto& output : graph.output()) {
     if (!own.contains(output.name())) {
-      fail(ErrorCode::kInvalidArgument, graph.name(), fmt::format("output '{}' is not computed in this graph", output.name()));
+      fail(ErrorCode::kInvalidArgument, graph.name(),
+           fmt::format("output '{}' is not computed in this graph", output.name()));
     }
   }
 }
@@ -152,14 +168,14 @@ void count_operators(const ::onnx::GraphProto& graph, std::map<std::string, int6
 
 struct GraphBuilder::Impl {
   ::onnx::GraphProto graph;
-  NameSet names;                                     // of values in this graph
-  NameSet bodies;                                    // prefixes given to bodies
-  NameSet weights;                                   // declared by weight()
-  std::unordered_map<std::string, int64_t> repeats;  // next number of a generated name
+  NameSet names;                                           // of values in this graph
+  NameSet bodies;                                          // prefixes given to bodies
+  NameSet weights;                                         // declared by weight()
+  std::unordered_map<std::string, int64_t> repeats;        // next number of a generated name
   std::unordered_map<std::string, std::string> constants;  // type, shape and bytes -> name
-  std::string scope;                                 // "layer3/mlp/"
-  std::string constant_prefix;                       // of a body: its name
-  std::shared_ptr<Impl> outer;                       // of a body: the outermost graph
+  std::string scope;                                       // "layer3/mlp/"
+  std::string constant_prefix;                             // of a body: its name
+  std::shared_ptr<Impl> outer;                             // of a body: the outermost graph
 
   // Takes `name` as it is.
   void claim(const std::string& name, std::string_view what) {
@@ -187,10 +203,12 @@ struct GraphBuilder::Impl {
     return *tensor;
   }
 
-  Value constant(int32_t type, const Shape& shape, std::span<const std::byte> bytes, uint64_t expected_bytes) {
+  Value constant(int32_t type, const Shape& shape, std::span<const std::byte> bytes,
+                 uint64_t expected_bytes) {
     if (bytes.size() != expected_bytes) {
-      fail(ErrorCode::kInvalidArgument, graph.name(), fmt::format("constant of shape {}", shape_string(shape)),
-           fmt::format("{} bytes", expected_bytes), std::to_string(bytes.size()));
+      fail(ErrorCode::kInvalidArgument, graph.name(),
+           fmt::format("constant of shape {}", shape_string(shape)), fmt::format("{} bytes", expected_bytes),
+           std::to_string(bytes.size()));
     }
     std::string key = fmt::format("{} {} ", type, shape_string(shape));
     key.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
@@ -203,14 +221,16 @@ struct GraphBuilder::Impl {
     return {name};
   }
 
-  Value weight(std::string name, int32_t type, const Shape& shape, uint64_t expected_bytes, const ExternalData& where) {
+  Value weight(std::string name, int32_t type, const Shape& shape, uint64_t expected_bytes,
+               const ExternalData& where) {
     if (where.length != expected_bytes) {
-      fail(ErrorCode::kInvalidArgument, graph.name(), fmt::format("length of weight '{}' {}", name, shape_string(shape)),
+      fail(ErrorCode::kInvalidArgument, graph.name(),
+           fmt::format("length of weight '{}' {}", name, shape_string(shape)),
            fmt::format("{} bytes", expected_bytes), std::to_string(where.length));
     }
     if (where.file.empty() || where.file.find('/') != std::string::npos) {
-      fail(ErrorCode::kInvalidArgument, graph.name(), fmt::format("file of weight '{}'", name), "a plain file name",
-           "'" + where.file + "'");
+      fail(ErrorCode::kInvalidArgument, graph.name(), fmt::format("file of weight '{}'", name),
+           "a plain file name", "'" + where.file + "'");
     }
     ::onnx::TensorProto tensor;
     tensor.set_name(name);
@@ -228,7 +248,8 @@ struct GraphBuilder::Impl {
 
     if (weights.contains(name)) {
       const auto& all = graph.initializer();
-      const auto first = std::find_if(all.begin(), all.end(), [&](const auto& t) { return t.name() == name; });
+      const auto first =
+          std::find_if(all.begin(), all.end(), [&](const auto& t) { return t.name() == name; });
       if (first->SerializeAsString() != tensor.SerializeAsString()) {
         fail(ErrorCode::kInvalidArgument, graph.name(),
              fmt::format("weight '{}' is declared twice with different type, shape or place", name));
@@ -241,7 +262,8 @@ struct GraphBuilder::Impl {
     return {std::move(name)};
   }
 
-  ::onnx::NodeProto& add_node(std::string_view op, const std::vector<Value>& inputs, std::string_view domain) {
+  ::onnx::NodeProto& add_node(std::string_view op, const std::vector<Value>& inputs,
+                              std::string_view domain) {
     if (op.empty()) fail(ErrorCode::kInvalidArgument, graph.name(), "node without an operator");
     ::onnx::NodeProto* node = graph.add_node();
     node->set_op_type(std::string(op));
@@ -265,7 +287,8 @@ GraphBuilder& GraphBuilder::operator=(GraphBuilder&&) noexcept = default;
 
 GraphBuilder GraphBuilder::body(std::string_view name) {
   std::string unique = impl_->scope + std::string(name);
-  for (int64_t n = 1; !impl_->bodies.insert(unique).second; ++n) unique = fmt::format("{}{}_{}", impl_->scope, name, n);
+  for (int64_t n = 1; !impl_->bodies.insert(unique).second; ++n)
+    unique = fmt::format("{}{}_{}", impl_->scope, name, n);
   GraphBuilder made(unique);
   made.impl_->scope = unique + "/";
   made.impl_->constant_prefix = unique + "/";
@@ -273,13 +296,17 @@ GraphBuilder GraphBuilder::body(std::string_view name) {
   return made;
 }
 
-GraphBuilder GraphBuilder::outermost() const { return GraphBuilder(impl_->outer ? impl_->outer : impl_); }
+GraphBuilder GraphBuilder::outermost() const {
+  return GraphBuilder(impl_->outer ? impl_->outer : impl_);
+}
 
 GraphBuilder::Scope::Scope(GraphBuilder& builder, std::string_view name)
     : impl_(builder.impl_.get()), previous_length_(impl_->scope.size()) {
   impl_->scope.append(name).append("/");
 }
-GraphBuilder::Scope::~Scope() { impl_->scope.resize(previous_length_); }
+GraphBuilder::Scope::~Scope() {
+  impl_->scope.resize(previous_length_);
+}
 
 Value GraphBuilder::input(std::string name, DType type, Dims dims) {
   impl_->claim(name, "input");
@@ -291,18 +318,25 @@ void GraphBuilder::output(Value value, DType type, Dims dims) {
   if (!value) fail(ErrorCode::kInvalidArgument, impl_->graph.name(), "output without a name");
   for (const auto& existing : impl_->graph.output()) {
     if (existing.name() == value.name) {
-      fail(ErrorCode::kInvalidArgument, impl_->graph.name(), fmt::format("output '{}' is declared twice", value.name));
+      fail(ErrorCode::kInvalidArgument, impl_->graph.name(),
+           fmt::format("output '{}' is declared twice", value.name));
     }
   }
   set_value_info(*impl_->graph.add_output(), value.name, type, dims);
 }
 
-Value GraphBuilder::i64(int64_t scalar) { return constant(DType::kI64, {}, std::as_bytes(std::span(&scalar, 1))); }
+Value GraphBuilder::i64(int64_t scalar) {
+  return constant(DType::kI64, {}, std::as_bytes(std::span(&scalar, 1)));
+}
 Value GraphBuilder::i64s(std::span<const int64_t> values) {
   return constant(DType::kI64, {static_cast<int64_t>(values.size())}, std::as_bytes(values));
 }
-Value GraphBuilder::i32(int32_t scalar) { return constant(DType::kI32, {}, std::as_bytes(std::span(&scalar, 1))); }
-Value GraphBuilder::f32(float scalar) { return constant(DType::kF32, {}, std::as_bytes(std::span(&scalar, 1))); }
+Value GraphBuilder::i32(int32_t scalar) {
+  return constant(DType::kI32, {}, std::as_bytes(std::span(&scalar, 1)));
+}
+Value GraphBuilder::f32(float scalar) {
+  return constant(DType::kF32, {}, std::as_bytes(std::span(&scalar, 1)));
+}
 Value GraphBuilder::f32s(std::span<const float> values, Shape shape) {
   return constant(DType::kF32, std::move(shape), std::as_bytes(values));
 }
@@ -317,15 +351,18 @@ Value GraphBuilder::constant_uint4(Shape shape, std::span<const std::byte> bytes
 
 Value GraphBuilder::weight(std::string name, DType type, Shape shape, const ExternalData& where) {
   return outermost().impl_->weight(std::move(name), proto_type(type), shape,
-                       static_cast<uint64_t>(element_count(shape)) * dtype_size_bytes(type), where);
+                                   static_cast<uint64_t>(element_count(shape)) * dtype_size_bytes(type),
+                                   where);
 }
 Value GraphBuilder::weight_uint4(std::string name, Shape shape, const ExternalData& where) {
-  return outermost().impl_->weight(std::move(name), kUint4, shape, static_cast<uint64_t>(element_count(shape) + 1) / 2, where);
+  return outermost().impl_->weight(std::move(name), kUint4, shape,
+                                   static_cast<uint64_t>(element_count(shape) + 1) / 2, where);
 }
 
-Value GraphBuilder::node(std::string_view op, std::vector<Value> inputs, Attributes attributes, std::string_view domain,
-                         std::string out) {
-  return nodes(op, std::move(inputs), std::vector<Output>{{.name = std::move(out)}}, std::move(attributes), domain)[0];
+Value GraphBuilder::node(std::string_view op, std::vector<Value> inputs, Attributes attributes,
+                         std::string_view domain, std::string out) {
+  return nodes(op, std::move(inputs), std::vector<Output>{{.name = std::move(out)}}, std::move(attributes),
+               domain)[0];
 }
 
 std::vector<Value> GraphBuilder::nodes(std::string_view op, std::vector<Value> inputs, size_t outputs,
@@ -336,7 +373,8 @@ std::vector<Value> GraphBuilder::nodes(std::string_view op, std::vector<Value> i
 std::vector<Value> GraphBuilder::nodes(std::string_view op, std::vector<Value> inputs,
                                        const std::vector<Output>& outputs, Attributes attributes,
                                        std::string_view domain) {
-  if (outputs.empty()) fail(ErrorCode::kInvalidArgument, impl_->graph.name(), fmt::format("{} without outputs", op));
+  if (outputs.empty())
+    fail(ErrorCode::kInvalidArgument, impl_->graph.name(), fmt::format("{} without outputs", op));
   std::vector<Value> made;
   for (const Output& output : outputs) {
     if (output.omitted) {
@@ -349,8 +387,10 @@ std::vector<Value> GraphBuilder::nodes(std::string_view op, std::vector<Value> i
     }
   }
   ::onnx::NodeProto& proto = impl_->add_node(op, inputs, domain);
-  const auto named = std::find_if(made.begin(), made.end(), [](const Value& v) { return static_cast<bool>(v); });
-  if (named == made.end()) fail(ErrorCode::kInvalidArgument, impl_->graph.name(), fmt::format("{} without outputs", op));
+  const auto named =
+      std::find_if(made.begin(), made.end(), [](const Value& v) { return static_cast<bool>(v); });
+  if (named == made.end())
+    fail(ErrorCode::kInvalidArgument, impl_->graph.name(), fmt::format("{} without outputs", op));
   proto.set_name(named->name);
   size_t count = made.size();
   while (!made[count - 1]) --count;
@@ -365,8 +405,9 @@ std::vector<Value> GraphBuilder::control(std::string_view op, std::vector<Value>
     for_each_definition(builder->impl_->graph, [&](const std::string& name) {
       if (impl_->names.contains(name)) {
         fail(ErrorCode::kInvalidArgument, impl_->graph.name(),
-             fmt::format("body '{}' of {} defines '{}', which the graph around it has too (make bodies with body())",
-                         builder->impl_->graph.name(), op, name));
+             fmt::format(
+                 "body '{}' of {} defines '{}', which the graph around it has too (make bodies with body())",
+                 builder->impl_->graph.name(), op, name));
       }
     });
   }
@@ -381,7 +422,9 @@ std::vector<Value> GraphBuilder::control(std::string_view op, std::vector<Value>
   return made;
 }
 
-Value GraphBuilder::cast(Value a, DType to) { return node("Cast", {std::move(a)}, {{"to", int64_t{proto_type(to)}}}); }
+Value GraphBuilder::cast(Value a, DType to) {
+  return node("Cast", {std::move(a)}, {{"to", int64_t{proto_type(to)}}});
+}
 
 Value GraphBuilder::slice(Value a, int64_t axis, int64_t start, int64_t end) {
   return node("Slice", {std::move(a), i64s({start}), i64s({end}), i64s({axis})});
@@ -414,8 +457,9 @@ std::string GraphBuilder::serialize(const ModelInfo& info) const {
   *model.mutable_graph() = impl_->graph;
 
   if (model.ByteSizeLong() > kMaxModelBytes) {
-    fail(ErrorCode::kLimit, impl_->graph.name(), "size of the model file", fmt::format("at most {} bytes", kMaxModelBytes),
-         std::to_string(model.ByteSizeLong()), "large tensors belong in external data");
+    fail(ErrorCode::kLimit, impl_->graph.name(), "size of the model file",
+         fmt::format("at most {} bytes", kMaxModelBytes), std::to_string(model.ByteSizeLong()),
+         "large tensors belong in external data");
   }
   std::string bytes;
   {

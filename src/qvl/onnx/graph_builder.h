@@ -1,5 +1,6 @@
-// Builds an ONNX graph node by node (nothing is traced) and serialises it as a ModelProto. Weights are only declared:
-// their bytes sit in external-data files that the exporter streams (spec 10). Used by the graphs in export/.
+// Builds an ONNX graph node by node (nothing is traced) and serialises it as a ModelProto. Weights are only
+// declared: their bytes sit in external-data files that the exporter streams (spec 10). Used by the graphs in
+// export/.
 #pragma once
 
 #include <cstdint>
@@ -52,7 +53,7 @@ struct ExternalData {
 };
 
 struct ModelInfo {
-  int64_t opset = 21;     // of the standard domain
+  int64_t opset = 21;  // of the standard domain
   int64_t ir_version = 10;
   std::string producer_version;
   std::map<std::string, std::string> metadata;
@@ -67,15 +68,17 @@ class GraphBuilder {
   GraphBuilder(GraphBuilder&&) noexcept;
   GraphBuilder& operator=(GraphBuilder&&) noexcept;
 
-  // The builder of a subgraph (Loop, If) of this graph. Its generated names start with `name`, made unique, so that they
-  // cannot hide those of the graphs around it. Values of this graph may be used in it; pass it to control().
+  // The builder of a subgraph (Loop, If) of this graph. Its generated names start with `name`, made unique,
+  // so that they cannot hide those of the graphs around it. Values of this graph may be used in it; pass it
+  // to control().
   GraphBuilder body(std::string_view name);
-  // The same graph for the outermost one, for a body the graph that all of it ends up in: the place of weights and of
-  // nodes that read nothing but weights. ONNX Runtime folds these once at load; weights inside a body would stay in
-  // memory a second time beside their packed form (measured, 1.32).
+  // The same graph for the outermost one, for a body the graph that all of it ends up in: the place of
+  // weights and of nodes that read nothing but weights. ONNX Runtime folds these once at load; weights inside
+  // a body would stay in memory a second time beside their packed form (measured, 1.32).
   GraphBuilder outermost() const;
 
-  // Graph inputs and outputs, in the order of the calls. Throws kInvalidArgument for a repeated or empty name.
+  // Graph inputs and outputs, in the order of the calls. Throws kInvalidArgument for a repeated or empty
+  // name.
   Value input(std::string name, DType type, Dims dims);
   void output(Value value, DType type, Dims dims);
 
@@ -94,7 +97,7 @@ class GraphBuilder {
 
   // Small constants inside the file; equal ones are stored once.
   Value i64(int64_t scalar);
-  Value i64s(std::span<const int64_t> values);               // [n]
+  Value i64s(std::span<const int64_t> values);  // [n]
   Value i64s(std::initializer_list<int64_t> values) { return i64s(std::span(values.begin(), values.size())); }
   Value i32(int32_t scalar);
   Value f32(float scalar);
@@ -102,8 +105,8 @@ class GraphBuilder {
   // Any type from raw little-endian bytes.
   Value constant(DType type, Shape shape, std::span<const std::byte> bytes);
 
-  // An initializer whose bytes are in an external file; of a body too it goes to the outermost graph. The same name again
-  // returns the first (same place required, kInvalidArgument otherwise).
+  // An initializer whose bytes are in an external file; of a body too it goes to the outermost graph. The
+  // same name again returns the first (same place required, kInvalidArgument otherwise).
   Value weight(std::string name, DType type, Shape shape, const ExternalData& where);
   // The same for UINT4 (opset 21), two elements a byte, the first in the low nibble.
   Value weight_uint4(std::string name, Shape shape, const ExternalData& where);
@@ -113,12 +116,13 @@ class GraphBuilder {
   Value node(std::string_view op, std::vector<Value> inputs, Attributes attributes = {},
              std::string_view domain = kStandardDomain, std::string out = {});
   // The same with several results, all of them with generated names, or as told one by one.
-  std::vector<Value> nodes(std::string_view op, std::vector<Value> inputs, size_t outputs, Attributes attributes = {},
-                           std::string_view domain = kStandardDomain);
+  std::vector<Value> nodes(std::string_view op, std::vector<Value> inputs, size_t outputs,
+                           Attributes attributes = {}, std::string_view domain = kStandardDomain);
   std::vector<Value> nodes(std::string_view op, std::vector<Value> inputs, const std::vector<Output>& outputs,
                            Attributes attributes = {}, std::string_view domain = kStandardDomain);
-  // A node with subgraphs (If, Loop): attribute name -> body, made by body() and complete. A body sees the values of
-  // the outer graph by name. Throws kInvalidArgument when a body defines a name that this graph has too.
+  // A node with subgraphs (If, Loop): attribute name -> body, made by body() and complete. A body sees the
+  // values of the outer graph by name. Throws kInvalidArgument when a body defines a name that this graph has
+  // too.
   std::vector<Value> control(std::string_view op, std::vector<Value> inputs, size_t outputs,
                              std::vector<std::pair<std::string, const GraphBuilder*>> bodies);
 
@@ -130,9 +134,15 @@ class GraphBuilder {
   Value div(Value a, Value b) { return node("Div", {a, b}); }
   Value cast(Value a, DType to);
   Value reshape(Value a, std::initializer_list<int64_t> shape) { return node("Reshape", {a, i64s(shape)}); }
-  Value transpose(Value a, std::vector<int64_t> perm) { return node("Transpose", {a}, {{"perm", std::move(perm)}}); }
-  Value gather(Value data, Value indices, int64_t axis = 0) { return node("Gather", {data, indices}, {{"axis", axis}}); }
-  Value concat(std::vector<Value> parts, int64_t axis) { return node("Concat", std::move(parts), {{"axis", axis}}); }
+  Value transpose(Value a, std::vector<int64_t> perm) {
+    return node("Transpose", {a}, {{"perm", std::move(perm)}});
+  }
+  Value gather(Value data, Value indices, int64_t axis = 0) {
+    return node("Gather", {data, indices}, {{"axis", axis}});
+  }
+  Value concat(std::vector<Value> parts, int64_t axis) {
+    return node("Concat", std::move(parts), {{"axis", axis}});
+  }
   Value unsqueeze(Value a, std::initializer_list<int64_t> axes) { return node("Unsqueeze", {a, i64s(axes)}); }
   Value squeeze(Value a, std::initializer_list<int64_t> axes) { return node("Squeeze", {a, i64s(axes)}); }
   // start, end on one axis with step 1.
@@ -141,9 +151,9 @@ class GraphBuilder {
   // Nodes by "domain.operator" (subgraphs included), for the table of what was fused.
   std::map<std::string, int64_t> operator_counts() const;
 
-  // The serialised ModelProto; the same calls give the same bytes. Throws kInvalidArgument for an input of a node, or an
-  // output of a graph, that nothing before it defines; kLimit above the 2 GiB that
-  // the format allows.
+  // The serialised ModelProto; the same calls give the same bytes. Throws kInvalidArgument for an input of a
+  // node, or an output of a graph, that nothing before it defines; kLimit above the 2 GiB that the format
+  // allows.
   std::string serialize(const ModelInfo& info) const;
 
  private:

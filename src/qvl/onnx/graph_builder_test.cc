@@ -43,7 +43,8 @@ GraphBuilder example() {
   }
   const std::vector<Value> made =
       g.nodes("SkipSimplifiedLayerNormalization", {y, y, g.f32s(std::vector<float>{1, 2, 3}, {3})},
-              std::vector<Output>{{}, {.omitted = true}, {.omitted = true}, {.name = "sum"}}, {{"epsilon", 1e-6f}}, kContribDomain);
+              std::vector<Output>{{}, {.omitted = true}, {.omitted = true}, {.name = "sum"}},
+              {{"epsilon", 1e-6f}}, kContribDomain);
   g.output(made[0], DType::kF32, {"batch", int64_t{3}});
   g.output(made[3], DType::kF32, {"batch", int64_t{3}});
   return g;
@@ -51,7 +52,8 @@ GraphBuilder example() {
 
 TEST(GraphBuilder, WritesWhatTheFormatAsksFor) {
   const ::onnx::ModelProto model =
-      parsed(example(), {.opset = 19, .ir_version = 9, .producer_version = "0.1", .metadata = {{"b", "2"}, {"a", "1"}}});
+      parsed(example(),
+             {.opset = 19, .ir_version = 9, .producer_version = "0.1", .metadata = {{"b", "2"}, {"a", "1"}}});
   EXPECT_EQ(model.ir_version(), 9);
   EXPECT_EQ(model.producer_name(), "qvl");
   EXPECT_EQ(model.producer_version(), "0.1");
@@ -92,11 +94,15 @@ TEST(GraphBuilder, WritesWhatTheFormatAsksFor) {
   EXPECT_EQ(norm.output(1), "");
   EXPECT_EQ(norm.output(3), "sum");
   EXPECT_EQ(norm.attribute(0).f(), 1e-6f);
-  EXPECT_EQ(example().operator_counts(),
-            (std::map<std::string, int64_t>{{"Add", 2}, {"Cast", 1}, {"Gemm", 1}, {"com.microsoft.SkipSimplifiedLayerNormalization", 1}}));
+  EXPECT_EQ(
+      example().operator_counts(),
+      (std::map<std::string, int64_t>{
+          {"Add", 2}, {"Cast", 1}, {"Gemm", 1}, {"com.microsoft.SkipSimplifiedLayerNormalization", 1}}));
 }
 
-TEST(GraphBuilder, SameCallsSameBytes) { EXPECT_EQ(example().serialize({}), example().serialize({})); }
+TEST(GraphBuilder, SameCallsSameBytes) {
+  EXPECT_EQ(example().serialize({}), example().serialize({}));
+}
 
 TEST(GraphBuilder, ConstantsOfAllKinds) {
   GraphBuilder g("constants");
@@ -105,7 +111,8 @@ TEST(GraphBuilder, ConstantsOfAllKinds) {
   EXPECT_NE(g.i64(0).name, g.i32(0).name);
   // -0 and 0 are equal numbers and different constants.
   EXPECT_NE(g.f32(0.0f).name, g.f32(-0.0f).name);
-  EXPECT_EQ(g.f32(std::numeric_limits<float>::quiet_NaN()).name, g.f32(std::numeric_limits<float>::quiet_NaN()).name);
+  EXPECT_EQ(g.f32(std::numeric_limits<float>::quiet_NaN()).name,
+            g.f32(std::numeric_limits<float>::quiet_NaN()).name);
   const std::vector<std::byte> three(2, std::byte{0x88});
   const Value nibbles = g.constant_uint4({3}, three);
   const ::onnx::ModelProto model = parsed(g);
@@ -122,9 +129,15 @@ TEST(GraphBuilder, WeightsAreDeclaredOnce) {
   EXPECT_EQ(g.weight("w", DType::kF32, {4}, place).name, "w");
   EXPECT_EQ(parsed(g).graph().initializer_size(), 1);
   EXPECT_EQ(error_of([&] { g.weight("w", DType::kF32, {2, 2}, place); }).code(), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(error_of([&] { g.weight("w", DType::kF32, {4}, {"text.data", 16, 16}); }).code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(error_of([&] {
+              g.weight("w", DType::kF32, {4}, {"text.data", 16, 16});
+            }).code(),
+            ErrorCode::kInvalidArgument);
   EXPECT_EQ(error_of([&] { g.weight("v", DType::kF32, {5}, place); }).code(), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(error_of([&] { g.weight("v", DType::kF32, {4}, {"../text.data", 0, 16}); }).code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(error_of([&] {
+              g.weight("v", DType::kF32, {4}, {"../text.data", 0, 16});
+            }).code(),
+            ErrorCode::kInvalidArgument);
   g.input("x", DType::kF32, {});
   EXPECT_EQ(error_of([&] { g.weight("x", DType::kF32, {4}, place); }).code(), ErrorCode::kInvalidArgument);
 }
@@ -137,7 +150,8 @@ TEST(GraphBuilder, NamesAreTakenOnce) {
   // A generated name steps aside for a given one.
   g.node("Abs", {x}, {}, kStandardDomain, "Neg");
   EXPECT_EQ(g.node("Neg", {x}).name, "Neg_1");
-  EXPECT_EQ(error_of([&] { g.node("Neg", {x}, {}, kStandardDomain, "x"); }).code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(error_of([&] { g.node("Neg", {x}, {}, kStandardDomain, "x"); }).code(),
+            ErrorCode::kInvalidArgument);
   g.output(x, DType::kF32, {});
   EXPECT_EQ(error_of([&] { g.output(x, DType::kF32, {}); }).code(), ErrorCode::kInvalidArgument);
 }
@@ -181,7 +195,10 @@ TEST(GraphBuilder, BodiesSeeTheGraphAroundThem) {
   // A graph that is not one of ours may hide names: refused.
   GraphBuilder stranger("stranger");
   stranger.output(stranger.input("x", DType::kF32, {}), DType::kF32, {});
-  EXPECT_EQ(error_of([&] { g.control("If", {one}, 1, {{"then_branch", &stranger}}); }).code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(error_of([&] {
+              g.control("If", {one}, 1, {{"then_branch", &stranger}});
+            }).code(),
+            ErrorCode::kInvalidArgument);
 }
 
 }  // namespace

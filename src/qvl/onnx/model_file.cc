@@ -19,8 +19,9 @@ struct ElementType {
 };
 
 ElementType element_type(int32_t type) {
-  for (const DType known : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16, DType::kI64, DType::kI32, DType::kI16,
-                            DType::kI8, DType::kU64, DType::kU32, DType::kU16, DType::kU8, DType::kBool}) {
+  for (const DType known :
+       {DType::kF64, DType::kF32, DType::kF16, DType::kBF16, DType::kI64, DType::kI32, DType::kI16,
+        DType::kI8, DType::kU64, DType::kU32, DType::kU16, DType::kU8, DType::kBool}) {
     if (proto_type(known) == type) return {std::string(dtype_name(known)), 8 * dtype_size_bytes(known)};
   }
   if (type == kUint4) return {"UINT4", 4};
@@ -31,7 +32,9 @@ ElementType element_type(int32_t type) {
   return {type == 0 ? "?" : fmt::format("type {}", type), 0};
 }
 
-std::string shown(const std::filesystem::path& path) { return path.string(); }
+std::string shown(const std::filesystem::path& path) {
+  return path.string();
+}
 
 ValueInfo value_info(const ::onnx::ValueInfoProto& proto) {
   ValueInfo info{proto.name(), "?", {}};
@@ -77,17 +80,20 @@ Initializer initializer(const ::onnx::TensorProto& proto, const std::filesystem:
   std::optional<uint64_t> length;
   for (const auto& entry : proto.external_data()) {
     if (entry.key() == "location") made.external.file = entry.value();
-    if (entry.key() == "offset") made.external.offset = parse_number(entry.value(), where, "offset of its external data");
+    if (entry.key() == "offset")
+      made.external.offset = parse_number(entry.value(), where, "offset of its external data");
     if (entry.key() == "length") length = parse_number(entry.value(), where, "length of its external data");
   }
   const std::string& file = made.external.file;
   if (file.empty() || file == "." || file == ".." || file.find_first_of("/\\") != std::string::npos) {
-    fail(ErrorCode::kFormat, where, "file of its external data", "a plain file name beside the model", "'" + file + "'");
+    fail(ErrorCode::kFormat, where, "file of its external data", "a plain file name beside the model",
+         "'" + file + "'");
   }
   if (type.bits == 0) {
     made.bytes = length.value_or(0);
   } else if (length && *length != made.bytes) {
-    fail(ErrorCode::kFormat, where, fmt::format("length of its external data, {} {}", type.name, shape_string(made.shape)),
+    fail(ErrorCode::kFormat, where,
+         fmt::format("length of its external data, {} {}", type.name, shape_string(made.shape)),
          fmt::format("{} bytes", made.bytes), std::to_string(*length));
   }
   made.external.length = made.bytes;
@@ -119,10 +125,12 @@ std::string ValueInfo::describe() const {
 ModelFile ModelFile::parse(std::string_view bytes, const std::filesystem::path& where) {
   ::onnx::ModelProto model;
   if (bytes.size() > INT32_MAX) {
-    fail(ErrorCode::kLimit, shown(where), "size of an ONNX model", "below 2 GiB", std::to_string(bytes.size()));
+    fail(ErrorCode::kLimit, shown(where), "size of an ONNX model", "below 2 GiB",
+         std::to_string(bytes.size()));
   }
   if (!model.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    fail(ErrorCode::kFormat, shown(where), "not an ONNX model: the bytes are damaged, cut off or something else");
+    fail(ErrorCode::kFormat, shown(where),
+         "not an ONNX model: the bytes are damaged, cut off or something else");
   }
   if (!model.has_graph() || model.ir_version() <= 0) {
     fail(ErrorCode::kFormat, shown(where), "not an ONNX model: it has no graph");
@@ -169,9 +177,10 @@ void ModelFile::check_external_data() const {
     }
     const uint64_t size = sizes[place.file];
     if (place.offset > size || place.length > size - place.offset) {
-      fail(ErrorCode::kMismatch, where, fmt::format("its {} bytes at {} of {}", place.length, place.offset, place.file),
-           fmt::format("a file of at least {} bytes", fmt::format("{} + {}", place.offset, place.length)), std::to_string(size),
-           "the file is cut off or belongs to another model");
+      fail(ErrorCode::kMismatch, where,
+           fmt::format("its {} bytes at {} of {}", place.length, place.offset, place.file),
+           fmt::format("a file of at least {} bytes", fmt::format("{} + {}", place.offset, place.length)),
+           std::to_string(size), "the file is cut off or belongs to another model");
     }
   }
 }
@@ -180,7 +189,8 @@ uint64_t ModelFile::weight_bytes() const {
   std::set<std::tuple<std::string, uint64_t>> seen;
   uint64_t total = 0;
   for (const Initializer& tensor : initializers) {
-    if (!tensor.external.file.empty() && !seen.emplace(tensor.external.file, tensor.external.offset).second) continue;
+    if (!tensor.external.file.empty() && !seen.emplace(tensor.external.file, tensor.external.offset).second)
+      continue;
     total += tensor.bytes;
   }
   return total;

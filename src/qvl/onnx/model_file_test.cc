@@ -65,7 +65,8 @@ TEST_F(ModelFileTest, ListsWhatIsInside) {
   EXPECT_EQ(file.producer, "qvl 9");
   EXPECT_EQ(file.opsets, (std::map<std::string, int64_t>{{"", 21}, {"com.microsoft", 1}}));
   EXPECT_EQ(file.metadata.at("k"), "v");
-  EXPECT_EQ(file.operators, (std::map<std::string, int64_t>{{"If", 1}, {"Gemm", 2}, {"com.microsoft.Gelu", 1}}));
+  EXPECT_EQ(file.operators,
+            (std::map<std::string, int64_t>{{"If", 1}, {"Gemm", 2}, {"com.microsoft.Gelu", 1}}));
   ASSERT_EQ(file.inputs.size(), 1u);
   EXPECT_EQ(file.inputs[0].describe(), "F32 [batch, 4]");
   ASSERT_EQ(file.outputs.size(), 1u);
@@ -124,7 +125,8 @@ TEST_F(ModelFileTest, RefusesContradictions) {
   };
   EXPECT_EQ(changed([](Graph& g) { g.mutable_initializer(0)->set_dims(0, -1); }).code(), ErrorCode::kFormat);
   EXPECT_EQ(changed([](Graph& g) { g.mutable_initializer(0)->set_dims(0, 3); }).code(), ErrorCode::kFormat);
-  EXPECT_EQ(changed([](Graph& g) { g.mutable_initializer(0)->set_dims(0, int64_t{1} << 62); }).code(), ErrorCode::kLimit);
+  EXPECT_EQ(changed([](Graph& g) { g.mutable_initializer(0)->set_dims(0, int64_t{1} << 62); }).code(),
+            ErrorCode::kLimit);
   for (const char* file : {"", ".", "..", "../text.data", "/etc/passwd", "sub/text.data", "a\\b"}) {
     EXPECT_EQ(changed([&](Graph& g) { external(g, 0, file); }).code(), ErrorCode::kFormat) << file;
   }
@@ -132,7 +134,8 @@ TEST_F(ModelFileTest, RefusesContradictions) {
     EXPECT_EQ(changed([&](Graph& g) { external(g, 1, number); }).code(), ErrorCode::kFormat) << number;
     EXPECT_EQ(changed([&](Graph& g) { external(g, 2, number); }).code(), ErrorCode::kFormat) << number;
   }
-  EXPECT_EQ(changed([&](Graph& g) { g.mutable_initializer(2)->set_raw_data("12"); }).code(), ErrorCode::kFormat);
+  EXPECT_EQ(changed([&](Graph& g) { g.mutable_initializer(2)->set_raw_data("12"); }).code(),
+            ErrorCode::kFormat);
 }
 
 TEST_F(ModelFileTest, HugeOffsetsDoNotWrapAround) {

@@ -1,5 +1,5 @@
-// The ONNX schema under one include, for this room only: protobuf classes of package onnx, namespace ::onnx. qvl::onnx
-// hides that name, so uses say ::onnx.
+// The ONNX schema under one include, for this room only: protobuf classes of package onnx, namespace ::onnx.
+// qvl::onnx hides that name, so uses say ::onnx.
 #pragma once
 
 #include <onnx/onnx_pb.h>  // IWYU pragma: export

@@ -60,7 +60,8 @@ class Reader {
   // A whole number from 0 to 2^63 - 1.
   int64_t count(std::string_view key) const { return count(get(key), key); }
   int64_t count(const Json& v, std::string_view key) const {
-    if (!v.is_number_integer() || (v.is_number_unsigned() && v.get<uint64_t>() > INT64_MAX) || v.get<int64_t>() < 0) {
+    if (!v.is_number_integer() || (v.is_number_unsigned() && v.get<uint64_t>() > INT64_MAX) ||
+        v.get<int64_t>() < 0) {
       wrong_type(key, "a whole number, 0 or more", v);
     }
     return v.get<int64_t>();
@@ -77,10 +78,13 @@ class Reader {
   std::string where_;
 };
 
-Json to_json(const FileEntry& f) { return {{"file", f.file}, {"bytes", f.bytes}, {"sha256", f.sha256}}; }
+Json to_json(const FileEntry& f) {
+  return {{"file", f.file}, {"bytes", f.bytes}, {"sha256", f.sha256}};
+}
 
 FileEntry read_file_entry(const Reader& r) {
-  return {.file = r.text("file"), .bytes = static_cast<uint64_t>(r.count("bytes")), .sha256 = r.text("sha256")};
+  return {
+      .file = r.text("file"), .bytes = static_cast<uint64_t>(r.count("bytes")), .sha256 = r.text("sha256")};
 }
 
 std::vector<FileEntry> read_files(const Reader& r, std::string_view key) {
@@ -90,8 +94,7 @@ std::vector<FileEntry> read_files(const Reader& r, std::string_view key) {
 }
 
 Json to_json(const TensorPart& p) {
-  return {{"initializer", p.initializer}, {"file", p.file},
-          {"offset", p.offset},           {"length", p.length},
+  return {{"initializer", p.initializer}, {"file", p.file},  {"offset", p.offset}, {"length", p.length},
           {"dtype", dtype_name(p.dtype)}, {"shape", p.shape}};
 }
 
@@ -134,12 +137,16 @@ TensorEntry read_tensor(const Reader& r) {
   return t;
 }
 
-Json to_json(const StageEntry& s) { return {{"precision", s.precision}, {"recipe", s.recipe}}; }
-StageEntry read_stage(const Reader& r) { return {.precision = r.text("precision"), .recipe = r.text("recipe")}; }
+Json to_json(const StageEntry& s) {
+  return {{"precision", s.precision}, {"recipe", s.recipe}};
+}
+StageEntry read_stage(const Reader& r) {
+  return {.precision = r.text("precision"), .recipe = r.text("recipe")};
+}
 
 bool is_plain_name(std::string_view name) {
-  return !name.empty() && name != "." && name != ".." && name.find('/') == name.npos && name.find('\\') == name.npos &&
-         name.find('\0') == name.npos;
+  return !name.empty() && name != "." && name != ".." && name.find('/') == name.npos &&
+         name.find('\\') == name.npos && name.find('\0') == name.npos;
 }
 
 bool is_sha256(std::string_view hash) {
@@ -166,27 +173,31 @@ struct PartRule {
   uint64_t bytes;
 };
 
-void check_part(std::string_view where, const std::map<std::string, uint64_t, std::less<>>& files, const TensorEntry& t,
-                const TensorPart& part, const PartRule& rule, Places& places) {
-  const std::string at = std::string(where) + ": tensor '" + t.name + "' " + rule.name + " in '" + part.file + "'";
+void check_part(std::string_view where, const std::map<std::string, uint64_t, std::less<>>& files,
+                const TensorEntry& t, const TensorPart& part, const PartRule& rule, Places& places) {
+  const std::string at =
+      std::string(where) + ": tensor '" + t.name + "' " + rule.name + " in '" + part.file + "'";
   if (part.initializer.empty()) fail(ErrorCode::kFormat, at, "name of the initializer is empty");
   const auto file = files.find(part.file);
   if (file == files.end()) fail(ErrorCode::kFormat, at, "not one of the package's data files");
   if (part.dtype != rule.dtype) {
-    fail(ErrorCode::kMismatch, at, "element type for format '" + t.format.name() + "'", dtype_name(rule.dtype),
-         dtype_name(part.dtype));
+    fail(ErrorCode::kMismatch, at, "element type for format '" + t.format.name() + "'",
+         dtype_name(rule.dtype), dtype_name(part.dtype));
   }
   if (part.length != rule.bytes) {
     fail(ErrorCode::kMismatch, at,
-         "bytes of [" + std::to_string(t.rows) + ", " + std::to_string(t.columns) + "] in format '" + t.format.name() + "'",
+         "bytes of [" + std::to_string(t.rows) + ", " + std::to_string(t.columns) + "] in format '" +
+             t.format.name() + "'",
          std::to_string(rule.bytes), std::to_string(part.length));
   }
   for (int64_t extent : part.shape) {
-    if (extent < 1 || extent > kMaxExtent) fail(ErrorCode::kFormat, at, "shape", "positive extents", shape_string(part.shape));
+    if (extent < 1 || extent > kMaxExtent)
+      fail(ErrorCode::kFormat, at, "shape", "positive extents", shape_string(part.shape));
   }
   if (static_cast<uint64_t>(element_count(part.shape)) * dtype_size_bytes(part.dtype) != part.length) {
     fail(ErrorCode::kMismatch, at, "bytes of shape " + shape_string(part.shape), std::to_string(part.length),
-         std::to_string(element_count(part.shape)) + " elements of " + std::to_string(dtype_size_bytes(part.dtype)) + " bytes");
+         std::to_string(element_count(part.shape)) + " elements of " +
+             std::to_string(dtype_size_bytes(part.dtype)) + " bytes");
   }
   if (part.offset > file->second || part.length > file->second - part.offset) {
     fail(ErrorCode::kFormat, at, "place", "inside the file's " + std::to_string(file->second) + " bytes",
@@ -236,7 +247,8 @@ void check_static(std::string_view where, const StaticSizes& s) {
                                                       {"grid_w", s.grid_w}};
   for (const auto& [name, value] : positive) {
     if (value < 1) {
-      fail(ErrorCode::kFormat, where, std::string("static size '") + name + "'", "1 or more", std::to_string(value));
+      fail(ErrorCode::kFormat, where, std::string("static size '") + name + "'", "1 or more",
+           std::to_string(value));
     }
   }
   if (s.sequence_tokens < 0 || s.context_tokens < s.sequence_tokens) {
@@ -247,22 +259,28 @@ void check_static(std::string_view where, const StaticSizes& s) {
 
 }  // namespace
 
-std::string_view layout_name(Layout layout) { return layout == Layout::kGenai ? "genai" : "qvl"; }
+std::string_view layout_name(Layout layout) {
+  return layout == Layout::kGenai ? "genai" : "qvl";
+}
 
 std::string_view graph_name(GraphKind kind) {
   switch (kind) {
-    case GraphKind::kVision: return "vision";
-    case GraphKind::kVisionHost: return "vision_host";
-    case GraphKind::kEmbedding: return "embedding";
-    case GraphKind::kDecoder: return "decoder";
+    case GraphKind::kVision:
+      return "vision";
+    case GraphKind::kVisionHost:
+      return "vision_host";
+    case GraphKind::kEmbedding:
+      return "embedding";
+    case GraphKind::kDecoder:
+      return "decoder";
   }
   return "?";
 }
 
 void Manifest::validate(std::string_view where) const {
   if (format_version != kFormatVersion) {
-    fail(ErrorCode::kUnsupported, where, "format version", std::to_string(kFormatVersion), std::to_string(format_version),
-         "written by another qvl: export again or use that version");
+    fail(ErrorCode::kUnsupported, where, "format version", std::to_string(kFormatVersion),
+         std::to_string(format_version), "written by another qvl: export again or use that version");
   }
   if (opset < 1) fail(ErrorCode::kFormat, where, "opset", "1 or more", std::to_string(opset));
   check_hash(where, "source.config_sha256", source.config_sha256);
@@ -274,7 +292,8 @@ void Manifest::validate(std::string_view where) const {
     if (!is_plain_name(f.file)) {
       fail(ErrorCode::kFormat, where, "file name", "a plain name inside the folder", "'" + f.file + "'");
     }
-    if (!names.insert(f.file).second) fail(ErrorCode::kFormat, where, "file '" + f.file + "' is listed twice");
+    if (!names.insert(f.file).second)
+      fail(ErrorCode::kFormat, where, "file '" + f.file + "' is listed twice");
     check_hash(where, "sha256 of '" + f.file + "'", f.sha256);
   };
   std::map<std::string, uint64_t, std::less<>> data;
@@ -289,9 +308,11 @@ void Manifest::validate(std::string_view where) const {
   std::set<std::string_view> seen;
   std::set<std::string_view> initializers;
   for (const TensorEntry& t : tensors) {
-    if (!seen.insert(t.name).second) fail(ErrorCode::kFormat, where, "tensor '" + t.name + "' is listed twice");
+    if (!seen.insert(t.name).second)
+      fail(ErrorCode::kFormat, where, "tensor '" + t.name + "' is listed twice");
     check_tensor(where, data, t, places);
-    for (const TensorPart* part : {&t.data, t.scales ? &*t.scales : nullptr, t.zero_points ? &*t.zero_points : nullptr}) {
+    for (const TensorPart* part :
+         {&t.data, t.scales ? &*t.scales : nullptr, t.zero_points ? &*t.zero_points : nullptr}) {
       if (part && !initializers.insert(part->initializer).second) {
         fail(ErrorCode::kFormat, where, "initializer '" + part->initializer + "' belongs to two parts");
       }
@@ -303,8 +324,8 @@ void Manifest::validate(std::string_view where) const {
       const Place& before = list[i - 1];
       if (before.offset + before.length > list[i].offset) {
         fail(ErrorCode::kFormat, std::string(where) + ": '" + file + "'",
-             list[i].owner + " at " + std::to_string(list[i].offset) + " overlaps " + before.owner + " that ends at " +
-                 std::to_string(before.offset + before.length));
+             list[i].owner + " at " + std::to_string(list[i].offset) + " overlaps " + before.owner +
+                 " that ends at " + std::to_string(before.offset + before.length));
       }
     }
   }
@@ -405,7 +426,8 @@ Manifest Manifest::from_json(const Json& json, std::string_view where) {
   if (r.has("static")) {
     const Reader s = r.object("static");
     const Json& grid = s.array("grid_thw");
-    if (grid.size() != 3) fail(ErrorCode::kFormat, s.where(), "grid_thw", "3 numbers", std::to_string(grid.size()));
+    if (grid.size() != 3)
+      fail(ErrorCode::kFormat, s.where(), "grid_thw", "3 numbers", std::to_string(grid.size()));
     m.static_sizes = StaticSizes{.image_width_px = s.count("image_width_px"),
                                  .image_height_px = s.count("image_height_px"),
                                  .grid_t = s.count(grid[0], "grid_thw"),
@@ -417,7 +439,8 @@ Manifest Manifest::from_json(const Json& json, std::string_view where) {
   const Reader graphs = r.object("graphs");
   for (const auto& [name, value] : r.get("graphs").items()) {
     const auto kind = std::ranges::find(kGraphKinds, name, graph_name);
-    if (kind == kGraphKinds.end()) fail(ErrorCode::kUnsupported, graphs.where(), "unknown graph '" + name + "'");
+    if (kind == kGraphKinds.end())
+      fail(ErrorCode::kUnsupported, graphs.where(), "unknown graph '" + name + "'");
     const Reader g = graphs.object(name);
     GraphEntry& entry = m.graphs[*kind];
     entry.file = read_file_entry(g);

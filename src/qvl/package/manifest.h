@@ -1,5 +1,6 @@
-// qvl.json, the manifest of an exported folder: what it was made from, which graphs and data files belong to it, and
-// where each tensor of the model stands in which format. The exporter writes it, both engines read it (spec 10).
+// qvl.json, the manifest of an exported folder: what it was made from, which graphs and data files belong to
+// it, and where each tensor of the model stands in which format. The exporter writes it, both engines read it
+// (spec 10).
 #pragma once
 
 #include <cstdint>
@@ -50,8 +51,8 @@ struct TensorPart {
   Shape shape;
 };
 
-// A tensor of the checkpoint as it is stored. Matrices of any rank count as [rows, columns] = [shape[0], rest], never
-// transposed; vectors have one row.
+// A tensor of the checkpoint as it is stored. Matrices of any rank count as [rows, columns] = [shape[0],
+// rest], never transposed; vectors have one row.
 struct TensorEntry {
   std::string name;  // canonical name in the checkpoint
   quant::Format format;
@@ -71,7 +72,7 @@ struct SourceInfo {
   std::string config_sha256;  // of its config.json, which is copied into the package byte for byte
   std::string dtype;          // what most of its bytes are: "bf16", "f16", "f32"
   int64_t parameters = 0;
-  bool tied_head = false;     // logits use the embedding matrix
+  bool tied_head = false;  // logits use the embedding matrix
 };
 
 struct StageEntry {
@@ -105,9 +106,9 @@ struct Manifest {
   Json quantisation;  // report of the quantisers; null when there is none
   Json parity;        // report of `qvl verify`; null when there is none
 
-  // Checks everything that can be checked without the files: names, formats, sizes of parts against format, rows and
-  // columns and against their shapes, places inside data files, alignment, no overlap. Throws kFormat (kMismatch where
-  // sizes disagree) naming `where`, file and tensor.
+  // Checks everything that can be checked without the files: names, formats, sizes of parts against format,
+  // rows and columns and against their shapes, places inside data files, alignment, no overlap. Throws
+  // kFormat (kMismatch where sizes disagree) naming `where`, file and tensor.
   void validate(std::string_view where) const;
 
   // Throws what validate() throws: nothing invalid is written.

@@ -32,7 +32,8 @@ Manifest sample() {
   m.vision = {"bf16", ""};
   m.text = {"int4", "balanced"};
   m.static_sizes = StaticSizes{640, 480, 1, 30, 40, 16, 128};
-  m.graphs[GraphKind::kVision] = {{"vision.onnx", 10, kHash}, {{"MatMul", 3}, {"com.microsoft.MatMulNBits", 7}}};
+  m.graphs[GraphKind::kVision] = {{"vision.onnx", 10, kHash},
+                                  {{"MatMul", 3}, {"com.microsoft.MatMulNBits", 7}}};
   m.graphs[GraphKind::kDecoder] = {{"decoder.onnx", 11, kHash}, {}};
   m.data_files = {{"text.data", 4096, kHash}};
   m.other_files = {{"config.json", 5, kHash}};
@@ -78,16 +79,22 @@ void expect_refused(const std::function<void(Manifest&)>& change, ErrorCode code
 
 TEST(Manifest, EveryFaultIsNamed) {
   using enum ErrorCode;
-  expect_refused([](Manifest& m) { m.tensors[1].data.offset = 64; }, kFormat, "'b' data");                 // over a
-  expect_refused([](Manifest& m) { m.tensors[1].data.offset = 3968; }, kFormat, "tensor 'b' data in 'text.data'");
+  expect_refused([](Manifest& m) { m.tensors[1].data.offset = 64; }, kFormat, "'b' data");  // over a
+  expect_refused([](Manifest& m) { m.tensors[1].data.offset = 3968; }, kFormat,
+                 "tensor 'b' data in 'text.data'");
   expect_refused([](Manifest& m) { m.tensors[1].data.offset = UINT64_MAX - 63; }, kFormat, "tensor 'b' data");
   expect_refused([](Manifest& m) { m.tensors[0].data.offset = 2056; }, kFormat, "multiple of 64");
   expect_refused([](Manifest& m) { m.tensors[0].data.length = 255; }, kMismatch, "tensor 'a' data");
-  expect_refused([](Manifest& m) { m.tensors[0].data.shape = {8, 2, 15}; }, kMismatch, "bytes of shape [8, 2, 15]");
+  expect_refused(
+      [](Manifest& m) {
+        m.tensors[0].data.shape = {8, 2, 15};
+      },
+      kMismatch, "bytes of shape [8, 2, 15]");
   expect_refused([](Manifest& m) { m.tensors[0].data.shape = {-8, -2, 16}; }, kFormat, "positive extents");
   expect_refused([](Manifest& m) { m.tensors[0].data.dtype = DType::kI8; }, kMismatch, "element type");
   expect_refused([](Manifest& m) { m.tensors[0].scales.reset(); }, kFormat, "scales");
-  expect_refused([](Manifest& m) { m.tensors[2].zero_points = m.tensors[0].zero_points; }, kFormat, "zero_points");
+  expect_refused([](Manifest& m) { m.tensors[2].zero_points = m.tensors[0].zero_points; }, kFormat,
+                 "zero_points");
   expect_refused([](Manifest& m) { m.tensors[0].format.bits = 5; }, kFormat, "tensor 'a'");
   expect_refused([](Manifest& m) { m.tensors[0].rows = int64_t{1} << 62; }, kFormat, "rows and columns");
   expect_refused([](Manifest& m) { m.tensors[0].rows = 0; }, kFormat, "rows and columns");

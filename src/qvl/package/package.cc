@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "qvl/base/error.h"
+#include "qvl/base/sha256.h"
 #include "qvl/model/tensor_table.h"
 #include "qvl/package/graph_io.h"
-#include "qvl/base/sha256.h"
 
 namespace qvl::package {
 namespace {
@@ -35,7 +35,8 @@ void check_size(const fs::path& path, uint64_t expected) {
          absent ? "the manifest lists this file, but it is not there" : "size: " + error.message());
   }
   if (size != expected) {
-    fail(ErrorCode::kFormat, path.string(), "bytes", std::to_string(expected) + " as in the manifest", std::to_string(size),
+    fail(ErrorCode::kFormat, path.string(), "bytes", std::to_string(expected) + " as in the manifest",
+         std::to_string(size),
          size < expected ? "the copy is incomplete" : "the file was changed after the export");
   }
 }
@@ -60,8 +61,8 @@ Package Package::open(const fs::path& folder) {
 
   const std::string config = read_file(folder / kConfigFile, kMaxConfigBytes);
   if (const std::string hash = sha256_hex(config); hash != p.manifest_.source.config_sha256) {
-    fail(ErrorCode::kMismatch, (folder / kConfigFile).string(), "SHA-256", p.manifest_.source.config_sha256, hash,
-         "the graphs were made from another configuration");
+    fail(ErrorCode::kMismatch, (folder / kConfigFile).string(), "SHA-256", p.manifest_.source.config_sha256,
+         hash, "the graphs were made from another configuration");
   }
   p.config_ = model::ModelConfig::from_json(parse_json(config, (folder / kConfigFile).string()),
                                             (folder / kConfigFile).string());
@@ -80,10 +81,14 @@ void Package::map_files() {
   }
 }
 
-const MappedFile& Package::file(const std::string& name) const { return files_.at(name); }
+const MappedFile& Package::file(const std::string& name) const {
+  return files_.at(name);
+}
 
 void Package::bind_tensors() {
-  const auto bytes = [&](const TensorPart& part) { return file(part.file).bytes().subspan(part.offset, part.length); };
+  const auto bytes = [&](const TensorPart& part) {
+    return file(part.file).bytes().subspan(part.offset, part.length);
+  };
   tensors_.reserve(manifest_.tensors.size());
   for (const TensorEntry& entry : manifest_.tensors) {
     PackageTensor t;
@@ -113,8 +118,8 @@ void Package::check_model() const {
     const int64_t rows = vector ? 1 : spec.shape[0];
     const int64_t columns = element_count(spec.shape) / rows;
     if (t->entry->rows != rows || t->entry->columns != columns) {
-      fail(ErrorCode::kMismatch, where, "rows and columns of tensor '" + spec.name + "'", shape_string({rows, columns}),
-           shape_string({t->entry->rows, t->entry->columns}));
+      fail(ErrorCode::kMismatch, where, "rows and columns of tensor '" + spec.name + "'",
+           shape_string({rows, columns}), shape_string({t->entry->rows, t->entry->columns}));
     }
     const bool quantisable = spec.precision == model::PrecisionClass::kMatrix ||
                              spec.precision == model::PrecisionClass::kEmbedding;
@@ -134,7 +139,8 @@ void Package::check_model() const {
 fs::path Package::graph_path(GraphKind kind) const {
   const auto it = manifest_.graphs.find(kind);
   if (it == manifest_.graphs.end()) {
-    fail(ErrorCode::kNotFound, folder_.string(), "the package has no graph '" + std::string(graph_name(kind)) + "'");
+    fail(ErrorCode::kNotFound, folder_.string(),
+         "the package has no graph '" + std::string(graph_name(kind)) + "'");
   }
   return folder_ / it->second.file.file;
 }
@@ -158,13 +164,18 @@ uint64_t Package::data_bytes() const {
 
 void Package::advise(const PackageTensor& tensor, void (MappedFile::*hint)(size_t, size_t) const) const {
   const TensorEntry& e = *tensor.entry;
-  for (const TensorPart* part : {&e.data, e.scales ? &*e.scales : nullptr, e.zero_points ? &*e.zero_points : nullptr}) {
+  for (const TensorPart* part :
+       {&e.data, e.scales ? &*e.scales : nullptr, e.zero_points ? &*e.zero_points : nullptr}) {
     if (part) (file(part->file).*hint)(part->offset, part->length);
   }
 }
 
-void Package::will_need(const PackageTensor& tensor) const { advise(tensor, &MappedFile::will_need); }
-void Package::drop(const PackageTensor& tensor) const { advise(tensor, &MappedFile::drop); }
+void Package::will_need(const PackageTensor& tensor) const {
+  advise(tensor, &MappedFile::will_need);
+}
+void Package::drop(const PackageTensor& tensor) const {
+  advise(tensor, &MappedFile::drop);
+}
 
 void Package::verify_hashes(const std::function<bool(int64_t, int64_t)>& progress) const {
   const std::vector<const FileEntry*> files = all_files(manifest_);
@@ -187,7 +198,8 @@ void Package::verify_hashes(const std::function<bool(int64_t, int64_t)>& progres
       }
     }
     if (const std::string actual = hash.finish(); actual != f->sha256) {
-      fail(ErrorCode::kFormat, path.string(), "SHA-256", f->sha256, actual, "the file was changed or damaged");
+      fail(ErrorCode::kFormat, path.string(), "SHA-256", f->sha256, actual,
+           "the file was changed or damaged");
     }
   }
 }

@@ -1,5 +1,5 @@
-// An exported folder, opened: the manifest, the model's configuration and the mapped data files. Both engines read the
-// same bytes from here; nothing is copied (spec 10, ARCHITECTURE.md "The package").
+// An exported folder, opened: the manifest, the model's configuration and the mapped data files. Both engines
+// read the same bytes from here; nothing is copied (spec 10, ARCHITECTURE.md "The package").
 #pragma once
 
 #include <cstddef>
@@ -38,9 +38,10 @@ struct PackageTensor {
 
 class Package {
  public:
-  // Reads manifest and config.json, maps the data files and checks: every file there with the size of the manifest,
-  // config.json unchanged since the export, every tensor of the model stored once with the model's sizes. Hashes of the
-  // other files are not computed. Throws kNotFound, kIo, kFormat, kMismatch, kUnsupported.
+  // Reads manifest and config.json, maps the data files and checks: every file there with the size of the
+  // manifest, config.json unchanged since the export, every tensor of the model stored once with the model's
+  // sizes. Hashes of the other files are not computed. Throws kNotFound, kIo, kFormat, kMismatch,
+  // kUnsupported.
   static Package open(const std::filesystem::path& folder);
 
   Package(Package&&) = default;
@@ -69,8 +70,8 @@ class Package {
   void will_need(const PackageTensor& tensor) const;
   void drop(const PackageTensor& tensor) const;
 
-  // Reads every listed file and compares its SHA-256; throws kFormat naming the first file that differs, kCancelled
-  // when `progress` (bytes done, bytes in all; may be empty) returns false.
+  // Reads every listed file and compares its SHA-256; throws kFormat naming the first file that differs,
+  // kCancelled when `progress` (bytes done, bytes in all; may be empty) returns false.
   void verify_hashes(const std::function<bool(int64_t done, int64_t total)>& progress) const;
 
  private:

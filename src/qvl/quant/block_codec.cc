@@ -72,7 +72,9 @@ void write_scale(const Format& format, float value, std::byte* to) {
   std::memcpy(to, bytes.data(), dtype_size_bytes(format.scale_type));
 }
 
-size_t row_bytes(uint64_t total, int64_t rows) { return rows == 0 ? 0 : total / static_cast<uint64_t>(rows); }
+size_t row_bytes(uint64_t total, int64_t rows) {
+  return rows == 0 ? 0 : total / static_cast<uint64_t>(rows);
+}
 
 }  // namespace
 
@@ -84,8 +86,8 @@ QuantizedMatrix::QuantizedMatrix(const Format& format, int64_t rows, int64_t col
   zero_points_.resize(format.zero_point_bytes(rows, columns));
 }
 
-QuantizedSpan row_span(const Format& format, int64_t rows, int64_t columns, const QuantizedSpan& all, int64_t first,
-                       int64_t count) {
+QuantizedSpan row_span(const Format& format, int64_t rows, int64_t columns, const QuantizedSpan& all,
+                       int64_t first, int64_t count) {
   require_sizes(format, rows, columns, all);
   if (first < 0 || count < 0 || first > rows || count > rows - first) {
     fail(ErrorCode::kInvalidArgument, kWhere, "row range", "inside " + std::to_string(rows) + " rows",
@@ -121,7 +123,8 @@ void pack(const Format& format, int64_t rows, int64_t columns, const Codes& code
     write_scale(format, codes.scales[i], to);
     if (!std::isfinite(codes.scales[i]) || read_scale(format, to) != codes.scales[i]) {
       fail(ErrorCode::kInvalidArgument, kWhere, "scale",
-           "a finite value of " + std::string(dtype_name(format.scale_type)), std::to_string(codes.scales[i]));
+           "a finite value of " + std::string(dtype_name(format.scale_type)),
+           std::to_string(codes.scales[i]));
     }
   }
   const size_t data_stride = row_bytes(out.data.size(), rows);
@@ -130,12 +133,15 @@ void pack(const Format& format, int64_t rows, int64_t columns, const Codes& code
     std::byte* data = out.data.data() + static_cast<size_t>(r) * data_stride;
     const int16_t* q = codes.q.data() + r * columns;
     if (row8) {
-      for (int64_t k = 0; k < columns; ++k) data[k] = static_cast<std::byte>(checked("code", q[k], low, high));
+      for (int64_t k = 0; k < columns; ++k)
+        data[k] = static_cast<std::byte>(checked("code", q[k], low, high));
       continue;
     }
     for (int64_t b = 0; b < blocks; ++b) {
-      const int zero = format.zero_points ? checked("zero point", codes.zero_points[static_cast<size_t>(r * blocks + b)], 0, high)
-                                          : default_zero_point(format);
+      const int zero =
+          format.zero_points
+              ? checked("zero point", codes.zero_points[static_cast<size_t>(r * blocks + b)], 0, high)
+              : default_zero_point(format);
       if (format.zero_points) {
         write_packed(out.zero_points.data() + static_cast<size_t>(r) * zero_stride, format.bits, b, zero);
       }
@@ -154,7 +160,8 @@ Codes unpack(const Format& format, int64_t rows, int64_t columns, const ConstQua
   codes.scales.resize(static_cast<size_t>(element_count({rows, blocks})));
   if (format.zero_points) codes.zero_points.resize(codes.scales.size());
   const size_t scale_size = dtype_size_bytes(format.scale_type);
-  for (size_t i = 0; i < codes.scales.size(); ++i) codes.scales[i] = read_scale(format, in.scales.data() + i * scale_size);
+  for (size_t i = 0; i < codes.scales.size(); ++i)
+    codes.scales[i] = read_scale(format, in.scales.data() + i * scale_size);
   const size_t data_stride = row_bytes(in.data.size(), rows);
   const size_t zero_stride = row_bytes(in.zero_points.size(), rows);
   for (int64_t r = 0; r < rows; ++r) {
@@ -173,7 +180,8 @@ Codes unpack(const Format& format, int64_t rows, int64_t columns, const ConstQua
   return codes;
 }
 
-void dequantize(const Format& format, int64_t rows, int64_t columns, const ConstQuantizedSpan& in, std::span<float> out) {
+void dequantize(const Format& format, int64_t rows, int64_t columns, const ConstQuantizedSpan& in,
+                std::span<float> out) {
   const Codes codes = unpack(format, rows, columns, in);
   require_size("output", codes.q.size(), out.size(), " values");
   const int64_t blocks = format.block_count(columns);

@@ -1,5 +1,5 @@
-// Reads and writes the bits of the integer formats of format.h, one value at a time: the reference that quantisers,
-// kernels and tests are held against. Not for speed.
+// Reads and writes the bits of the integer formats of format.h, one value at a time: the reference that
+// quantisers, kernels and tests are held against. Not for speed.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@
 
 namespace qvl::quant {
 
-// A matrix, or some whole rows of one, in an integer format. Not owned; sizes as Format::data_bytes(rows, columns) and
-// so on give them; zero_points is empty where the format stores none.
+// A matrix, or some whole rows of one, in an integer format. Not owned; sizes as Format::data_bytes(rows,
+// columns) and so on give them; zero_points is empty where the format stores none.
 struct QuantizedSpan {
   std::span<std::byte> data;
   std::span<std::byte> scales;  // elements of Format::scale_type, not necessarily aligned
@@ -26,7 +26,8 @@ struct ConstQuantizedSpan {
   ConstQuantizedSpan() = default;
   ConstQuantizedSpan(std::span<const std::byte> d, std::span<const std::byte> s, std::span<const std::byte> z)
       : data(d), scales(s), zero_points(z) {}
-  ConstQuantizedSpan(const QuantizedSpan& s) : data(s.data), scales(s.scales), zero_points(s.zero_points) {}  // NOLINT
+  ConstQuantizedSpan(const QuantizedSpan& s)
+      : data(s.data), scales(s.scales), zero_points(s.zero_points) {}  // NOLINT
 };
 
 // Owns what a QuantizedSpan points at.
@@ -47,10 +48,10 @@ class QuantizedMatrix {
   std::vector<std::byte> data_, scales_, zero_points_;
 };
 
-// The part of `all` that holds rows [first, first + count) of a matrix of `rows` rows. Sizes are checked (kMismatch), the
-// range too (kInvalidArgument).
-QuantizedSpan row_span(const Format& format, int64_t rows, int64_t columns, const QuantizedSpan& all, int64_t first,
-                       int64_t count);
+// The part of `all` that holds rows [first, first + count) of a matrix of `rows` rows. Sizes are checked
+// (kMismatch), the range too (kInvalidArgument).
+QuantizedSpan row_span(const Format& format, int64_t rows, int64_t columns, const QuantizedSpan& all,
+                       int64_t first, int64_t count);
 
 // One matrix taken apart. Blocks: q is the stored unsigned value, [rows, columns]; kRow8: the signed one.
 struct Codes {
@@ -62,15 +63,16 @@ struct Codes {
 // The constant zero point: 8, 128, or 0 for kRow8.
 int default_zero_point(const Format& format);
 
-// Writes codes into `out`, every byte of it: padding of the last block becomes the block's zero point (it dequantises to
-// zero), a spare nibble behind an odd number of zero points 0. Throws kMismatch for sizes that do not fit and
-// kInvalidArgument for values out of range or scales that the scale type cannot hold exactly.
+// Writes codes into `out`, every byte of it: padding of the last block becomes the block's zero point (it
+// dequantises to zero), a spare nibble behind an odd number of zero points 0. Throws kMismatch for sizes that
+// do not fit and kInvalidArgument for values out of range or scales that the scale type cannot hold exactly.
 void pack(const Format& format, int64_t rows, int64_t columns, const Codes& codes, const QuantizedSpan& out);
 
 // Inverse of pack. Throws kMismatch.
 Codes unpack(const Format& format, int64_t rows, int64_t columns, const ConstQuantizedSpan& in);
 
 // out [rows, columns] = (q - zero_point) * scale, computed in float32 as the operators do. Throws kMismatch.
-void dequantize(const Format& format, int64_t rows, int64_t columns, const ConstQuantizedSpan& in, std::span<float> out);
+void dequantize(const Format& format, int64_t rows, int64_t columns, const ConstQuantizedSpan& in,
+                std::span<float> out);
 
 }  // namespace qvl::quant

@@ -66,10 +66,11 @@ TEST(BlockCodec, ConstantZeroPoints) {
 }
 
 TEST(BlockCodec, ThereAndBack) {
-  for (const char* name : {"int4 b16", "int4 b32 zp", "int4 b64 zp bf16-scales", "int4 b256", "int8 b16 zp f16-scales",
-                           "int8 b32", "int8 b128 zp", "int8 row"}) {
+  for (const char* name : {"int4 b16", "int4 b32 zp", "int4 b64 zp bf16-scales", "int4 b256",
+                           "int8 b16 zp f16-scales", "int8 b32", "int8 b128 zp", "int8 row"}) {
     const Format format = parse_format(name);
-    for (int64_t columns : {1, 15, 16, 17, 31, 33, 96, 100, 160, 257}) {  // 1 to 17 blocks, odd counts among them
+    for (int64_t columns :
+         {1, 15, 16, 17, 31, 33, 96, 100, 160, 257}) {  // 1 to 17 blocks, odd counts among them
       for (int64_t rows : {1, 3}) {
         const Codes codes = random_codes(format, rows, columns, static_cast<uint32_t>(columns));
         QuantizedMatrix m(format, rows, columns);

@@ -22,9 +22,10 @@ void ErrorStats::add(std::span<const float> x, std::span<const float> y, int64_t
                      std::span<const float> importance) {
   if (columns <= 0 || x.size() != y.size() || x.size() % static_cast<size_t>(columns) != 0 ||
       (!importance.empty() && importance.size() != static_cast<size_t>(columns))) {
-    fail(ErrorCode::kMismatch, "error statistics", "sizes", "two equal ranges of whole rows and one importance a column",
-         std::to_string(x.size()) + ", " + std::to_string(y.size()) + ", " + std::to_string(columns) + " columns, " +
-             std::to_string(importance.size()) + " importances");
+    fail(ErrorCode::kMismatch, "error statistics", "sizes",
+         "two equal ranges of whole rows and one importance a column",
+         std::to_string(x.size()) + ", " + std::to_string(y.size()) + ", " + std::to_string(columns) +
+             " columns, " + std::to_string(importance.size()) + " importances");
   }
   for (size_t i = 0; i < x.size(); ++i) {
     const double a = x[i], b = y[i], error = a - b;
@@ -56,15 +57,21 @@ double ErrorStats::bits_per_weight() const {
   return count == 0 ? 0 : 8.0 * static_cast<double>(stored_bytes) / static_cast<double>(count);
 }
 
-double ErrorStats::mean_error() const { return count == 0 ? 0 : sum_error / static_cast<double>(count); }
+double ErrorStats::mean_error() const {
+  return count == 0 ? 0 : sum_error / static_cast<double>(count);
+}
 
 double ErrorStats::rms_error() const {
   return count == 0 ? 0 : std::sqrt(sum_squared_error / static_cast<double>(count));
 }
 
-double ErrorStats::relative_rms() const { return ratio(sum_squared_error, sum_squared); }
+double ErrorStats::relative_rms() const {
+  return ratio(sum_squared_error, sum_squared);
+}
 
-double ErrorStats::weighted_relative_rms() const { return ratio(sum_weighted_squared_error, sum_weighted_squared); }
+double ErrorStats::weighted_relative_rms() const {
+  return ratio(sum_weighted_squared_error, sum_weighted_squared);
+}
 
 double ErrorStats::cosine() const {
   if (count == 0) return 0;

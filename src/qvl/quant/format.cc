@@ -12,14 +12,20 @@ namespace {
 constexpr int64_t kMinBlock = 16;
 constexpr int64_t kMaxBlock = 256;
 
-bool is_float(DType type) { return type == DType::kF32 || type == DType::kBF16 || type == DType::kF16; }
+bool is_float(DType type) {
+  return type == DType::kF32 || type == DType::kBF16 || type == DType::kF16;
+}
 
 std::string float_name(DType type) {
   switch (type) {
-    case DType::kF32: return "f32";
-    case DType::kBF16: return "bf16";
-    case DType::kF16: return "f16";
-    default: return std::string(dtype_name(type));
+    case DType::kF32:
+      return "f32";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kF16:
+      return "f16";
+    default:
+      return std::string(dtype_name(type));
   }
 }
 
@@ -41,15 +47,20 @@ uint64_t product_bytes(int64_t rows, int64_t per_row) {
 }
 
 // Bytes of `count` values of `bits` bits, the last byte filled up.
-int64_t packed_bytes(int64_t count, int bits) { return bits == 4 ? count / 2 + count % 2 : count; }
+int64_t packed_bytes(int64_t count, int bits) {
+  return bits == 4 ? count / 2 + count % 2 : count;
+}
 
 }  // namespace
 
 std::string Format::name() const {
   switch (kind) {
-    case Kind::kFloat: return float_name(float_type);
-    case Kind::kRow8: return "int8 row";
-    case Kind::kBlock: break;
+    case Kind::kFloat:
+      return float_name(float_type);
+    case Kind::kRow8:
+      return "int8 row";
+    case Kind::kBlock:
+      break;
   }
   std::string text = "int" + std::to_string(bits) + " b" + std::to_string(block);
   if (zero_points) text += " zp";
@@ -59,13 +70,15 @@ std::string Format::name() const {
 
 void Format::validate() const {
   if (kind == Kind::kFloat) {
-    if (!is_float(float_type)) refuse("element type", "F32, BF16 or F16", std::string(dtype_name(float_type)));
+    if (!is_float(float_type))
+      refuse("element type", "F32, BF16 or F16", std::string(dtype_name(float_type)));
     if (bits != 0 || block != 0 || zero_points || scale_type != DType::kF32) {
       refuse("floating-point format", "no bits, block, zero points or scales", "some of them set");
     }
     return;
   }
-  if (float_type != DType::kF32) refuse("integer format", "no float_type", std::string(dtype_name(float_type)));
+  if (float_type != DType::kF32)
+    refuse("integer format", "no float_type", std::string(dtype_name(float_type)));
   if (kind == Kind::kRow8) {
     if (bits != 8 || block != 0 || zero_points || scale_type != DType::kF32) {
       refuse("int8 row format", "8 bits, no block, no zero points, F32 scales", name());
@@ -83,9 +96,12 @@ int64_t Format::block_count(int64_t columns) const {
   validate();
   check_extent("columns", columns);
   switch (kind) {
-    case Kind::kFloat: return 0;
-    case Kind::kRow8: return 1;
-    case Kind::kBlock: break;
+    case Kind::kFloat:
+      return 0;
+    case Kind::kRow8:
+      return 1;
+    case Kind::kBlock:
+      break;
   }
   return columns / block + (columns % block != 0 ? 1 : 0);
 }
@@ -94,10 +110,13 @@ uint64_t Format::data_bytes(int64_t rows, int64_t columns) const {
   const int64_t blocks = block_count(columns);
   check_extent("rows", rows);
   switch (kind) {
-    case Kind::kFloat: return product_bytes(rows, static_cast<int64_t>(
-        product_bytes(columns, static_cast<int64_t>(dtype_size_bytes(float_type)))));
-    case Kind::kRow8: return product_bytes(rows, columns);
-    case Kind::kBlock: break;
+    case Kind::kFloat:
+      return product_bytes(rows, static_cast<int64_t>(product_bytes(
+                                     columns, static_cast<int64_t>(dtype_size_bytes(float_type)))));
+    case Kind::kRow8:
+      return product_bytes(rows, columns);
+    case Kind::kBlock:
+      break;
   }
   return product_bytes(rows, static_cast<int64_t>(product_bytes(blocks, block * bits / 8)));
 }

@@ -1,5 +1,6 @@
-// How a matrix is stored: the one definition of the bits (spec 10; operators MatMulNBits and GatherBlockQuantized of
-// ONNX Runtime). All integer formats keep a matrix as [rows, columns] = [N, K], rows contiguous, blocks along K.
+// How a matrix is stored: the one definition of the bits (spec 10; operators MatMulNBits and
+// GatherBlockQuantized of ONNX Runtime). All integer formats keep a matrix as [rows, columns] = [N, K], rows
+// contiguous, blocks along K.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +13,10 @@ namespace qvl::quant {
 
 enum class Kind {
   kFloat,  // F32, BF16 or F16, row-major [N, K]
-  // Blocks of `block` along K (the last one padded): B uint8 [N, ceil(K/block), block*bits/8]; with 4 bits even k sits in
-  // the low nibble. w = (q - zero_point) * scale; zero_point is 8 (4 bits) or 128 (8 bits) unless stored: then uint8
-  // [N, ceil(blocks*bits/8)], low nibble first. scales [N, blocks]; a scale may be negative.
+  // Blocks of `block` along K (the last one padded): B uint8 [N, ceil(K/block), block*bits/8]; with 4 bits
+  // even k sits in the low nibble. w = (q - zero_point) * scale; zero_point is 8 (4 bits) or 128 (8 bits)
+  // unless stored: then uint8 [N, ceil(blocks*bits/8)], low nibble first. scales [N, blocks]; a scale may be
+  // negative.
   kBlock,
   // int8 [N, K], one float32 scale a row, zero point 0: w = q * scale, -127 <= q <= 127.
   kRow8,
@@ -26,24 +28,30 @@ struct Format {
   int bits = 0;                    // 4 or 8; 0 for kFloat
   int64_t block = 0;               // power of two, 16 to 256; kBlock only
   bool zero_points = false;        // kBlock only
-  // F32, BF16 or F16; the narrow ones for kBlock only. MatMulNBits with float32 activations wants float32 scales, so a
-  // graph needs a Cast (a constant: folded at load) where they are narrower: 4.5 instead of 5 bits a weight at block 32.
+  // F32, BF16 or F16; the narrow ones for kBlock only. MatMulNBits with float32 activations wants float32
+  // scales, so a graph needs a Cast (a constant: folded at load) where they are narrower: 4.5 instead of 5
+  // bits a weight at block 32.
   DType scale_type = DType::kF32;
 
   static Format floating(DType type) { return {.kind = Kind::kFloat, .float_type = type}; }
   static Format blocks(int bits, int64_t block, bool zero_points = false, DType scale_type = DType::kF32) {
-    return {.kind = Kind::kBlock, .bits = bits, .block = block, .zero_points = zero_points, .scale_type = scale_type};
+    return {.kind = Kind::kBlock,
+            .bits = bits,
+            .block = block,
+            .zero_points = zero_points,
+            .scale_type = scale_type};
   }
   static Format row8() { return {.kind = Kind::kRow8, .bits = 8}; }
   bool operator==(const Format&) const = default;
 
-  // "f32", "bf16", "int4 b32", "int4 b128 zp", "int8 b32 bf16-scales", "int8 row"; parse_format reads it back.
+  // "f32", "bf16", "int4 b32", "int4 b128 zp", "int8 b32 bf16-scales", "int8 row"; parse_format reads it
+  // back.
   std::string name() const;
   // Throws kInvalidArgument for a combination that does not exist.
   void validate() const;
 
   // All sizes below: rows, columns >= 0 (kInvalidArgument), results up to 2^62 (kLimit).
-  int64_t block_count(int64_t columns) const;              // ceil(K / block); 1 for kRow8, 0 for kFloat
+  int64_t block_count(int64_t columns) const;                 // ceil(K / block); 1 for kRow8, 0 for kFloat
   uint64_t data_bytes(int64_t rows, int64_t columns) const;   // B, or the floats
   uint64_t scale_bytes(int64_t rows, int64_t columns) const;  // 0 for kFloat
   uint64_t zero_point_bytes(int64_t rows, int64_t columns) const;

@@ -33,10 +33,29 @@ TEST(Format, NamesReadBack) {
 }
 
 TEST(Format, BadNamesAreRefused) {
-  for (const char* name : {"", " ", "f64", "F32", "int4", "int4 ", "int4 b", "int4 b0", "int4 b24", "int4 b8", "int4 b512",
-                           "int4 b032", "int4 b32 ", "int4  b32", "int4 b32 zp zp", "int4 b32 f32-scales",
-                           "int4 b32 bf16-scales zp", "int2 b32", "int8 rows", "int4 b-32", "int4 b99999999999999999999",
-                           "bf16 zp", "int4 b32x"}) {
+  for (const char* name : {"",
+                           " ",
+                           "f64",
+                           "F32",
+                           "int4",
+                           "int4 ",
+                           "int4 b",
+                           "int4 b0",
+                           "int4 b24",
+                           "int4 b8",
+                           "int4 b512",
+                           "int4 b032",
+                           "int4 b32 ",
+                           "int4  b32",
+                           "int4 b32 zp zp",
+                           "int4 b32 f32-scales",
+                           "int4 b32 bf16-scales zp",
+                           "int2 b32",
+                           "int8 rows",
+                           "int4 b-32",
+                           "int4 b99999999999999999999",
+                           "bf16 zp",
+                           "int4 b32x"}) {
     try {
       parse_format(name);
       ADD_FAILURE() << "accepted '" << name << "'";

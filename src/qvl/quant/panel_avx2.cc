@@ -79,7 +79,9 @@ struct Vec8 {
 
 }  // namespace
 
-PanelResult quantize_panel_avx2(const PanelTask& task) { return quantize_panel<Vec8>(task); }
+PanelResult quantize_panel_avx2(const PanelTask& task) {
+  return quantize_panel<Vec8>(task);
+}
 
 }  // namespace qvl::quant
 

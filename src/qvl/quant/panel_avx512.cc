@@ -72,7 +72,8 @@ struct Vec16 {
     }
     for (int c = 0; c < 4; ++c) {
       const F a = _mm512_shuffle_f32x4(r[c], r[c + 4], 0x88), b = _mm512_shuffle_f32x4(r[c], r[c + 4], 0xdd);
-      const F d = _mm512_shuffle_f32x4(r[c + 8], r[c + 12], 0x88), e = _mm512_shuffle_f32x4(r[c + 8], r[c + 12], 0xdd);
+      const F d = _mm512_shuffle_f32x4(r[c + 8], r[c + 12], 0x88),
+              e = _mm512_shuffle_f32x4(r[c + 8], r[c + 12], 0xdd);
       store(panel + (c + 0) * kPanelRows, _mm512_shuffle_f32x4(a, d, 0x88));
       store(panel + (c + 4) * kPanelRows, _mm512_shuffle_f32x4(b, e, 0x88));
       store(panel + (c + 8) * kPanelRows, _mm512_shuffle_f32x4(a, d, 0xdd));
@@ -83,7 +84,9 @@ struct Vec16 {
 
 }  // namespace
 
-PanelResult quantize_panel_avx512(const PanelTask& task) { return quantize_panel<Vec16>(task); }
+PanelResult quantize_panel_avx512(const PanelTask& task) {
+  return quantize_panel<Vec16>(task);
+}
 
 }  // namespace qvl::quant
 

@@ -27,9 +27,12 @@ std::span<const Isa> available_isas() {
 
 std::string_view isa_name(Isa isa) {
   switch (isa) {
-    case Isa::kPortable: return "portable";
-    case Isa::kAvx2: return "avx2";
-    case Isa::kAvx512: return "avx512";
+    case Isa::kPortable:
+      return "portable";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
   }
   return "unknown";
 }
@@ -38,12 +41,16 @@ PanelKernel panel_kernel(Isa isa) {
   for (Isa available : available_isas()) {
     if (available != isa) continue;
     switch (isa) {
-      case Isa::kPortable: return quantize_panel_portable;
+      case Isa::kPortable:
+        return quantize_panel_portable;
 #if defined(__x86_64__)
-      case Isa::kAvx2: return quantize_panel_avx2;
-      case Isa::kAvx512: return quantize_panel_avx512;
+      case Isa::kAvx2:
+        return quantize_panel_avx2;
+      case Isa::kAvx512:
+        return quantize_panel_avx512;
 #else
-      default: break;
+      default:
+        break;
 #endif
     }
   }

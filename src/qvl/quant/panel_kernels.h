@@ -1,5 +1,6 @@
-// The inner loops of the quantiser, one version for each instruction set (private to this room). All versions compute
-// the same float32 operations in the same order, no fused multiply-add among them, so they give the same bytes.
+// The inner loops of the quantiser, one version for each instruction set (private to this room). All versions
+// compute the same float32 operations in the same order, no fused multiply-add among them, so they give the
+// same bytes.
 #pragma once
 
 #include <array>
@@ -24,13 +25,16 @@ enum class Rule : uint8_t {
 };
 
 struct PanelStats {
-  // One value a lane, in the order of the lanes, so that the sums do not depend on the width of the registers.
+  // One value a lane, in the order of the lanes, so that the sums do not depend on the width of the
+  // registers.
   using Lanes = std::array<double, kPanelRows>;
-  Lanes max_error{}, sum_error{}, squared_error{}, squared{}, cross{}, weighted_squared_error{}, weighted_squared{};
+  Lanes max_error{}, sum_error{}, squared_error{}, squared{}, cross{}, weighted_squared_error{},
+      weighted_squared{};
 };
 
 struct PanelTask {
-  // 1 to 16 rows of `columns` values of `type` (F32, BF16, F16), `source_stride_bytes` apart; no alignment needed.
+  // 1 to 16 rows of `columns` values of `type` (F32, BF16, F16), `source_stride_bytes` apart; no alignment
+  // needed.
   const std::byte* source = nullptr;
   int64_t source_stride_bytes = 0;
   int rows = 0;

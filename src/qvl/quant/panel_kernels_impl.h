@@ -1,12 +1,13 @@
-// The quantiser of sixteen rows, written once over a vector type V (private to this room; each panel_*.cc includes it
-// below its own target options and gives it a V). Pipeline: a block of 16 rows is transposed to [k][16] floats, scaled
-// by a power of two so that its largest value lies in [1, 2), searched, rounded, packed, and its error summed.
+// The quantiser of sixteen rows, written once over a vector type V (private to this room; each panel_*.cc
+// includes it below its own target options and gives it a V). Pipeline: a block of 16 rows is transposed to
+// [k][16] floats, scaled by a power of two so that its largest value lies in [1, 2), searched, rounded,
+// packed, and its error summed.
 //
-// Search. With codes c = clamp(round(x * r), low, high), the scale of least squared error is sum(w x c) / sum(w c c)
-// and the error left is sum(w x x) - sum(w x c)^2 / sum(w c c). A grid of r is tried, then codes and scale are improved
-// in turn (each step can only lower the error). With 8 bits the error is five digits below the weights, so that the
-// difference above would drown in float32: there the error is summed itself, together with what the best scale would
-// take off it.
+// Search. With codes c = clamp(round(x * r), low, high), the scale of least squared error is sum(w x c) /
+// sum(w c c) and the error left is sum(w x x) - sum(w x c)^2 / sum(w c c). A grid of r is tried, then codes
+// and scale are improved in turn (each step can only lower the error). With 8 bits the error is five digits
+// below the weights, so that the difference above would drown in float32: there the error is summed itself,
+// together with what the best scale would take off it.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -17,19 +18,22 @@
 namespace qvl::quant {
 namespace {
 
-// Codes that the largest value of a block may be mapped to. Below 8 (or 7, on the short side) precision is given up,
-// above it values are clipped: far, where importance says that the largest values hardly count. Found by comparing with
-// 1400 candidates a side on Gaussian, heavy-tailed and outlier-ridden blocks with even and uneven importance: with 28
-// and one refinement the squared error is 0.1 % above theirs on average and 0.3 % at worst. Multiples of 4: as many
-// candidates share a pass over the block.
-constexpr std::array<float, 16> kLongSide4 = {6.400f,  6.857f,  7.346f,  7.870f,  8.432f,  9.034f,  9.679f,  10.369f,
-                                              11.110f, 11.902f, 12.752f, 13.662f, 14.637f, 15.682f, 16.801f, 18.000f};
-constexpr std::array<float, 8> kShortSide4 = {6.200f, 7.099f, 8.129f, 9.308f, 10.658f, 12.203f, 13.973f, 16.000f};
+// Codes that the largest value of a block may be mapped to. Below 8 (or 7, on the short side) precision is
+// given up, above it values are clipped: far, where importance says that the largest values hardly count.
+// Found by comparing with 1400 candidates a side on Gaussian, heavy-tailed and outlier-ridden blocks with
+// even and uneven importance: with 28 and one refinement the squared error is 0.1 % above theirs on average
+// and 0.3 % at worst. Multiples of 4: as many candidates share a pass over the block.
+constexpr std::array<float, 16> kLongSide4 = {6.400f,  6.857f,  7.346f,  7.870f,  8.432f,  9.034f,
+                                              9.679f,  10.369f, 11.110f, 11.902f, 12.752f, 13.662f,
+                                              14.637f, 15.682f, 16.801f, 18.000f};
+constexpr std::array<float, 8> kShortSide4 = {6.200f,  7.099f,  8.129f,  9.308f,
+                                              10.658f, 12.203f, 13.973f, 16.000f};
 constexpr std::array<float, 4> kNear4 = {0.97f, 0.985f, 1.015f, 1.03f};
 
-// With zero points: steps between the smallest and the largest value, each with none, half and all of the clipped steps
-// below; then neighbours in scale and zero point. 1 % above the best of 1900 pairs on average.
-constexpr std::array<float, 8> kRange4 = {13.500f, 15.271f, 17.275f, 19.542f, 22.106f, 25.007f, 28.288f, 32.000f};
+// With zero points: steps between the smallest and the largest value, each with none, half and all of the
+// clipped steps below; then neighbours in scale and zero point. 1 % above the best of 1900 pairs on average.
+constexpr std::array<float, 8> kRange4 = {13.500f, 15.271f, 17.275f, 19.542f,
+                                          22.106f, 25.007f, 28.288f, 32.000f};
 constexpr std::array<float, 3> kShareBelow = {0.0f, 0.5f, 1.0f};
 struct Neighbour {
   float factor;
@@ -43,8 +47,9 @@ constexpr std::array<float, 8> kRow8 = {126.5f, 127.0f, 127.5f, 129.0f, 133.0f, 
 constexpr std::array<float, 8> kRange8 = {254.5f, 255.0f, 255.5f, 258.0f, 266.0f, 282.0f, 310.0f, 350.0f};
 constexpr std::array<float, 4> kNear8 = {0.995f, 0.998f, 1.002f, 1.005f};
 
-constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds |v| < 2^22 to nearest even
-constexpr int64_t kStatsColumns = 256;      // float32 sums no longer than this, then float64
+constexpr float kRoundMagic =
+    12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds |v| < 2^22 to nearest even
+constexpr int64_t kStatsColumns = 256;  // float32 sums no longer than this, then float64
 constexpr int64_t kPrefetchBytes = 512;
 
 inline float load_weight(const std::byte* p, DType type) {
@@ -60,9 +65,12 @@ inline float load_weight(const std::byte* p, DType type) {
 
 inline float round_scale(float scale, DType type) {
   switch (type) {
-    case DType::kBF16: return to_float(to_bfloat16(scale));
-    case DType::kF16: return to_float(to_float16(scale));
-    default: return scale;
+    case DType::kBF16:
+      return to_float(to_bfloat16(scale));
+    case DType::kF16:
+      return to_float(to_float16(scale));
+    default:
+      return scale;
   }
 }
 
@@ -163,15 +171,15 @@ void try_fine(const LaneBlock& b, const Candidate<V>& c, Best<V>& best) {
   keep_better<V>(c, V::sub(V::mul(product, change), error), V::add(scale, change), best);
 }
 
-// What is known of V::kWidth lanes after the first pass, in units of the block's power of two; `largest` is the value
-// of largest magnitude. Lanes of zeros have largest = 1 so that nothing divides by zero.
+// What is known of V::kWidth lanes after the first pass, in units of the block's power of two; `largest` is
+// the value of largest magnitude. Lanes of zeros have largest = 1 so that nothing divides by zero.
 template <class V>
 struct Range {
   typename V::F smallest, greatest, largest, magnitude;
 };
 
-// The stored form: w = (q - zero) * scale, q = trunc(clamp(x * inverse + zero, low, high) + 0.5), ONNX Runtime's
-// rounding.
+// The stored form: w = (q - zero) * scale, q = trunc(clamp(x * inverse + zero, low, high) + 0.5), ONNX
+// Runtime's rounding.
 template <class V>
 struct Grid {
   typename V::F scale, zero;
@@ -252,12 +260,14 @@ Grid<V> search_zero_point(const PanelTask& task, const LaneBlock& b, const Range
   } else {
     try_all<V, kWeighted>(
         b, false, kRange4.size() * kShareBelow.size(),
-        [&](size_t i) { return candidate(kRange4[i % kRange4.size()], kShareBelow[i / kRange4.size()]); }, best);
+        [&](size_t i) { return candidate(kRange4[i % kRange4.size()], kShareBelow[i / kRange4.size()]); },
+        best);
     const Candidate<V> base = best.candidate;
     const auto z = V::sub(zero, base.low);
     const auto near = [&](size_t i) {
       const Neighbour& n = kNearRange4[i];
-      return with_zero(V::mul(base.inverse, V::set1(n.factor)), clamp_round<V>(V::add(z, V::set1(n.zero)), codes));
+      return with_zero(V::mul(base.inverse, V::set1(n.factor)),
+                       clamp_round<V>(V::add(z, V::set1(n.zero)), codes));
     };
     try_all<V, kWeighted>(b, false, kNearRange4.size(), near, best);
     const Candidate<V> again{V::div(V::set1(1), best.scale), best.candidate.low, best.candidate.high};
@@ -271,7 +281,8 @@ Grid<V> search_grid(const PanelTask& task, const LaneBlock& b, const Range<V>& r
   const bool fine = task.bits == 8;
   const auto zero = V::set1(0);
   // Beats nothing: the first candidate with any explanation replaces it.
-  Best<V> best{{V::div(V::set1(1), range.magnitude), V::set1(-1), V::set1(1)}, V::set1(-3e38f), range.magnitude};
+  Best<V> best{
+      {V::div(V::set1(1), range.magnitude), V::set1(-1), V::set1(1)}, V::set1(-3e38f), range.magnitude};
   if (task.zero_points) return search_zero_point<V, kWeighted>(task, b, range, best);
   if (task.row8) {
     const auto row = [&](size_t i) {
@@ -304,18 +315,19 @@ Grid<V> search_grid(const PanelTask& task, const LaneBlock& b, const Range<V>& r
   return {V::select(mirrored, V::sub(zero, best.scale), best.scale), V::set1(half)};
 }
 
-// Rounds, packs to words[word][lane], sums errors of V::kWidth lanes. `unit` of a lane turns its scaled values back.
+// Rounds, packs to words[word][lane], sums errors of V::kWidth lanes. `unit` of a lane turns its scaled
+// values back.
 template <class V, bool kWeighted>
-void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, typename V::F inverse, uint32_t* words,
-            int lane, const float* unit) {
+void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, typename V::F inverse,
+            uint32_t* words, int lane, const float* unit) {
   const auto zero = V::set1(0), half = V::set1(0.5f);
   const auto low = V::set1(task.row8 ? 1.0f : 0.0f), high = V::set1(static_cast<float>((1 << task.bits) - 1));
   const int per_word = 32 / task.bits;
   const int64_t word_count = (task.block + per_word - 1) / per_word;
   const auto padding = V::truncate(grid.zero);
   for (int64_t k0 = 0, word = 0; word < word_count;) {
-    auto max_error = zero, sum_error = zero, squared_error = zero, squared = zero, cross = zero, weighted_error = zero,
-         weighted = zero;
+    auto max_error = zero, sum_error = zero, squared_error = zero, squared = zero, cross = zero,
+         weighted_error = zero, weighted = zero;
     const int64_t end = std::min(word_count, (k0 + kStatsColumns) / per_word);
     for (; word < end; ++word) {
       auto packed = V::zero_int();
@@ -374,8 +386,8 @@ void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, type
 }
 
 // Writes codes, scales and zero points of block number `index`, columns [index * block, + n).
-inline void write_block(const PanelTask& task, int64_t index, int64_t n, const uint32_t* words, const float* scales,
-                        const float* zeros) {
+inline void write_block(const PanelTask& task, int64_t index, int64_t n, const uint32_t* words,
+                        const float* scales, const float* zeros) {
   const int64_t first_byte = index * task.block * task.bits / 8;
   const int64_t size_bytes = task.row8 ? n : task.block * task.bits / 8;
   for (int r = 0; r < task.rows; ++r) {
@@ -391,7 +403,8 @@ inline void write_block(const PanelTask& task, int64_t index, int64_t n, const u
     if (task.scale_type == DType::kF32) {
       std::memcpy(row + index * 4, scales + r, 4);
     } else {
-      const uint16_t bits = task.scale_type == DType::kBF16 ? to_bfloat16(scales[r]).bits : to_float16(scales[r]).bits;
+      const uint16_t bits =
+          task.scale_type == DType::kBF16 ? to_bfloat16(scales[r]).bits : to_float16(scales[r]).bits;
       std::memcpy(row + index * 2, &bits, 2);
     }
   }
@@ -443,7 +456,8 @@ PanelResult quantize_panel(const PanelTask& task) {
         unit[lane + i] = exponent == 0 ? 1.0f : std::bit_cast<float>((254 - biased) << 23);
       }
       const F factor = V::load(down), alive = V::load(live), one = V::set1(1);
-      for (int64_t k = 0; k < n; ++k) V::store(x + k * kPanelRows, V::mul(V::load(x + k * kPanelRows), factor));
+      for (int64_t k = 0; k < n; ++k)
+        V::store(x + k * kPanelRows, V::mul(V::load(x + k * kPanelRows), factor));
       Range<V> range{V::mul(smallest, factor), V::mul(greatest, factor), one, one};
       const auto dead = V::gt(one, alive);
       const auto up = V::gt(V::abs(range.greatest), V::abs(range.smallest));
@@ -452,7 +466,8 @@ PanelResult quantize_panel(const PanelTask& task) {
       range.greatest = V::select(dead, one, range.greatest);
 
       const LaneBlock b{x, kWeighted ? task.importance + first : nullptr, n};
-      Grid<V> grid = task.rule == Rule::kPlain ? plain_grid<V>(task, range) : search_grid<V, kWeighted>(task, b, range);
+      Grid<V> grid =
+          task.rule == Rule::kPlain ? plain_grid<V>(task, range) : search_grid<V, kWeighted>(task, b, range);
       // The scale as it is stored, then back into the block's units. A block of zeros has scale 0.
       V::store(scales + lane, V::select(dead, V::set1(0), V::mul(grid.scale, V::load(unit + lane))));
       for (int i = lane; i < lane + V::kWidth; ++i) {

@@ -43,6 +43,8 @@ struct Vec4 {
 
 }  // namespace
 
-PanelResult quantize_panel_portable(const PanelTask& task) { return quantize_panel<Vec4>(task); }
+PanelResult quantize_panel_portable(const PanelTask& task) {
+  return quantize_panel<Vec4>(task);
+}
 
 }  // namespace qvl::quant

@@ -22,7 +22,8 @@ int64_t type_bytes(DType type, std::string_view where) {
 }
 
 // Mean 1, no value below the floor.
-std::vector<float> normalize_importance(std::span<const float> importance, int64_t columns, std::string_view where) {
+std::vector<float> normalize_importance(std::span<const float> importance, int64_t columns,
+                                        std::string_view where) {
   if (importance.empty()) return {};
   if (importance.size() != static_cast<size_t>(columns)) {
     fail(ErrorCode::kMismatch, where, "importance", std::to_string(columns) + " columns",
@@ -51,18 +52,25 @@ double sum_of(const PanelStats::Lanes& lanes, int rows) {
 
 }  // namespace
 
-std::string_view method_name(Method method) { return method == Method::kPlain ? "plain" : "search"; }
+std::string_view method_name(Method method) {
+  return method == Method::kPlain ? "plain" : "search";
+}
 
 Quantizer::Quantizer(const Format& format, int64_t columns, Method method, std::span<const float> importance,
                      std::string where, Isa isa)
-    : format_(format), columns_(columns), method_(method), where_(std::move(where)), kernel_(panel_kernel(isa)) {
+    : format_(format),
+      columns_(columns),
+      method_(method),
+      where_(std::move(where)),
+      kernel_(panel_kernel(isa)) {
   format.validate();
   if (columns < 1) fail(ErrorCode::kInvalidArgument, where_, "columns", "1 or more", std::to_string(columns));
   importance_ = normalize_importance(importance, columns, where_);
 }
 
 uint64_t Quantizer::row_bytes() const {
-  return format_.data_bytes(1, columns_) + format_.scale_bytes(1, columns_) + format_.zero_point_bytes(1, columns_);
+  return format_.data_bytes(1, columns_) + format_.scale_bytes(1, columns_) +
+         format_.zero_point_bytes(1, columns_);
 }
 
 void Quantizer::fail_group(const std::byte* source, DType type, int rows, int64_t first_row) const {
@@ -74,18 +82,21 @@ void Quantizer::fail_group(const std::byte* source, DType type, int rows, int64_
     convert_elements(bytes, type, &value, DType::kF32, 1);
     if (!std::isfinite(value)) {
       fail(ErrorCode::kFormat, where_,
-           "weight at row " + std::to_string(first_row + i / columns_) + ", column " + std::to_string(i % columns_),
+           "weight at row " + std::to_string(first_row + i / columns_) + ", column " +
+               std::to_string(i % columns_),
            "a finite value", std::to_string(value), "the checkpoint is damaged");
     }
   }
-  fail(ErrorCode::kLimit, where_, "rows " + std::to_string(first_row) + " to " + std::to_string(first_row + rows - 1),
+  fail(ErrorCode::kLimit, where_,
+       "rows " + std::to_string(first_row) + " to " + std::to_string(first_row + rows - 1),
        "values that fit " + format_.name(), "larger ones", "choose bf16 or f32");
 }
 
 ErrorStats Quantizer::convert_group(const std::byte* source, DType type, int rows, int64_t first_row,
                                     std::byte* out) const {
   const int64_t count = rows * columns_;
-  Tensor original(type, {count}), stored(format_.float_type, {count}), x(DType::kF32, {count}), y(DType::kF32, {count});
+  Tensor original(type, {count}), stored(format_.float_type, {count}), x(DType::kF32, {count}),
+      y(DType::kF32, {count});
   std::memcpy(original.data(), source, original.size_bytes());
   convert_elements(original.data(), type, stored.data(), format_.float_type, count);
   convert_elements(original.data(), type, x.data(), DType::kF32, count);
@@ -164,10 +175,12 @@ ErrorStats Quantizer::run_groups(int64_t groups, ThreadPool& pool,
 ErrorStats Quantizer::quantize(const void* rows, DType type, int64_t row_count, const QuantizedSpan& out,
                                ThreadPool& pool, int64_t first_row) const {
   const int64_t size = type_bytes(type, where_);
-  if (row_count < 0) fail(ErrorCode::kInvalidArgument, where_, "rows", "0 or more", std::to_string(row_count));
+  if (row_count < 0)
+    fail(ErrorCode::kInvalidArgument, where_, "rows", "0 or more", std::to_string(row_count));
   const auto require = [&](std::string_view what, uint64_t expected, size_t got) {
     if (expected == got) return;
-    fail(ErrorCode::kMismatch, where_, "bytes for " + std::string(what), std::to_string(expected), std::to_string(got));
+    fail(ErrorCode::kMismatch, where_, "bytes for " + std::string(what), std::to_string(expected),
+         std::to_string(got));
   };
   require("data", format_.data_bytes(row_count, columns_), out.data.size());
   require("scales", format_.scale_bytes(row_count, columns_), out.scales.size());
@@ -177,16 +190,18 @@ ErrorStats Quantizer::quantize(const void* rows, DType type, int64_t row_count, 
   return run_groups(groups, pool, [&](int64_t group, float* scratch) {
     const int64_t row = group * kPanelRows;
     const int count = static_cast<int>(std::min<int64_t>(kPanelRows, row_count - row));
-    return run_group(static_cast<const std::byte*>(rows) + row * columns_ * size, type, count, first_row + row, &out, row,
-                     scratch);
+    return run_group(static_cast<const std::byte*>(rows) + row * columns_ * size, type, count,
+                     first_row + row, &out, row, scratch);
   });
 }
 
 ErrorStats Quantizer::measure(const void* rows, DType type, int64_t row_count, int64_t sample_rows,
                               ThreadPool& pool) const {
   const int64_t size = type_bytes(type, where_);
-  if (row_count < 0) fail(ErrorCode::kInvalidArgument, where_, "rows", "0 or more", std::to_string(row_count));
-  if (sample_rows < 1) fail(ErrorCode::kInvalidArgument, where_, "sampled rows", "1 or more", std::to_string(sample_rows));
+  if (row_count < 0)
+    fail(ErrorCode::kInvalidArgument, where_, "rows", "0 or more", std::to_string(row_count));
+  if (sample_rows < 1)
+    fail(ErrorCode::kInvalidArgument, where_, "sampled rows", "1 or more", std::to_string(sample_rows));
   const bool all = sample_rows >= row_count;
   const int64_t groups = ((all ? row_count : sample_rows) + kPanelRows - 1) / kPanelRows;
   return run_groups(groups, pool, [&](int64_t group, float* scratch) {
@@ -195,7 +210,8 @@ ErrorStats Quantizer::measure(const void* rows, DType type, int64_t row_count, i
     const int64_t at = all || groups < 2 ? group : group * last_group / (groups - 1);
     const int64_t row = at * kPanelRows;
     const int count = static_cast<int>(std::min<int64_t>(kPanelRows, row_count - row));
-    return run_group(static_cast<const std::byte*>(rows) + row * columns_ * size, type, count, row, nullptr, 0, scratch);
+    return run_group(static_cast<const std::byte*>(rows) + row * columns_ * size, type, count, row, nullptr,
+                     0, scratch);
   });
 }
 

@@ -1,5 +1,5 @@
-// The quantisers: plain rounding equals ONNX Runtime's, the search comes close to the best there is, every instruction
-// set gives the same bytes, and neither grouping nor threads matter.
+// The quantisers: plain rounding equals ONNX Runtime's, the search comes close to the best there is, every
+// instruction set gives the same bytes, and neither grouping nor threads matter.
 #include "qvl/quant/quantize.h"
 
 #include <gtest/gtest.h>
@@ -15,8 +15,9 @@
 namespace qvl::quant {
 namespace {
 
-const char* const kIntegerFormats[] = {"int4 b16",    "int4 b32",    "int4 b64 bf16-scales", "int4 b256", "int4 b32 zp",
-                                       "int4 b128 zp f16-scales", "int8 b32", "int8 b16 zp", "int8 row"};
+const char* const kIntegerFormats[] = {"int4 b16",  "int4 b32",    "int4 b64 bf16-scales",
+                                       "int4 b256", "int4 b32 zp", "int4 b128 zp f16-scales",
+                                       "int8 b32",  "int8 b16 zp", "int8 row"};
 
 std::vector<float> gaussian(int64_t count, uint32_t seed, float scale = 0.02f) {
   std::mt19937 rng(seed);
@@ -65,8 +66,8 @@ void expect_equal(const ErrorStats& a, const ErrorStats& b, const std::string& w
   EXPECT_EQ(a.to_json(), b.to_json()) << what;
 }
 
-// tests/onnx/check_quant.py prints this table from ONNX Runtime 1.32 (FNV-1a of data, scales, zero points), and has the
-// same generator.
+// tests/onnx/check_quant.py prints this table from ONNX Runtime 1.32 (FNV-1a of data, scales, zero points),
+// and has the same generator.
 TEST(QuantizePlain, EqualsOnnxRuntimesQuantiser) {
   struct Case {
     const char* format;
@@ -114,7 +115,8 @@ TEST(Quantize, InstructionSetsGiveTheSameBytesAndSums) {
         const std::vector<float> importance = random_importance(columns, 5);
         for (Method method : {Method::kPlain, Method::kSearch}) {
           for (bool weighted : {false, true}) {
-            const std::span<const float> used = weighted ? std::span<const float>(importance) : std::span<const float>();
+            const std::span<const float> used =
+                weighted ? std::span<const float>(importance) : std::span<const float>();
             const Result expected = quantized(format, w, columns, method, used, Isa::kPortable);
             for (Isa isa : available_isas()) {
               const Result got = quantized(format, w, columns, method, used, isa);
@@ -195,7 +197,8 @@ TEST(Quantize, StatisticsDescribeTheStoredBytes) {
       EXPECT_NEAR(r.stats.rms_error(), expected.rms_error(), 1e-5 * expected.rms_error()) << name;
       EXPECT_NEAR(r.stats.relative_rms(), expected.relative_rms(), 1e-5 * expected.relative_rms()) << name;
       EXPECT_NEAR(r.stats.weighted_relative_rms(), expected.weighted_relative_rms(),
-                  1e-5 * expected.weighted_relative_rms()) << name;
+                  1e-5 * expected.weighted_relative_rms())
+          << name;
       EXPECT_NEAR(1 - r.stats.cosine(), 1 - expected.cosine(), 1e-5 * (1 - expected.cosine())) << name;
       EXPECT_NEAR(r.stats.bits_per_weight(), r.matrix.format().bits_per_weight(rows, columns), 1e-12) << name;
     }
@@ -216,7 +219,8 @@ double least_error(std::span<const float> x, std::span<const float> w, int low, 
       const double inverse = span * (0.4 + 1.4 * i / 3000) / largest;
       double product = 0, square = 0;
       for (size_t k = 0; k < x.size(); ++k) {
-        const double q = std::clamp(std::nearbyint(x[k] * inverse), static_cast<double>(lo), static_cast<double>(hi));
+        const double q =
+            std::clamp(std::nearbyint(x[k] * inverse), static_cast<double>(lo), static_cast<double>(hi));
         product += w[k] * q * x[k];
         square += w[k] * q * q;
       }
@@ -242,7 +246,8 @@ TEST(QuantizeSearch, IsCloseToTheBestScaleOfEveryBlock) {
     const std::vector<float> stored = quantized("int4 b32", x, columns, Method::kSearch, w).values();
     double best = 0, got = 0;
     for (int64_t r = 0; r < rows; ++r) {
-      const std::span row = std::span<const float>(x).subspan(static_cast<size_t>(r * columns), static_cast<size_t>(columns));
+      const std::span row =
+          std::span<const float>(x).subspan(static_cast<size_t>(r * columns), static_cast<size_t>(columns));
       const double least = least_error(row, w, -8, 7);
       double error = 0;
       for (int64_t k = 0; k < columns; ++k) {
@@ -261,13 +266,16 @@ TEST(QuantizeSearch, LeavesLessErrorThanPlainRounding) {
   const int64_t rows = 64, columns = 512;
   const std::vector<float> w = gaussian(rows * columns, 20);
   const std::vector<float> importance = random_importance(columns, 21);
-  // The largest share of plain's error (root of the squares) that may be left: figures of 2026, with little room.
-  const std::pair<const char*, double> limits[] = {{"int4 b32", 0.825},   {"int4 b64", 0.86},    {"int4 b128", 0.87},
-                                                   {"int4 b32 zp", 0.83}, {"int4 b128 zp", 0.875}, {"int8 b32", 0.86},
-                                                   {"int8 b32 zp", 0.85}, {"int8 row", 1.0}};
+  // The largest share of plain's error (root of the squares) that may be left: figures of 2026, with little
+  // room.
+  const std::pair<const char*, double> limits[] = {
+      {"int4 b32", 0.825},     {"int4 b64", 0.86}, {"int4 b128", 0.87},   {"int4 b32 zp", 0.83},
+      {"int4 b128 zp", 0.875}, {"int8 b32", 0.86}, {"int8 b32 zp", 0.85}, {"int8 row", 1.0}};
   for (const auto& [name, limit] : limits) {
-    const double plain = quantized(name, w, columns, Method::kPlain, importance).stats.weighted_relative_rms();
-    const double search = quantized(name, w, columns, Method::kSearch, importance).stats.weighted_relative_rms();
+    const double plain =
+        quantized(name, w, columns, Method::kPlain, importance).stats.weighted_relative_rms();
+    const double search =
+        quantized(name, w, columns, Method::kSearch, importance).stats.weighted_relative_rms();
     const double unweighted = quantized(name, w, columns, Method::kSearch).stats.relative_rms();
     EXPECT_LT(search, limit * plain) << name << " " << search / plain;
     EXPECT_LT(unweighted, plain) << name;
@@ -282,7 +290,8 @@ TEST(QuantizeSearch, ImportanceMovesTheErrorAway) {
   const auto error_of = [&](const std::vector<float>& y, bool important) {
     double sum = 0;
     for (size_t i = 0; i < w.size(); ++i) {
-      if ((i % 4 == 0) == important) sum += (static_cast<double>(w[i]) - y[i]) * (static_cast<double>(w[i]) - y[i]);
+      if ((i % 4 == 0) == important)
+        sum += (static_cast<double>(w[i]) - y[i]) * (static_cast<double>(w[i]) - y[i]);
     }
     return sum;
   };
@@ -302,18 +311,22 @@ TEST(QuantizeSearch, ImportanceMovesTheErrorAway) {
 TEST(Quantize, UnusualBlocks) {
   const int64_t columns = 32;
   std::vector<float> w(static_cast<size_t>(columns) * 9, 0.0f);
-  const auto row = [&](int r) { return std::span(w).subspan(static_cast<size_t>(r * columns), static_cast<size_t>(columns)); };
+  const auto row = [&](int r) {
+    return std::span(w).subspan(static_cast<size_t>(r * columns), static_cast<size_t>(columns));
+  };
   // row 0: zeros
-  for (float& v : row(1)) v = 0.25f;   // one value
+  for (float& v : row(1)) v = 0.25f;  // one value
   for (float& v : row(2)) v = -0.25f;
   row(3)[7] = 3.0f;                    // a single spike
   for (float& v : row(4)) v = 1e-40f;  // subnormal: stored as zero
   for (size_t k = 0; k < 32; ++k) row(5)[k] = (k % 2 ? 1.0f : -1.0f) * 3e38f;
   for (size_t k = 0; k < 32; ++k) row(6)[k] = (k % 2 ? 1.0f : -1.0f) * 2e-38f;
-  for (size_t k = 0; k < 32; ++k) row(7)[k] = static_cast<float>(static_cast<int>(k % 16) - 8) * 0.125f;  // exact in 4 bits
+  for (size_t k = 0; k < 32; ++k)
+    row(7)[k] = static_cast<float>(static_cast<int>(k % 16) - 8) * 0.125f;  // exact in 4 bits
   for (size_t k = 0; k < 32; ++k) row(8)[k] = -0.0f;
   for (const char* name : kIntegerFormats) {
-    if (std::string(name).find("f16-scales") != std::string::npos && std::string(name).find("bf16") == std::string::npos) {
+    if (std::string(name).find("f16-scales") != std::string::npos &&
+        std::string(name).find("bf16") == std::string::npos) {
       continue;  // cannot hold 3e38
     }
     for (Method method : {Method::kPlain, Method::kSearch}) {
@@ -353,7 +366,8 @@ TEST(Quantize, DamagedWeightsAreNamed) {
         ADD_FAILURE() << name;
       } catch (const Error& e) {
         EXPECT_EQ(e.code(), ErrorCode::kFormat);
-        EXPECT_NE(std::string(e.what()).find("[model.x.weight] weight at row 1017, column 33"), std::string::npos)
+        EXPECT_NE(std::string(e.what()).find("[model.x.weight] weight at row 1017, column 33"),
+                  std::string::npos)
             << e.what();
       }
     }
@@ -366,15 +380,19 @@ TEST(Quantize, ValuesThatF16CannotHold) {
   std::vector<std::byte> data(16), scales(2);
   for (Method method : {Method::kPlain, Method::kSearch}) {
     try {
-      Quantizer(parse_format("int4 b32 f16-scales"), 32, method).quantize(w.data(), DType::kF32, 1, {data, scales, {}}, pool);
+      Quantizer(parse_format("int4 b32 f16-scales"), 32, method)
+          .quantize(w.data(), DType::kF32, 1, {data, scales, {}}, pool);
       ADD_FAILURE();
     } catch (const Error& e) {
       EXPECT_EQ(e.code(), ErrorCode::kLimit) << e.what();
     }
   }
   std::vector<std::byte> halves(64);
-  EXPECT_THROW(Quantizer(parse_format("f16"), 32, Method::kPlain).quantize(w.data(), DType::kF32, 1, {halves, {}, {}}, pool), Error);
-  EXPECT_NO_THROW(Quantizer(parse_format("bf16"), 32, Method::kPlain).quantize(w.data(), DType::kF32, 1, {halves, {}, {}}, pool));
+  EXPECT_THROW(Quantizer(parse_format("f16"), 32, Method::kPlain)
+                   .quantize(w.data(), DType::kF32, 1, {halves, {}, {}}, pool),
+               Error);
+  EXPECT_NO_THROW(Quantizer(parse_format("bf16"), 32, Method::kPlain)
+                      .quantize(w.data(), DType::kF32, 1, {halves, {}, {}}, pool));
 }
 
 TEST(Quantize, FloatFormatsAreConversions) {
@@ -400,12 +418,14 @@ TEST(Quantize, FloatFormatsAreConversions) {
 TEST(Quantize, MeasureSamplesTheWholeMatrix) {
   const int64_t rows = 1000, columns = 64;
   std::vector<float> w = gaussian(rows * columns, 60);
-  for (int64_t i = 0; i < rows * columns; ++i) w[static_cast<size_t>(i)] *= 1.0f + static_cast<float>(i / columns) / 100.0f;
+  for (int64_t i = 0; i < rows * columns; ++i)
+    w[static_cast<size_t>(i)] *= 1.0f + static_cast<float>(i / columns) / 100.0f;
   ThreadPool pool(2);
   const Quantizer quantizer(parse_format("int4 b32"), columns, Method::kSearch);
   const Result whole = quantized("int4 b32", w, columns, Method::kSearch);
   expect_equal(quantizer.measure(w.data(), DType::kF32, rows, rows, pool), whole.stats, "all rows");
-  expect_equal(quantizer.measure(w.data(), DType::kF32, rows, 1 << 20, pool), whole.stats, "more rows than there are");
+  expect_equal(quantizer.measure(w.data(), DType::kF32, rows, 1 << 20, pool), whole.stats,
+               "more rows than there are");
   const ErrorStats sample = quantizer.measure(w.data(), DType::kF32, rows, 128, pool);
   EXPECT_GT(sample.count, 100 * columns);
   EXPECT_LE(sample.count, 128 * columns);
@@ -433,7 +453,9 @@ TEST(Quantize, BadArgumentsAreRefused) {
   EXPECT_THROW(Quantizer(Format::blocks(3, 32), 32, Method::kPlain), Error);
   EXPECT_THROW(Quantizer(int4, 32, Method::kSearch, std::vector<float>(31, 1.0f)), Error);
   EXPECT_THROW(Quantizer(int4, 2, Method::kSearch, std::vector<float>{1, -1}), Error);
-  EXPECT_THROW(Quantizer(int4, 1, Method::kSearch, std::vector<float>{std::numeric_limits<float>::quiet_NaN()}), Error);
+  EXPECT_THROW(
+      Quantizer(int4, 1, Method::kSearch, std::vector<float>{std::numeric_limits<float>::quiet_NaN()}),
+      Error);
 }
 
 }  // namespace

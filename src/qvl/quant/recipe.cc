@@ -18,7 +18,9 @@ constexpr double kBestExtraBits = 1.3;
   fail(ErrorCode::kInvalidArgument, kWhere, what, expected, got);
 }
 
-double weights_of(const TensorInfo& info) { return static_cast<double>(info.rows) * static_cast<double>(info.columns); }
+double weights_of(const TensorInfo& info) {
+  return static_cast<double>(info.rows) * static_cast<double>(info.columns);
+}
 
 double stored_bits(const Format& format, const TensorInfo& info) {
   return format.bits_per_weight(info.rows, info.columns) * weights_of(info);
@@ -28,25 +30,38 @@ double stored_bits(const Format& format, const TensorInfo& info) {
 
 std::string_view part_name(Part part) {
   switch (part) {
-    case Part::kQuery: return "query";
-    case Part::kKey: return "key";
-    case Part::kValue: return "value";
-    case Part::kAttentionOut: return "attention_out";
-    case Part::kGate: return "gate";
-    case Part::kUp: return "up";
-    case Part::kDown: return "down";
-    case Part::kEmbedding: return "embedding";
-    case Part::kHead: return "head";
-    case Part::kOther: return "other";
+    case Part::kQuery:
+      return "query";
+    case Part::kKey:
+      return "key";
+    case Part::kValue:
+      return "value";
+    case Part::kAttentionOut:
+      return "attention_out";
+    case Part::kGate:
+      return "gate";
+    case Part::kUp:
+      return "up";
+    case Part::kDown:
+      return "down";
+    case Part::kEmbedding:
+      return "embedding";
+    case Part::kHead:
+      return "head";
+    case Part::kOther:
+      return "other";
   }
   return "unknown";
 }
 
 std::string_view recipe_name(Recipe recipe) {
   switch (recipe) {
-    case Recipe::kPlain: return "plain";
-    case Recipe::kBalanced: return "balanced";
-    case Recipe::kBest: return "best";
+    case Recipe::kPlain:
+      return "plain";
+    case Recipe::kBalanced:
+      return "balanced";
+    case Recipe::kBest:
+      return "best";
   }
   return "unknown";
 }
@@ -58,28 +73,41 @@ Recipe parse_recipe(std::string_view name) {
   refuse("name", "plain, balanced or best", "'" + std::string(name) + "'");
 }
 
-Method recipe_method(Recipe recipe) { return recipe == Recipe::kPlain ? Method::kPlain : Method::kSearch; }
+Method recipe_method(Recipe recipe) {
+  return recipe == Recipe::kPlain ? Method::kPlain : Method::kSearch;
+}
 
-// Measured on the small model that ships with the project: noise of 15 % (weighted) in one matrix at a time, KL divergence
-// of the answer's logits, two seeds, divided by the mean over all 29 matrices. Means over the four layers: value 1.2,
-// attention_out 1.4, down 0.9, key 0.6, query 0.5, gate 0.4, up 0.3; head 8. Layers 0 to 3: 2.1, 0.29, 0.18, 0.46. The
-// order agrees with what others keep at more bits in large models (llama.cpp: value, down, first and last eighths, the
-// output matrix). The values below are those of layers 1 and 2 times 5, rounded, with two exceptions: down counts twice, as
-// the outer layers and that practice say, and head half, because its 640 rows are few. The embedding as a mere table was
-// not measured: its noise enters where layer 0's does.
+// Measured on the small model that ships with the project: noise of 15 % (weighted) in one matrix at a time,
+// KL divergence of the answer's logits, two seeds, divided by the mean over all 29 matrices. Means over the
+// four layers: value 1.2, attention_out 1.4, down 0.9, key 0.6, query 0.5, gate 0.4, up 0.3; head 8. Layers 0
+// to 3: 2.1, 0.29, 0.18, 0.46. The order agrees with what others keep at more bits in large models
+// (llama.cpp: value, down, first and last eighths, the output matrix). The values below are those of layers 1
+// and 2 times 5, rounded, with two exceptions: down counts twice, as the outer layers and that practice say,
+// and head half, because its 640 rows are few. The embedding as a mere table was not measured: its noise
+// enters where layer 0's does.
 double sensitivity(const TensorInfo& info) {
   const auto part = [&] {
     switch (info.part) {
-      case Part::kQuery: return 0.8;
-      case Part::kKey: return 0.9;
-      case Part::kValue: return 2.0;
-      case Part::kAttentionOut: return 2.0;
-      case Part::kGate: return 0.6;
-      case Part::kUp: return 0.45;
-      case Part::kDown: return 1.2;
-      case Part::kEmbedding: return 4.0;
-      case Part::kHead: return 20.0;
-      case Part::kOther: return 1.0;
+      case Part::kQuery:
+        return 0.8;
+      case Part::kKey:
+        return 0.9;
+      case Part::kValue:
+        return 2.0;
+      case Part::kAttentionOut:
+        return 2.0;
+      case Part::kGate:
+        return 0.6;
+      case Part::kUp:
+        return 0.45;
+      case Part::kDown:
+        return 1.2;
+      case Part::kEmbedding:
+        return 4.0;
+      case Part::kHead:
+        return 20.0;
+      case Part::kOther:
+        return 1.0;
     }
     return 1.0;
   };
@@ -112,7 +140,8 @@ RecipePlanner::RecipePlanner(std::vector<TensorInfo> tensors, RecipeOptions opti
              std::to_string(info.rows) + " x " + std::to_string(info.columns));
     }
     if (info.layer < -1 || (info.layer >= 0 && info.layer >= info.layer_count)) {
-      refuse("layer of " + info.name, "-1, or less than " + std::to_string(info.layer_count), std::to_string(info.layer));
+      refuse("layer of " + info.name, "-1, or less than " + std::to_string(info.layer_count),
+             std::to_string(info.layer));
     }
     std::vector<Choice>& choices = choices_.emplace_back();
     if (fixed(info)) {
@@ -166,8 +195,8 @@ RecipePlan RecipePlanner::plan() const {
              "none for " + tensors_[questions_[q].tensor].name + " in " + questions_[q].format.name());
     }
   }
-  // Steps along the lower convex hull of (bits, damage) of each tensor: the gain per bit falls from step to step, so
-  // taking the best step everywhere keeps their order.
+  // Steps along the lower convex hull of (bits, damage) of each tensor: the gain per bit falls from step to
+  // step, so taking the best step everywhere keeps their order.
   struct Step {
     size_t tensor, to;
     double bits, gain;
@@ -188,14 +217,16 @@ RecipePlan RecipePlanner::plan() const {
       for (size_t to = 0; to < choices.size(); ++to) {
         const Step step{t, to, choices[to].bits - choices[from].bits, damage(from) - damage(to)};
         if (step.bits <= 0 || step.gain <= 0) continue;
-        if (!best || step.rate() > best->rate() || (step.rate() == best->rate() && step.bits > best->bits)) best = step;
+        if (!best || step.rate() > best->rate() || (step.rate() == best->rate() && step.bits > best->bits))
+          best = step;
       }
       if (!best) break;
       steps.push_back(*best);
       from = best->to;
     }
   }
-  std::stable_sort(steps.begin(), steps.end(), [](const Step& a, const Step& b) { return a.rate() > b.rate(); });
+  std::stable_sort(steps.begin(), steps.end(),
+                   [](const Step& a, const Step& b) { return a.rate() > b.rate(); });
   const double limit = options_.budget_bits.value_or(0) * free_weights * (1 + 1e-12);
   std::set<size_t> stopped;  // a tensor whose step did not fit takes no later one: that would skip over it
   for (const Step& step : steps) {
@@ -243,7 +274,8 @@ Json RecipePlan::to_json() const {
   }
   Json list = Json::array();
   for (const PlannedTensor& t : tensors) {
-    list.push_back({{"name", t.info.name}, {"format", t.format.name()}, {"bits_per_weight", t.bits_per_weight}});
+    list.push_back(
+        {{"name", t.info.name}, {"format", t.format.name()}, {"bits_per_weight", t.bits_per_weight}});
     if (t.base_error > 0) {
       list.back()["base_error"] = t.base_error;
       list.back()["error"] = t.error;

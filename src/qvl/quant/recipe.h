@@ -1,12 +1,14 @@
-// Which format each matrix of a model gets: recipes plain, balanced and best. Works on descriptions of the tensors, in two
-// passes over a checkpoint: the planner asks for the error of some tensors in some formats (pass 1, rows may be sampled:
-// Quantizer::measure), then says what to write (pass 2). Issue: 4-bit exports lose answers when everything is rounded
-// alike; a tenth of the weights at 8 bits buys most of it back, if it is the right tenth.
+// Which format each matrix of a model gets: recipes plain, balanced and best. Works on descriptions of the
+// tensors, in two passes over a checkpoint: the planner asks for the error of some tensors in some formats
+// (pass 1, rows may be sampled: Quantizer::measure), then says what to write (pass 2). Issue: 4-bit exports
+// lose answers when everything is rounded alike; a tenth of the weights at 8 bits buys most of it back, if it
+// is the right tenth.
 //
-// Model of the damage: quantising W to noise e = sqrt(sum w d^2 / sum w x^2) (ErrorStats::weighted_relative_rms) adds
-// noise of relative size e to W's output, whatever its shape; noises of different tensors are independent, so squares
-// add: damage = sum over tensors of sensitivity * e^2. The sensitivities are priors by the tensor's place, measured (see
-// recipe.cc). Under a budget of bits, the upgrades with the most damage avoided per bit are taken.
+// Model of the damage: quantising W to noise e = sqrt(sum w d^2 / sum w x^2)
+// (ErrorStats::weighted_relative_rms) adds noise of relative size e to W's output, whatever its shape; noises
+// of different tensors are independent, so squares add: damage = sum over tensors of sensitivity * e^2. The
+// sensitivities are priors by the tensor's place, measured (see recipe.cc). Under a budget of bits, the
+// upgrades with the most damage avoided per bit are taken.
 #pragma once
 
 #include <cstdint>
@@ -41,22 +43,22 @@ std::string_view part_name(Part part);  // "query", ...
 struct TensorInfo {
   std::string name;
   Part part = Part::kOther;
-  int layer = -1;       // -1 outside of the layers
+  int layer = -1;  // -1 outside of the layers
   int layer_count = 0;
   int64_t rows = 0, columns = 0;
 };
 
 enum class Recipe : uint8_t { kPlain, kBalanced, kBest };
-std::string_view recipe_name(Recipe recipe);       // "plain", "balanced", "best"
-Recipe parse_recipe(std::string_view name);        // throws kInvalidArgument
-Method recipe_method(Recipe recipe);               // plain rounding for kPlain, else search
+std::string_view recipe_name(Recipe recipe);  // "plain", "balanced", "best"
+Recipe parse_recipe(std::string_view name);   // throws kInvalidArgument
+Method recipe_method(Recipe recipe);          // plain rounding for kPlain, else search
 
 struct RecipeOptions {
   Recipe recipe = Recipe::kBalanced;
   // What every matrix gets at least.
   Format base = Format::blocks(4, 32, false, DType::kBF16);
-  // What the recipe may use instead, any order; empty: the base with 8 bits if the base has 4, else nothing. Formats
-  // that take no more bits than the base are ignored.
+  // What the recipe may use instead, any order; empty: the base with 8 bits if the base has 4, else nothing.
+  // Formats that take no more bits than the base are ignored.
   std::vector<Format> upgrades;
   // As asked for by the user: fixed, and outside of the budget.
   std::optional<Format> embedding, head;
@@ -90,11 +92,12 @@ struct RecipePlan {
 
 class RecipePlanner {
  public:
-  // Throws kInvalidArgument: formats, no tensors, a matrix without elements, two of one name, a layer outside of
-  // layer_count, a budget that is not finite or less than the base takes.
+  // Throws kInvalidArgument: formats, no tensors, a matrix without elements, two of one name, a layer outside
+  // of layer_count, a budget that is not finite or less than the base takes.
   RecipePlanner(std::vector<TensorInfo> tensors, RecipeOptions options);
 
-  // What pass 1 has to find out, in the order of the tensors; none for kPlain or where there is nothing to choose.
+  // What pass 1 has to find out, in the order of the tensors; none for kPlain or where there is nothing to
+  // choose.
   struct Question {
     size_t tensor;  // index
     Format format;
@@ -111,8 +114,8 @@ class RecipePlanner {
  private:
   struct Choice {
     Format format;
-    double bits = 0;       // of the whole tensor
-    double error = -1;     // negative: not measured yet
+    double bits = 0;    // of the whole tensor
+    double error = -1;  // negative: not measured yet
   };
   bool fixed(const TensorInfo& info) const;
 
@@ -123,8 +126,8 @@ class RecipePlanner {
   std::vector<size_t> question_choice_;
 };
 
-// The prior: how much noise of a relative size in this matrix's output changes the logits; 1 is an average matrix of an
-// inner layer. Only ratios matter.
+// The prior: how much noise of a relative size in this matrix's output changes the logits; 1 is an average
+// matrix of an inner layer. Only ratios matter.
 double sensitivity(const TensorInfo& info);
 
 }  // namespace qvl::quant

@@ -12,7 +12,7 @@
 namespace qvl::quant {
 namespace {
 
-const Format kBase = parse_format("int4 b32 bf16-scales");  // 4.5 bits
+const Format kBase = parse_format("int4 b32 bf16-scales");   // 4.5 bits
 const Format kEight = parse_format("int8 b32 bf16-scales");  // 8.5 bits
 
 TensorInfo tensor(const std::string& name, int64_t rows, int64_t columns, Part part = Part::kOther) {
@@ -46,7 +46,8 @@ ErrorStats error_of(double relative) {
   return s;
 }
 
-// Answers by tensor name, `four` for 4 bits unless `special` has another error; 8 bits are sixteen times better.
+// Answers by tensor name, `four` for 4 bits unless `special` has another error; 8 bits are sixteen times
+// better.
 RecipePlan plan_with(RecipePlanner& planner, const std::vector<TensorInfo>& tensors,
                      const std::map<std::string, double>& special = {}, double four = 0.08) {
   for (size_t q = 0; q < planner.questions().size(); ++q) {
@@ -59,12 +60,13 @@ RecipePlan plan_with(RecipePlanner& planner, const std::vector<TensorInfo>& tens
 }
 
 size_t count_of(const RecipePlan& plan, const Format& format) {
-  return static_cast<size_t>(
-      std::count_if(plan.tensors.begin(), plan.tensors.end(), [&](const auto& t) { return t.format == format; }));
+  return static_cast<size_t>(std::count_if(plan.tensors.begin(), plan.tensors.end(),
+                                           [&](const auto& t) { return t.format == format; }));
 }
 
 TEST(Recipe, Names) {
-  for (Recipe r : {Recipe::kPlain, Recipe::kBalanced, Recipe::kBest}) EXPECT_EQ(parse_recipe(recipe_name(r)), r);
+  for (Recipe r : {Recipe::kPlain, Recipe::kBalanced, Recipe::kBest})
+    EXPECT_EQ(parse_recipe(recipe_name(r)), r);
   EXPECT_THROW(parse_recipe("Best"), Error);
   EXPECT_THROW(parse_recipe(""), Error);
   EXPECT_EQ(recipe_method(Recipe::kPlain), Method::kPlain);
@@ -97,7 +99,8 @@ TEST(Recipe, BudgetsAreKeptAndUsed) {
     // The plan's own sum, recomputed.
     double stored = 0, weights = 0;
     for (const PlannedTensor& t : plan.tensors) {
-      stored += t.format.bits_per_weight(t.info.rows, t.info.columns) * static_cast<double>(t.info.rows * t.info.columns);
+      stored += t.format.bits_per_weight(t.info.rows, t.info.columns) *
+                static_cast<double>(t.info.rows * t.info.columns);
       weights += static_cast<double>(t.info.rows * t.info.columns);
     }
     EXPECT_NEAR(stored / weights, plan.bits_per_weight, 1e-9);
@@ -109,11 +112,13 @@ TEST(Recipe, BudgetsAreKeptAndUsed) {
   }
 }
 
-// Of equal sensitivity, small tensors come first: the same damage avoided for fewer bits; then the noisier ones.
+// Of equal sensitivity, small tensors come first: the same damage avoided for fewer bits; then the noisier
+// ones.
 TEST(Recipe, BestGainPerBitFirst) {
   const std::vector<TensorInfo> tensors = {tensor("large", 1024, 1024), tensor("noisy", 512, 1024),
                                            tensor("quiet", 512, 1024), tensor("small", 128, 1024)};
-  const std::map<std::string, double> errors = {{"large", 0.08}, {"noisy", 0.12}, {"quiet", 0.05}, {"small", 0.08}};
+  const std::map<std::string, double> errors = {
+      {"large", 0.08}, {"noisy", 0.12}, {"quiet", 0.05}, {"small", 0.08}};
   const auto upgraded = [&](double budget) {
     RecipePlanner planner(tensors, {.budget_bits = budget});
     std::string names;
@@ -123,7 +128,9 @@ TEST(Recipe, BestGainPerBitFirst) {
     return names;
   };
   const double weights = 1024.0 * (1024 + 512 + 512 + 128);
-  const auto budget = [&](int64_t rows_at_8) { return 4.5 + 4.0 * 1024.0 * static_cast<double>(rows_at_8) / weights; };
+  const auto budget = [&](int64_t rows_at_8) {
+    return 4.5 + 4.0 * 1024.0 * static_cast<double>(rows_at_8) / weights;
+  };
   EXPECT_EQ(upgraded(4.5), "");
   EXPECT_EQ(upgraded(budget(127)), "");
   EXPECT_EQ(upgraded(budget(128)), "small ");
@@ -135,8 +142,8 @@ TEST(Recipe, BestGainPerBitFirst) {
   EXPECT_EQ(upgraded(9.0), "large noisy quiet small ");
 }
 
-// What was measured (recipe.cc) and what follows from it for the shapes of the 4B: value and key, small and sensitive, are
-// upgraded everywhere before any gate or up, and the first layer before the others.
+// What was measured (recipe.cc) and what follows from it for the shapes of the 4B: value and key, small and
+// sensitive, are upgraded everywhere before any gate or up, and the first layer before the others.
 TEST(Recipe, SensitiveTensorsOfADecoderComeFirst) {
   const std::vector<TensorInfo> tensors = decoder_4b();
   RecipePlanner planner(tensors, {.recipe = Recipe::kBalanced});
@@ -156,10 +163,14 @@ TEST(Recipe, SensitiveTensorsOfADecoderComeFirst) {
 TEST(Recipe, SeveralUpgradesFollowTheConvexHull) {
   const Format zp = parse_format("int4 b32 zp bf16-scales"), b16 = parse_format("int4 b16 bf16-scales");
   const std::vector<TensorInfo> tensors = {tensor("a", 512, 1024), tensor("b", 512, 1024)};
-  // Zero points cost 1/8 bit and halve a's squared error; blocks of 16 cost 1/2 bit and do less than that: never taken.
-  const std::map<std::string, double> errors_a = {{kBase.name(), 0.10}, {zp.name(), 0.07}, {b16.name(), 0.08}, {kEight.name(), 0.005}};
+  // Zero points cost 1/8 bit and halve a's squared error; blocks of 16 cost 1/2 bit and do less than that:
+  // never taken.
+  const std::map<std::string, double> errors_a = {
+      {kBase.name(), 0.10}, {zp.name(), 0.07}, {b16.name(), 0.08}, {kEight.name(), 0.005}};
   const auto formats = [&](double budget) {
-    RecipePlanner planner(tensors, {.base = kBase, .upgrades = {kEight, b16, zp, parse_format("int4 b64")}, .budget_bits = budget});
+    RecipePlanner planner(
+        tensors,
+        {.base = kBase, .upgrades = {kEight, b16, zp, parse_format("int4 b64")}, .budget_bits = budget});
     EXPECT_EQ(planner.questions().size(), 8u);  // "int4 b64" takes no more bits than the base
     for (size_t q = 0; q < planner.questions().size(); ++q) {
       const auto& [t, format] = planner.questions()[q];
@@ -229,7 +240,8 @@ TEST(Recipe, BadRequestsAreRefused) {
   EXPECT_THROW(RecipePlanner({}, {}), Error);
   EXPECT_THROW(RecipePlanner({one[0], one[0]}, {}), Error);
   EXPECT_THROW(RecipePlanner({tensor("a", 0, 64)}, {}), Error);
-  EXPECT_THROW(RecipePlanner({{.name = "a", .layer = 2, .layer_count = 2, .rows = 1, .columns = 1}}, {}), Error);
+  EXPECT_THROW(RecipePlanner({{.name = "a", .layer = 2, .layer_count = 2, .rows = 1, .columns = 1}}, {}),
+               Error);
   EXPECT_THROW(RecipePlanner(one, {.base = Format::blocks(3, 32)}), Error);
   EXPECT_THROW(RecipePlanner(one, {.upgrades = {Format::blocks(4, 20)}}), Error);
   EXPECT_THROW(RecipePlanner(one, {.budget_bits = 4.4}), Error);

@@ -24,7 +24,8 @@ DType dominant_dtype(const checkpoint::Checkpoint& checkpoint) {
 
 Source Source::open(const std::filesystem::path& folder) {
   checkpoint::Checkpoint checkpoint = checkpoint::Checkpoint::open(folder);
-  model::ModelConfig config = model::ModelConfig::from_json(checkpoint.config_json(), (folder / "config.json").string());
+  model::ModelConfig config =
+      model::ModelConfig::from_json(checkpoint.config_json(), (folder / "config.json").string());
   std::vector<model::FoundTensor> found;
   for (const checkpoint::CheckpointTensor& t : checkpoint.tensors()) {
     found.push_back({t.name, t.view->dtype, t.view->shape, t.view->file, t.view->name});

@@ -1,5 +1,5 @@
-// A checkpoint opened, checked against the tensor table (spec 2), its head resolved: what the exporter and the native engine
-// both start from.
+// A checkpoint opened, checked against the tensor table (spec 2), its head resolved: what the exporter and
+// the native engine both start from.
 #pragma once
 
 #include <filesystem>
@@ -13,8 +13,8 @@ namespace qvl::source {
 
 struct Source {
   checkpoint::Checkpoint checkpoint;
-  model::ModelConfig config;  // tie_word_embeddings says what holds for these weights
-  std::string name;           // of the folder
+  model::ModelConfig config;   // tie_word_embeddings says what holds for these weights
+  std::string name;            // of the folder
   DType dtype = DType::kBF16;  // that most bytes have
   int64_t parameters = 0;
 

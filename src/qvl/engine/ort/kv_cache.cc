@@ -38,8 +38,8 @@ OrtKvCache::Layer OrtKvCache::allocate(int64_t positions) const {
   return {AlignedBuffer(2 * static_cast<size_t>(plane(positions)) * sizeof(float)), positions};
 }
 
-void OrtKvCache::copy(const float* source, int64_t source_positions, int64_t from, float* target, int64_t target_positions,
-                      int64_t to, int64_t count) const {
+void OrtKvCache::copy(const float* source, int64_t source_positions, int64_t from, float* target,
+                      int64_t target_positions, int64_t to, int64_t count) const {
   if (count == 0) return;  // an empty cache has no buffer
   const int64_t d = shape_.head_dim;
   for (int64_t h = 0; h < shape_.kv_heads; ++h) {
@@ -50,7 +50,8 @@ void OrtKvCache::copy(const float* source, int64_t source_positions, int64_t fro
 
 void OrtKvCache::truncate(int64_t length) {
   if (length < 0 || length > length_) {
-    fail(ErrorCode::kInvalidArgument, "kv cache", "length to keep", "0.." + std::to_string(length_), std::to_string(length));
+    fail(ErrorCode::kInvalidArgument, "kv cache", "length to keep", "0.." + std::to_string(length_),
+         std::to_string(length));
   }
   if (shape_.kind == CacheKind::kAppend && length < length_) {
     // Heads stand one behind the other without gaps.
@@ -74,7 +75,8 @@ void OrtKvCache::bind(const std::vector<Layer>& layers, Role role, int64_t posit
   for (size_t i = 0; i < layers.size(); ++i) {
     const int n = static_cast<int>(i);
     // In place the tensor is as wide as the buffer: the mask tells how much of it is filled.
-    const Shape shape = {1, shape_.kv_heads, role == Role::kBoth ? layers[i].capacity : positions, shape_.head_dim};
+    const Shape shape = {1, shape_.kv_heads, role == Role::kBoth ? layers[i].capacity : positions,
+                         shape_.head_dim};
     for (int which : {0, 1}) {
       values_.push_back(make_value(graph.runtime(), layers[i].half(which), DType::kF32, shape));
       const OrtValue* value = values_.back().get();
@@ -112,7 +114,8 @@ void OrtKvCache::grow(int64_t positions) {
     if (positions <= layer.capacity) continue;
     bound_ = false;
     Layer wider = allocate(next_capacity(layer.capacity, positions));
-    for (int which : {0, 1}) copy(layer.half(which), layer.capacity, 0, wider.half(which), wider.capacity, 0, length_);
+    for (int which : {0, 1})
+      copy(layer.half(which), layer.capacity, 0, wider.half(which), wider.capacity, 0, length_);
     layer = std::move(wider);
   }
 }
@@ -144,7 +147,8 @@ void OrtKvCache::prepare(int64_t total) {
           float* past = other_[i].half(which);
           // Masked positions weigh nothing, but 0 * NaN would.
           std::fill_n(past, plane(shape_.fixed_past), 0.0f);
-          copy(layers_[i].half(which), layers_[i].capacity, 0, past, shape_.fixed_past, shape_.fixed_past - length_, length_);
+          copy(layers_[i].half(which), layers_[i].capacity, 0, past, shape_.fixed_past,
+               shape_.fixed_past - length_, length_);
         }
       }
       return;
@@ -177,8 +181,8 @@ void OrtKvCache::commit(int64_t rows) {
     case CacheKind::kFixed:
       for (size_t i = 0; i < layers_.size(); ++i) {
         for (int which : {0, 1}) {
-          copy(present_[i].half(which), shape_.fixed_context, shape_.fixed_context - rows, layers_[i].half(which),
-               layers_[i].capacity, length_, rows);
+          copy(present_[i].half(which), shape_.fixed_context, shape_.fixed_context - rows,
+               layers_[i].half(which), layers_[i].capacity, length_, rows);
         }
       }
       break;

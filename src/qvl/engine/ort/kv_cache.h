@@ -1,5 +1,5 @@
-// The cache of the ONNX decoder: keys and values of every layer, bound to the graph's past and present (spec 6.4; keys are
-// stored rotated). Private to this room.
+// The cache of the ONNX decoder: keys and values of every layer, bound to the graph's past and present
+// (spec 6.4; keys are stored rotated). Private to this room.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,13 @@
 namespace qvl::engine::ort {
 
 enum class CacheKind {
-  // GroupQueryAttention: past and present are one buffer with room to spare; new rows are written behind the old ones.
+  // GroupQueryAttention: past and present are one buffer with room to spare; new rows are written behind the
+  // old ones.
   kInPlace,
   // Standard operators: present is past with the new rows appended, in another buffer; the two change places.
   kAppend,
-  // Fixed sizes: past holds C - S positions, present C. Real positions stand at the right end, the rest is masked.
+  // Fixed sizes: past holds C - S positions, present C. Real positions stand at the right end, the rest is
+  // masked.
   kFixed,
 };
 
@@ -38,8 +40,9 @@ class OrtKvCache : public KvCache {
   void truncate(int64_t length) override;
   size_t size_bytes() const override;
 
-  // Binds past and present for a call of `graph` (the decoder's or its traced twin) that appends `rows` positions.
-  // length() and what it covers stay as they are, whether the call succeeds or not. The binding lives until the next call.
+  // Binds past and present for a call of `graph` (the decoder's or its traced twin) that appends `rows`
+  // positions. length() and what it covers stay as they are, whether the call succeeds or not. The binding
+  // lives until the next call.
   OrtIoBinding* begin(int64_t rows, const Graph& graph);
   // After the call succeeded: the rows count.
   void commit(int64_t rows);
@@ -57,11 +60,13 @@ class OrtKvCache : public KvCache {
 
   int64_t plane(int64_t positions) const { return shape_.kv_heads * positions * shape_.head_dim; }
   Layer allocate(int64_t positions) const;
-  // One layer's keys or values (`which` 0, 1) between buffers of other widths: positions [from, from + count) to `to`.
-  void copy(const float* source, int64_t source_positions, int64_t from, float* target, int64_t target_positions, int64_t to,
-            int64_t count) const;
+  // One layer's keys or values (`which` 0, 1) between buffers of other widths: positions [from, from + count)
+  // to `to`.
+  void copy(const float* source, int64_t source_positions, int64_t from, float* target,
+            int64_t target_positions, int64_t to, int64_t count) const;
   enum class Role { kPast, kPresent, kBoth };
-  void bind(const std::vector<Layer>& layers, Role role, int64_t positions, const Graph& graph, OrtIoBinding* binding);
+  void bind(const std::vector<Layer>& layers, Role role, int64_t positions, const Graph& graph,
+            OrtIoBinding* binding);
   void bind_all(int64_t total, const Graph& graph, OrtIoBinding* binding);
   // Buffers for a call that makes `total` positions; kFixed: the past filled in.
   void prepare(int64_t total);

@@ -26,9 +26,12 @@ int64_t stage_bytes(const package::Package& p, bool vision) {
 
 GraphKind vision_kind(const package::Package& p, VisionGraph choice) {
   switch (choice) {
-    case VisionGraph::kFull: return GraphKind::kVision;
-    case VisionGraph::kHost: return GraphKind::kVisionHost;
-    case VisionGraph::kAuto: break;
+    case VisionGraph::kFull:
+      return GraphKind::kVision;
+    case VisionGraph::kHost:
+      return GraphKind::kVisionHost;
+    case VisionGraph::kAuto:
+      break;
   }
   return p.has_graph(GraphKind::kVisionHost) ? GraphKind::kVisionHost : GraphKind::kVision;
 }
@@ -43,7 +46,8 @@ OpenedStages open_package(std::shared_ptr<const package::Package> package, const
   const int64_t text_bytes = selection.text ? stage_bytes(*package, false) : 0;
   int64_t done = 0;
   const auto load = [&](GraphKind kind, int64_t bytes) {
-    if (options.progress && !options.progress(done, vision_bytes + text_bytes)) fail(ErrorCode::kCancelled, "load", "cancelled");
+    if (options.progress && !options.progress(done, vision_bytes + text_bytes))
+      fail(ErrorCode::kCancelled, "load", "cancelled");
     auto graph = std::make_shared<const Graph>(runtime, package->graph_path(kind), options);
     done += bytes;
     return graph;
@@ -51,10 +55,12 @@ OpenedStages open_package(std::shared_ptr<const package::Package> package, const
 
   OpenedStages stages;
   stages.isa = "onnxruntime " + runtime->info().version;
-  const std::string provider = options.provider.empty() || options.provider == "cpu" ? "" : " " + options.provider;
+  const std::string provider =
+      options.provider.empty() || options.provider == "cpu" ? "" : " " + options.provider;
   if (selection.vision) {
     const GraphKind kind = vision_kind(*package, options.vision_graph);
-    stages.vision = std::make_shared<OrtVision>(package, load(kind, vision_bytes), kind == GraphKind::kVisionHost);
+    stages.vision =
+        std::make_shared<OrtVision>(package, load(kind, vision_bytes), kind == GraphKind::kVisionHost);
     stages.vision_name = "onnx " + manifest.vision.precision + provider;
   }
   if (selection.text) {

@@ -25,8 +25,9 @@ namespace fs = std::filesystem;
 
 constexpr char kLibraryFile[] = "libonnxruntime.so.1";
 constexpr char kLibraryVariable[] = "QVL_ONNXRUNTIME_LIB";
-constexpr char kHint[] = "scripts/lib/onnxruntime.sh fetches it; or pip download onnxruntime, unpack libonnxruntime.so from "
-                         "the wheel and set QVL_ONNXRUNTIME_LIB to it; native stages need nothing";
+constexpr char kHint[] =
+    "scripts/lib/onnxruntime.sh fetches it; or pip download onnxruntime, unpack libonnxruntime.so from "
+    "the wheel and set QVL_ONNXRUNTIME_LIB to it; native stages need nothing";
 constexpr std::chrono::milliseconds kPollInterval{50};
 constexpr size_t kMaxGraphBytes = size_t{2} << 30;  // of the format
 
@@ -67,7 +68,8 @@ Opened open_library(const fs::path& given) {
     const Opened opened = open_file(library_in(named));
     if (!opened.handle) {
       const char* why = dlerror();
-      fail(ErrorCode::kUnsupported, "onnx", by + ": the library of ONNX Runtime cannot be opened: " + (why ? why : "?"));
+      fail(ErrorCode::kUnsupported, "onnx",
+           by + ": the library of ONNX Runtime cannot be opened: " + (why ? why : "?"));
     }
     return opened;
   }
@@ -90,22 +92,32 @@ Opened open_library(const fs::path& given) {
 
 ErrorCode code_of(OrtErrorCode code) {
   switch (code) {
-    case ORT_NO_SUCHFILE: return ErrorCode::kNotFound;
+    case ORT_NO_SUCHFILE:
+      return ErrorCode::kNotFound;
     case ORT_NO_MODEL:
     case ORT_INVALID_PROTOBUF:
-    case ORT_INVALID_GRAPH: return ErrorCode::kFormat;
-    case ORT_INVALID_ARGUMENT: return ErrorCode::kInvalidArgument;
-    default: return ErrorCode::kUnsupported;
+    case ORT_INVALID_GRAPH:
+      return ErrorCode::kFormat;
+    case ORT_INVALID_ARGUMENT:
+      return ErrorCode::kInvalidArgument;
+    default:
+      return ErrorCode::kUnsupported;
   }
 }
 
 constexpr std::pair<DType, ONNXTensorElementDataType> kTypes[] = {
-    {DType::kF32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},   {DType::kF64, ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE},
-    {DType::kF16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16}, {DType::kBF16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16},
-    {DType::kI64, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64},   {DType::kI32, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32},
-    {DType::kI16, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT16},   {DType::kI8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8},
-    {DType::kU64, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT64},  {DType::kU32, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32},
-    {DType::kU16, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16},  {DType::kU8, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8},
+    {DType::kF32, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},
+    {DType::kF64, ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE},
+    {DType::kF16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},
+    {DType::kBF16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16},
+    {DType::kI64, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64},
+    {DType::kI32, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32},
+    {DType::kI16, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT16},
+    {DType::kI8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8},
+    {DType::kU64, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT64},
+    {DType::kU32, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32},
+    {DType::kU16, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16},
+    {DType::kU8, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8},
     {DType::kBool, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL}};
 
 ONNXTensorElementDataType to_onnx(DType type) {
@@ -114,7 +126,8 @@ ONNXTensorElementDataType to_onnx(DType type) {
 
 std::string port_string(const Port& p) {
   std::string text = std::string(dtype_name(p.type)) + " [";
-  for (size_t i = 0; i < p.dims.size(); ++i) text += (i ? ", " : "") + (p.dims[i] < 0 ? "?" : std::to_string(p.dims[i]));
+  for (size_t i = 0; i < p.dims.size(); ++i)
+    text += (i ? ", " : "") + (p.dims[i] < 0 ? "?" : std::to_string(p.dims[i]));
   return text + "]";
 }
 
@@ -169,13 +182,15 @@ std::shared_ptr<const Runtime> Runtime::load(const fs::path& library) {
   runtime->info_.api_version = ORT_API_VERSION;
   runtime->api_ = base->GetApi(ORT_API_VERSION);
   if (!runtime->api_) {
-    fail(ErrorCode::kUnsupported, where, "version of ONNX Runtime", "1." + std::to_string(ORT_API_VERSION) + " or newer",
-         runtime->info_.version, kHint);
+    fail(ErrorCode::kUnsupported, where, "version of ONNX Runtime",
+         "1." + std::to_string(ORT_API_VERSION) + " or newer", runtime->info_.version, kHint);
   }
   const OrtApi& api = *runtime->api_;
 
   OrtEnv* env = nullptr;
-  runtime->check(api.CreateEnvWithCustomLogger(log_from_runtime, nullptr, ORT_LOGGING_LEVEL_WARNING, "qvl", &env), where);
+  runtime->check(
+      api.CreateEnvWithCustomLogger(log_from_runtime, nullptr, ORT_LOGGING_LEVEL_WARNING, "qvl", &env),
+      where);
   runtime->env_ = {env, api.ReleaseEnv};
   OrtMemoryInfo* memory = nullptr;
   runtime->check(api.CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory), where);
@@ -188,7 +203,9 @@ std::shared_ptr<const Runtime> Runtime::load(const fs::path& library) {
   return runtime;
 }
 
-LibraryInfo library_info(const fs::path& library) { return Runtime::load(library)->info(); }
+LibraryInfo library_info(const fs::path& library) {
+  return Runtime::load(library)->info();
+}
 
 void Runtime::check(OrtStatus* status, std::string_view where) const {
   if (!status) return;
@@ -204,8 +221,8 @@ Handle<OrtValue> make_value(const Runtime& runtime, const void* elements, DType 
   OrtValue* value = nullptr;
   // The runtime writes only to what is bound as an output.
   void* p = const_cast<void*>(bytes ? elements : &nothing);
-  runtime.check(runtime.api().CreateTensorWithDataAsOrtValue(runtime.memory(), p, bytes, shape.data(), shape.size(),
-                                                             to_onnx(type), &value),
+  runtime.check(runtime.api().CreateTensorWithDataAsOrtValue(runtime.memory(), p, bytes, shape.data(),
+                                                             shape.size(), to_onnx(type), &value),
                 "onnx");
   return {value, runtime.api().ReleaseValue};
 }
@@ -258,7 +275,8 @@ void Graph::load(const std::string& bytes) {
   // Its threads spin inside a run and sleep between runs, when ours (or another stage's) need the processors.
   std::map<std::string, std::string> config = {{"session.force_spinning_stop", "1"}};
   for (const auto& [key, value] : options.session_config) config[key] = value;
-  if (!bytes.empty()) config["session.model_external_initializers_file_folder_path"] = file_.parent_path().string();
+  if (!bytes.empty())
+    config["session.model_external_initializers_file_folder_path"] = file_.parent_path().string();
   for (const auto& [key, value] : config) check(api.AddSessionConfigEntry(raw, key.c_str(), value.c_str()));
   if (!cpu_) {
     std::vector<const char*> keys, values;
@@ -267,12 +285,15 @@ void Graph::load(const std::string& bytes) {
       values.push_back(value.c_str());
     }
     try {
-      check(api.SessionOptionsAppendExecutionProvider(raw, options.provider.c_str(), keys.data(), values.data(), keys.size()));
+      check(api.SessionOptionsAppendExecutionProvider(raw, options.provider.c_str(), keys.data(),
+                                                      values.data(), keys.size()));
     } catch (const Error& e) {
       std::string available;
-      for (const std::string& p : runtime_->info().providers) available += (available.empty() ? "" : ", ") + p;
+      for (const std::string& p : runtime_->info().providers)
+        available += (available.empty() ? "" : ", ") + p;
       fail(ErrorCode::kUnsupported, "onnx",
-           "execution provider '" + options.provider + "' cannot be used: " + e.what() + " (this library has " + available + ")");
+           "execution provider '" + options.provider + "' cannot be used: " + e.what() +
+               " (this library has " + available + ")");
     }
   } else if (!options.provider_options.empty()) {
     fail(ErrorCode::kInvalidArgument, "onnx", "options for the execution provider 'cpu'", "none",
@@ -307,7 +328,8 @@ void Graph::load(const std::string& bytes) {
       ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
       check(api.GetTensorElementType(tensor, &type));
       const auto known = std::ranges::find(kTypes, type, [](const auto& t) { return t.second; });
-      if (known == std::end(kTypes)) fail(ErrorCode::kUnsupported, where_, "element type of '" + port.name + "'");
+      if (known == std::end(kTypes))
+        fail(ErrorCode::kUnsupported, where_, "element type of '" + port.name + "'");
       port.type = known->first;
       size_t rank = 0;
       check(api.GetDimensionsCount(tensor, &rank));
@@ -322,32 +344,38 @@ void Graph::load(const std::string& bytes) {
 
 namespace {
 
-const Port& find_port(const std::vector<Port>& ports, std::string_view name, const std::string& where, const char* kind) {
+const Port& find_port(const std::vector<Port>& ports, std::string_view name, const std::string& where,
+                      const char* kind) {
   const auto it = std::ranges::find(ports, name, &Port::name);
   if (it == ports.end()) {
-    fail(ErrorCode::kMismatch, where, std::string(kind) + " of the graph", "'" + std::string(name) + "'", names_of(ports),
-         "the graph is not of this package format");
+    fail(ErrorCode::kMismatch, where, std::string(kind) + " of the graph", "'" + std::string(name) + "'",
+         names_of(ports), "the graph is not of this package format");
   }
   return *it;
 }
 
 }  // namespace
 
-const Port& Graph::input(std::string_view name) const { return find_port(inputs_, name, where_, "input"); }
-const Port& Graph::output(std::string_view name) const { return find_port(outputs_, name, where_, "output"); }
+const Port& Graph::input(std::string_view name) const {
+  return find_port(inputs_, name, where_, "input");
+}
+const Port& Graph::output(std::string_view name) const {
+  return find_port(outputs_, name, where_, "output");
+}
 
 void Graph::expect(std::span<const Port> inputs, std::span<const Port> outputs) const {
   const auto check = [&](const Port& actual, const Port& expected, const char* kind) {
     if (!fits(actual, expected)) {
-      fail(ErrorCode::kMismatch, where_, std::string(kind) + " '" + expected.name + "'", port_string(expected),
-           port_string(actual));
+      fail(ErrorCode::kMismatch, where_, std::string(kind) + " '" + expected.name + "'",
+           port_string(expected), port_string(actual));
     }
   };
   for (const Port& p : inputs) check(input(p.name), p, "input");
   for (const Port& p : outputs) check(output(p.name), p, "output");
   for (const Port& p : inputs_) {
     if (std::ranges::find(inputs, p.name, &Port::name) == inputs.end()) {
-      fail(ErrorCode::kMismatch, where_, "the graph wants an input '" + p.name + "' that this qvl does not know");
+      fail(ErrorCode::kMismatch, where_,
+           "the graph wants an input '" + p.name + "' that this qvl does not know");
     }
   }
 }

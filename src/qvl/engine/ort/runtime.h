@@ -1,5 +1,5 @@
-// ONNX Runtime's C interface under RAII and our errors: the library opened at run time, sessions, values, and runs that
-// can be cancelled. Private to this room.
+// ONNX Runtime's C interface under RAII and our errors: the library opened at run time, sessions, values, and
+// runs that can be cancelled. Private to this room.
 #pragma once
 
 #include <onnxruntime_c_api.h>
@@ -70,9 +70,9 @@ class Graph {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
-  // The same graph with those of `wanted` that are float32 values in it as further outputs. Loaded on the first call,
-  // which decides the names; lives as long as this. Exposed values are not fused away, so that the last bits of results
-  // can differ.
+  // The same graph with those of `wanted` that are float32 values in it as further outputs. Loaded on the
+  // first call, which decides the names; lives as long as this. Exposed values are not fused away, so that
+  // the last bits of results can differ.
   const Graph& traced(std::span<const std::string> wanted) const;
   // Of a graph made by traced().
   std::span<const std::string> traced_names() const { return traced_names_; }
@@ -81,8 +81,8 @@ class Graph {
   OrtSession* session() const { return session_.get(); }
   const std::string& where() const { return where_; }
 
-  // Checks that the graph has exactly these inputs and at least these outputs, of these types and ranks, and where an
-  // extent is fixed on both sides the same one; throws kMismatch.
+  // Checks that the graph has exactly these inputs and at least these outputs, of these types and ranks, and
+  // where an extent is fixed on both sides the same one; throws kMismatch.
   void expect(std::span<const Port> inputs, std::span<const Port> outputs) const;
   // Throws kMismatch when absent.
   const Port& input(std::string_view name) const;
@@ -92,18 +92,21 @@ class Graph {
   Handle<OrtIoBinding> new_binding() const;
   void bind_input(OrtIoBinding* binding, const char* name, const OrtValue* value) const;
   void bind_output(OrtIoBinding* binding, const char* name, const OrtValue* value) const;
-  // For a traced graph: binds the traced values, as the last outputs / copies them out after the run, [rows, columns].
+  // For a traced graph: binds the traced values, as the last outputs / copies them out after the run, [rows,
+  // columns].
   void bind_traced(OrtIoBinding* binding) const;
   std::vector<Tensor> traced_values(OrtIoBinding* binding) const;
 
-  // Blocks until the graph has run. `poll`, when given, is called about 20 times a second on this thread; once it
-  // returns false the run is stopped and kCancelled thrown. `shrink` gives the run's scratch memory back to the system.
+  // Blocks until the graph has run. `poll`, when given, is called about 20 times a second on this thread;
+  // once it returns false the run is stopped and kCancelled thrown. `shrink` gives the run's scratch memory
+  // back to the system.
   void run(OrtIoBinding* binding, const std::function<bool()>& poll = {}, bool shrink = false) const;
 
  private:
   // `bytes`: what to load instead of the file, whose folder has the weights; empty: the file.
   void load(const std::string& bytes);
-  Graph(std::shared_ptr<const Runtime> runtime, const Graph& base, const std::string& bytes, std::vector<std::string> traced);
+  Graph(std::shared_ptr<const Runtime> runtime, const Graph& base, const std::string& bytes,
+        std::vector<std::string> traced);
 
   std::shared_ptr<const Runtime> runtime_;
   std::filesystem::path file_;

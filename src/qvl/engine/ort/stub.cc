@@ -7,13 +7,18 @@ namespace {
 
 [[noreturn]] void fail_not_built() {
   fail(ErrorCode::kUnsupported, "onnx",
-       "this qvl was built without ONNX Runtime (run scripts/lib/onnxruntime.sh and build again; native stages need nothing)");
+       "this qvl was built without ONNX Runtime (run scripts/lib/onnxruntime.sh and build again; native "
+       "stages need nothing)");
 }
 
 }  // namespace
 
-LibraryInfo library_info(const std::filesystem::path&) { fail_not_built(); }
-std::vector<std::filesystem::path> library_places() { return {}; }
+LibraryInfo library_info(const std::filesystem::path&) {
+  fail_not_built();
+}
+std::vector<std::filesystem::path> library_places() {
+  return {};
+}
 OpenedStages open_package(std::shared_ptr<const package::Package>, const OrtOptions&, const StageSelection&) {
   fail_not_built();
 }

@@ -18,7 +18,9 @@ int64_t level_count(const package::Package& p) {
   return static_cast<int64_t>(p.config().vision.deepstack_indexes.size());
 }
 
-bool is_joined(const package::Package& p) { return p.manifest().layout == package::Layout::kGenai; }
+bool is_joined(const package::Package& p) {
+  return p.manifest().layout == package::Layout::kGenai;
+}
 
 }  // namespace
 
@@ -28,15 +30,18 @@ OrtEmbed::OrtEmbed(std::shared_ptr<const package::Package> package, std::shared_
       config_(package_->config()),
       levels_(level_count(*package_)),
       joined_(is_joined(*package_)),
-      fixed_rows_(package_->manifest().static_sizes ? package_->manifest().static_sizes->sequence_tokens : 0) {
+      fixed_rows_(package_->manifest().static_sizes ? package_->manifest().static_sizes->sequence_tokens
+                                                    : 0) {
   const int64_t width = config_.text.hidden_size;
   const int64_t rows = fixed_rows_ ? fixed_rows_ : kAny;
-  std::vector<Port> inputs = {{package::kInputIds, DType::kI64, {kAny, rows}},
-                              {package::kImageFeatures, DType::kF32, {rows, joined_ ? (1 + levels_) * width : width}}};
+  std::vector<Port> inputs = {
+      {package::kInputIds, DType::kI64, {kAny, rows}},
+      {package::kImageFeatures, DType::kF32, {rows, joined_ ? (1 + levels_) * width : width}}};
   for (int j = 0; j < levels_ && !joined_; ++j) {
     inputs.push_back({package::deepstack_features_name(j), DType::kF32, {rows, width}});
   }
-  const Port output = {package::kInputsEmbeds, DType::kF32, {kAny, rows, joined_ ? (1 + levels_) * width : width}};
+  const Port output = {
+      package::kInputsEmbeds, DType::kF32, {kAny, rows, joined_ ? (1 + levels_) * width : width}};
   graph_->expect(inputs, {&output, 1});
 }
 
@@ -46,7 +51,8 @@ Tensor OrtEmbed::embed(std::span<const int32_t> ids) const {
   std::vector<int64_t> wide(ids.size());
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= vocab) {
-      fail(ErrorCode::kInvalidArgument, "embed", "token id", "0.." + std::to_string(vocab - 1), std::to_string(ids[i]));
+      fail(ErrorCode::kInvalidArgument, "embed", "token id", "0.." + std::to_string(vocab - 1),
+           std::to_string(ids[i]));
     }
     const bool placeholder = ids[i] == config_.image_token_id || ids[i] == config_.video_token_id;
     wide[i] = placeholder ? 0 : ids[i];
@@ -77,7 +83,8 @@ void OrtEmbed::embed(std::span<const int64_t> ids, float* out) const {
     return values.back().get();
   };
   graph_->bind_input(binding.get(), package::kInputIds, value(padded.data(), DType::kI64, {1, rows}));
-  graph_->bind_input(binding.get(), package::kImageFeatures, value(features.data(), DType::kF32, features.shape()));
+  graph_->bind_input(binding.get(), package::kImageFeatures,
+                     value(features.data(), DType::kF32, features.shape()));
   for (int j = 0; j < levels_ && !joined_; ++j) {
     graph_->bind_input(binding.get(), package::deepstack_features_name(j).c_str(),
                        value(features.data(), DType::kF32, features.shape()));
@@ -90,7 +97,8 @@ void OrtEmbed::embed(std::span<const int64_t> ids, float* out) const {
   graph_->run(binding.get());
   if (direct) return;
   for (int64_t i = 0; i < real; ++i) {
-    std::memcpy(out + i * width, whole.as<float>().data() + i * feature_width, static_cast<size_t>(width) * sizeof(float));
+    std::memcpy(out + i * width, whole.as<float>().data() + i * feature_width,
+                static_cast<size_t>(width) * sizeof(float));
   }
 }
 
@@ -106,7 +114,9 @@ OrtDecoder::OrtDecoder(std::shared_ptr<const package::Package> package, std::sha
     fixed_context_ = manifest.static_sizes->context_tokens;
   }
   const bool fixed = fixed_rows_ > 0;
-  cache_shape_ = {.kind = fixed ? CacheKind::kFixed : manifest.plain ? CacheKind::kAppend : CacheKind::kInPlace,
+  cache_shape_ = {.kind = fixed            ? CacheKind::kFixed
+                          : manifest.plain ? CacheKind::kAppend
+                                           : CacheKind::kInPlace,
                   .layers = config_.num_layers,
                   .kv_heads = config_.num_kv_heads,
                   .head_dim = config_.head_dim,
@@ -118,15 +128,19 @@ OrtDecoder::OrtDecoder(std::shared_ptr<const package::Package> package, std::sha
 
   const int64_t rows = fixed ? fixed_rows_ : kAny;
   const int64_t width = config_.hidden_size;
-  std::vector<Port> inputs = {{package::kInputsEmbeds, DType::kF32, {kAny, rows, joined_ ? (1 + levels_) * width : width}},
-                              {package::kPositionIds, DType::kI64, {3, kAny, rows}},
-                              {package::kAttentionMask, DType::kI64, {kAny, fixed ? fixed_context_ : kAny}}};
-  if (levels_ > 0 && !joined_) inputs.push_back({package::kDeepstackEmbeds, DType::kF32, {levels_, kAny, rows, width}});
+  std::vector<Port> inputs = {
+      {package::kInputsEmbeds, DType::kF32, {kAny, rows, joined_ ? (1 + levels_) * width : width}},
+      {package::kPositionIds, DType::kI64, {3, kAny, rows}},
+      {package::kAttentionMask, DType::kI64, {kAny, fixed ? fixed_context_ : kAny}}};
+  if (levels_ > 0 && !joined_)
+    inputs.push_back({package::kDeepstackEmbeds, DType::kF32, {levels_, kAny, rows, width}});
   if (counts_logits_) inputs.push_back({package::kLogitsToKeep, DType::kI64, {1}});
   std::vector<Port> outputs = {{package::kLogits, DType::kF32, {kAny, kAny, config_.vocab_size}}};
   for (int i = 0; i < config_.num_layers; ++i) {
-    const std::vector<int64_t> past = {kAny, config_.num_kv_heads, fixed ? cache_shape_.fixed_past : kAny, config_.head_dim};
-    const std::vector<int64_t> present = {kAny, config_.num_kv_heads, fixed ? fixed_context_ : kAny, config_.head_dim};
+    const std::vector<int64_t> past = {kAny, config_.num_kv_heads, fixed ? cache_shape_.fixed_past : kAny,
+                                       config_.head_dim};
+    const std::vector<int64_t> present = {kAny, config_.num_kv_heads, fixed ? fixed_context_ : kAny,
+                                          config_.head_dim};
     inputs.push_back({package::past_key_name(i), DType::kF32, past});
     inputs.push_back({package::past_value_name(i), DType::kF32, past});
     outputs.push_back({package::present_key_name(i), DType::kF32, present});
@@ -195,7 +209,8 @@ void OrtDecoder::step(const DecoderInput& input, int64_t first, int64_t count, i
   OrtIoBinding* binding = cache.begin(count, graph);
   graph.bind_input(binding, package::kInputsEmbeds, value(embeds, DType::kF32, {1, rows, embed_width}));
   if (levels_ > 0 && !joined_) {
-    graph.bind_input(binding, package::kDeepstackEmbeds, value(deepstack.data(), DType::kF32, deepstack.shape()));
+    graph.bind_input(binding, package::kDeepstackEmbeds,
+                     value(deepstack.data(), DType::kF32, deepstack.shape()));
   }
   graph.bind_input(binding, package::kPositionIds, value(positions.data(), DType::kI64, {3, 1, rows}));
   graph.bind_input(binding, package::kAttentionMask, value(mask.data(), DType::kI64, {1, total}));
@@ -205,14 +220,15 @@ void OrtDecoder::step(const DecoderInput& input, int64_t first, int64_t count, i
   Tensor all;
   if (given != keep) all = Tensor(DType::kF32, {given, config_.vocab_size});
   graph.bind_output(binding, package::kLogits,
-                      value(given == keep ? logits : all.data(), DType::kF32, {1, given, config_.vocab_size}));
+                    value(given == keep ? logits : all.data(), DType::kF32, {1, given, config_.vocab_size}));
   if (traced) graph.bind_traced(binding);
   graph.run(binding, poll);
   cache.commit(count);
   if (traced) {
     const std::vector<Tensor> layers = graph.traced_values(binding);
     for (size_t i = 0; i < layers.size(); ++i) {
-      const int layer = static_cast<int>(std::ranges::find(layer_names_, graph.traced_names()[i]) - layer_names_.begin());
+      const int layer =
+          static_cast<int>(std::ranges::find(layer_names_, graph.traced_names()[i]) - layer_names_.begin());
       const int64_t skip = std::max<int64_t>(layers[i].dim(0) - count, 0);  // masked rows on the left
       const auto rows_of = layers[i].as<float>().subspan(static_cast<size_t>(skip * width));
       (*traced)[layer].insert((*traced)[layer].end(), rows_of.begin(), rows_of.end());
@@ -224,14 +240,16 @@ void OrtDecoder::step(const DecoderInput& input, int64_t first, int64_t count, i
   }
 }
 
-Tensor OrtDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsMode mode, const StageHooks& hooks) const {
+Tensor OrtDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsMode mode,
+                           const StageHooks& hooks) const {
   check_decoder_input(input, config_, DType::kF32);
   if (static_cast<int64_t>(input.deepstack.size()) > levels_ && !input.visual_rows.empty()) {
     fail(ErrorCode::kMismatch, "decoder", "DeepStack levels", "at most " + std::to_string(levels_),
          std::to_string(input.deepstack.size()));
   }
   auto* kv = dynamic_cast<OrtKvCache*>(&cache);
-  if (!kv || kv->owner() != this) fail(ErrorCode::kInvalidArgument, "decoder", "the KV cache was made by another model");
+  if (!kv || kv->owner() != this)
+    fail(ErrorCode::kInvalidArgument, "decoder", "the KV cache was made by another model");
   const int64_t rows = input.embeds->dim(0);
   const int64_t past = kv->length();
   const int64_t vocab = config_.vocab_size;
@@ -248,18 +266,19 @@ Tensor OrtDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsMode
       const int64_t count = std::min(most, rows - first);
       if (fixed_rows_ && (kv->length() > cache_shape_.fixed_past || kv->length() + count > fixed_context_)) {
         fail(ErrorCode::kLimit, graph_->where(), "positions of a package with fixed sizes",
-             "at most " + std::to_string(cache_shape_.fixed_past) + " before a call", std::to_string(kv->length()),
-             "export with a larger context");
+             "at most " + std::to_string(cache_shape_.fixed_past) + " before a call",
+             std::to_string(kv->length()), "export with a larger context");
       }
       if (hooks.progress && !hooks.progress(first, rows)) fail(ErrorCode::kCancelled, "decoder", "cancelled");
       std::function<bool()> poll;
       // A decode step is over sooner than anybody can ask for its end.
       if (hooks.progress && !input.decode) poll = [&] { return hooks.progress(first, rows); };
       const bool last = first + count == rows;
-      float* out = mode == LogitsMode::kAll             ? logits.as<float>().data() + first * vocab
+      float* out = mode == LogitsMode::kAll            ? logits.as<float>().data() + first * vocab
                    : mode == LogitsMode::kLast && last ? logits.as<float>().data()
                                                        : unwanted.as<float>().data();
-      step(input, first, count, mode == LogitsMode::kAll ? count : 1, out, *kv, poll, hooks.trace ? &traced : nullptr);
+      step(input, first, count, mode == LogitsMode::kAll ? count : 1, out, *kv, poll,
+           hooks.trace ? &traced : nullptr);
     }
   } catch (...) {
     kv->truncate(past);

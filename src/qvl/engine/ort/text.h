@@ -19,8 +19,8 @@ class OrtEmbed : public EmbedStage {
  public:
   OrtEmbed(std::shared_ptr<const package::Package> package, std::shared_ptr<const Graph> graph);
 
-  // Float32. Rows of visual placeholders, which the graph would take from features, hold the embedding of token 0: they
-  // are replaced by whoever places the features (engine/visual_features.h).
+  // Float32. Rows of visual placeholders, which the graph would take from features, hold the embedding of
+  // token 0: they are replaced by whoever places the features (engine/visual_features.h).
   Tensor embed(std::span<const int32_t> ids) const override;
 
  private:
@@ -30,8 +30,8 @@ class OrtEmbed : public EmbedStage {
   std::shared_ptr<const Graph> graph_;
   const model::ModelConfig& config_;
   int64_t levels_;
-  bool joined_;          // genai layout: features of all levels side by side
-  int64_t fixed_rows_;   // tokens a call, 0: any
+  bool joined_;         // genai layout: features of all levels side by side
+  int64_t fixed_rows_;  // tokens a call, 0: any
 };
 
 class OrtDecoder : public DecoderStage {
@@ -39,23 +39,25 @@ class OrtDecoder : public DecoderStage {
   OrtDecoder(std::shared_ptr<const package::Package> package, std::shared_ptr<const Graph> graph);
 
   std::unique_ptr<KvCache> new_cache() const override;
-  Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits, const StageHooks& hooks) const override;
+  Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits,
+                 const StageHooks& hooks) const override;
 
  private:
   // Rows [first, first + count) of an input; `keep` positions from the end get logits, written to `logits`.
   // With `traced`, the residual stream after each layer is appended to it.
-  void step(const DecoderInput& input, int64_t first, int64_t count, int64_t keep, float* logits, OrtKvCache& cache,
-            const std::function<bool()>& poll, std::map<int, std::vector<float>>* traced) const;
+  void step(const DecoderInput& input, int64_t first, int64_t count, int64_t keep, float* logits,
+            OrtKvCache& cache, const std::function<bool()>& poll,
+            std::map<int, std::vector<float>>* traced) const;
 
   std::shared_ptr<const package::Package> package_;
   std::shared_ptr<const Graph> graph_;
   const model::TextConfig& config_;
   int64_t levels_;
   bool joined_;
-  bool counts_logits_;   // the graph has num_logits_to_keep
+  bool counts_logits_;  // the graph has num_logits_to_keep
   bool last_logits_only_;
   CacheShape cache_shape_;
-  int64_t fixed_rows_ = 0;     // tokens a call, 0: any
+  int64_t fixed_rows_ = 0;  // tokens a call, 0: any
   int64_t fixed_context_ = 0;
   std::vector<std::string> layer_names_;  // of the values that a trace wants
 };

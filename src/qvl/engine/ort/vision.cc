@@ -22,7 +22,8 @@ std::string grid_string(const image::Grid& g) {
 
 }  // namespace
 
-OrtVision::OrtVision(std::shared_ptr<const package::Package> package, std::shared_ptr<const Graph> graph, bool host)
+OrtVision::OrtVision(std::shared_ptr<const package::Package> package, std::shared_ptr<const Graph> graph,
+                     bool host)
     : package_(std::move(package)),
       graph_(std::move(graph)),
       config_(package_->config().vision),
@@ -45,7 +46,8 @@ OrtVision::OrtVision(std::shared_ptr<const package::Package> package, std::share
     // A graph for one size has its positions as constants.
     if (!fixed_) inputs.push_back({grid_input(), DType::kI64, {kAny, 3}});
   }
-  std::vector<Port> outputs = {{package::kImageFeatures, DType::kF32, {kAny, joined_ ? (1 + levels) * width : width}}};
+  std::vector<Port> outputs = {
+      {package::kImageFeatures, DType::kF32, {kAny, joined_ ? (1 + levels) * width : width}}};
   for (int j = 0; j < levels && !joined_; ++j) {
     outputs.push_back({package::deepstack_features_name(j), DType::kF32, {kAny, width}});
   }
@@ -54,7 +56,8 @@ OrtVision::OrtVision(std::shared_ptr<const package::Package> package, std::share
   for (int64_t i = 0; i < config_.depth; ++i) trace_names_.push_back("vision.block" + std::to_string(i));
 }
 
-std::vector<OrtVision::Part> OrtVision::split(std::span<const float> pixels, std::span<const image::Grid> grids) const {
+std::vector<OrtVision::Part> OrtVision::split(std::span<const float> pixels,
+                                              std::span<const image::Grid> grids) const {
   std::vector<Part> parts;
   Part next{.grids = {}, .pixels = pixels.data()};
   const auto finish = [&] {
@@ -66,8 +69,8 @@ std::vector<OrtVision::Part> OrtVision::split(std::span<const float> pixels, std
   const bool one_by_one = host_ || fixed_;
   for (size_t i = 0; i < grids.size(); ++i) {
     if (fixed_ && grids[i] != *fixed_) {
-      fail(ErrorCode::kMismatch, graph_->where(), "grid (t, h, w) of a package with fixed sizes", grid_string(*fixed_),
-           grid_string(grids[i]), "resize the image, or export without --static");
+      fail(ErrorCode::kMismatch, graph_->where(), "grid (t, h, w) of a package with fixed sizes",
+           grid_string(*fixed_), grid_string(grids[i]), "resize the image, or export without --static");
     }
     next.patches += grids[i].patches();
     if (one_by_one) {
@@ -122,12 +125,14 @@ void OrtVision::encode(const Part& part, VisionFeatures& out, const std::functio
   Tensor joined;
   if (joined_) {
     joined = Tensor(DType::kF32, {merged, static_cast<int64_t>(1 + out.deepstack.size()) * width});
-    graph.bind_output(binding.get(), package::kImageFeatures, value(joined.data(), DType::kF32, joined.shape()));
+    graph.bind_output(binding.get(), package::kImageFeatures,
+                      value(joined.data(), DType::kF32, joined.shape()));
   } else {
-    graph.bind_output(binding.get(), package::kImageFeatures, value(rows_of(out.merged), DType::kF32, {merged, width}));
+    graph.bind_output(binding.get(), package::kImageFeatures,
+                      value(rows_of(out.merged), DType::kF32, {merged, width}));
     for (size_t j = 0; j < out.deepstack.size(); ++j) {
       graph.bind_output(binding.get(), package::deepstack_features_name(static_cast<int>(j)).c_str(),
-                          value(rows_of(out.deepstack[j]), DType::kF32, {merged, width}));
+                        value(rows_of(out.deepstack[j]), DType::kF32, {merged, width}));
     }
   }
   // An image can need much memory for a moment: it goes back to the system.
@@ -160,7 +165,8 @@ VisionFeatures OrtVision::encode(std::span<const float> pixels, std::span<const 
   const Shape shape = {patches / config_.merge_rows(), config_.out_hidden_size};
   VisionFeatures out;
   out.merged = Tensor(DType::kF32, shape);
-  for (size_t j = 0; j < config_.deepstack_indexes.size(); ++j) out.deepstack.emplace_back(DType::kF32, shape);
+  for (size_t j = 0; j < config_.deepstack_indexes.size(); ++j)
+    out.deepstack.emplace_back(DType::kF32, shape);
 
   const std::vector<Part> parts = split(pixels, grids);
   const int64_t total = static_cast<int64_t>(parts.size());
