@@ -1,6 +1,6 @@
 // A folder that is written under a temporary name beside its target and renamed when it is complete and
 // flushed: an interrupted command leaves nothing that looks finished, and what was there before stays as it
-// was.
+// was. A command that was killed cannot clean up behind itself, so the next one for the same target does.
 #pragma once
 
 #include <filesystem>
@@ -14,8 +14,12 @@ enum class ExistingFolder {
 
 class PartialFolder {
  public:
-  // A trailing slash of `target` is ignored. Throws kInvalidArgument (no name, or it exists and is not to be
-  // replaced, or it is no folder), kNotFound (no parent folder), kIo.
+  // What the constructor refuses, before any work is done for the folder: kInvalidArgument (no name, or it
+  // exists and is not to be replaced, or it is no folder), kNotFound (no parent folder).
+  static void check_target(const std::filesystem::path& target, ExistingFolder existing);
+
+  // A trailing slash of `target` is ignored. Removes what killed processes left behind for the same target;
+  // those that still run are left alone. Throws what check_target() throws, and kIo.
   explicit PartialFolder(const std::filesystem::path& target,
                          ExistingFolder existing = ExistingFolder::kRefuse);
   // Removes the temporary folder unless publish() was called.
@@ -32,10 +36,15 @@ class PartialFolder {
   void publish();
 
  private:
+  void create();
+  void rename_into_place();
+  void unlock();
+
   std::filesystem::path target_;
   std::filesystem::path path_;
   ExistingFolder existing_;
   bool there_ = false;
+  int lock_ = -1;  // the open folder, locked: its owner lives
 };
 
 }  // namespace qvl
