@@ -65,6 +65,7 @@ Outcome qvl(const std::vector<std::string>& arguments, const RunOptions& options
     dup2(err.write_end, STDERR_FILENO);
     for (const std::string& e : options.environment) putenv(const_cast<char*>(e.c_str()));
     signal(SIGPIPE, SIG_DFL);
+    if (options.in_child) options.in_child();
     execv(binary.c_str(), argv.data());
     _exit(127);
   }
@@ -89,7 +90,10 @@ Outcome qvl(const std::vector<std::string>& arguments, const RunOptions& options
     if (in.write_end >= 0 && sent < options.input.size()) fds.push_back({in.write_end, POLLOUT, 0});
     if (in.write_end >= 0 && sent >= options.input.size()) close_fd(in.write_end);
     if (out.read_end < 0 && err.read_end < 0) break;
-    poll(fds.data(), fds.size(), 200);
+    if (options.signal_when && !outcome.signalled && options.signal_when()) {
+      outcome.signalled = kill(child, options.signal) == 0;
+    }
+    poll(fds.data(), fds.size(), options.signal_when && !outcome.signalled ? 1 : 200);
     for (const pollfd& p : fds) {
       if (p.revents == 0) continue;
       if (p.fd == in.write_end) {

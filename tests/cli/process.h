@@ -1,6 +1,7 @@
 // Runs the real qvl binary as a user does, with pipes or with a pseudo-terminal on stderr.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@ struct Outcome {
   std::string out;
   std::string err;
   double seconds = 0;
+  bool signalled = false;  // signal_when came true while it ran
 };
 
 struct RunOptions {
@@ -19,6 +21,9 @@ struct RunOptions {
   bool close_stdout_early = false;  // the reader goes away after the first byte
   int interrupt_after_bytes = -1;   // SIGINT once stdout has this many bytes
   int interrupts = 1;
+  std::function<bool()> signal_when;  // asked every millisecond; true: `signal` is sent, once
+  int signal = 0;
+  std::function<void()> in_child;        // runs in the child before the program starts
   std::vector<std::string> environment;  // "NAME=value", added to ours
   double timeout_s = 240;                // then SIGKILL and a failed expectation
 };

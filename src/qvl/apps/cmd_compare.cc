@@ -200,7 +200,8 @@ class Comparer {
       error = known->second;
       return folder;
     }
-    std::vector<std::string> arguments = {"export", o_.checkpoint, folder.string(), "--replace"};
+    std::vector<std::string> arguments = {"export",   o_.checkpoint, folder.string(), "--replace",
+                                          "--verify", "none"};  // its logits are measured here
     if (files == Files::kPlain) arguments.push_back("--plain");
     if (files == Files::kStatic) {
       // Room for the prompt and the answer, in whole calls.

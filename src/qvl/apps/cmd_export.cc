@@ -4,6 +4,7 @@
 #include <regex>
 
 #include "qvl/apps/cli.h"
+#include "qvl/apps/verification.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/export/exporter.h"
@@ -32,6 +33,7 @@ struct ExportCommandOptions {
   bool replace = false;
   std::string calibrate;
   int64_t calibrate_tokens = 32;
+  std::string verify = "native";
   int threads = 0;
 };
 
@@ -43,8 +45,7 @@ exporting::StaticImage parse_size(const std::string& text) {
   return {std::stoll(match[1]), std::stoll(match[2])};
 }
 
-int run_export(const ExportCommandOptions& o) {
-  log_to_stderr(false);
+exporting::ExportOptions export_options(const ExportCommandOptions& o) {
   exporting::ExportOptions options;
   options.checkpoint = o.checkpoint;
   options.out = o.out;
@@ -68,29 +69,52 @@ int run_export(const ExportCommandOptions& o) {
   }
   options.threads = o.threads;
   options.version = QVL_VERSION;
+  return options;
+}
 
-  catch_interrupts();
-  ProgressBar bar;
-  options.progress = [&bar](std::string_view phase, int64_t done, int64_t total) {
-    bar.update(phase, done, total, "");
+exporting::Importance calibrated(const ExportCommandOptions& o, ProgressBar& bar) {
+  const std::vector<generate::EvalQuestion> samples = generate::calibration_samples(o.calibrate);
+  EngineChoice choice;
+  choice.threads = o.threads;
+  const OpenModel model = open_model(o.checkpoint, choice, bar);
+  return generate::calibrate(
+      model.engine, model.assets, samples, o.calibrate_tokens,
+      [&bar](int64_t done, int64_t total) {
+        bar.update("calibrating", done, total, "samples");
+        return !interrupt_flag();
+      },
+      &interrupt_flag());
+}
+
+// The report of the finished folder; throws kMismatch when the package is not what it should be.
+Json verified(const ExportCommandOptions& o, const std::filesystem::path& folder, ProgressBar& bar) {
+  const bool full = o.verify == "full";
+  VerificationOptions options;
+  options.package = folder;
+  options.checkpoint = o.checkpoint;
+  options.hashes = full;
+  options.native = o.verify != "weights";
+  options.onnx = full;
+  options.threads = o.threads;
+  if (!full) options.cases = quick_cases();
+  options.give_back_pages = true;
+  options.progress = [&bar](std::string_view label, int64_t done, int64_t total, std::string_view unit) {
+    bar.update(label, done, total, unit);
     return !interrupt_flag();
   };
-  if (!o.calibrate.empty()) {
-    const std::vector<generate::EvalQuestion> samples = generate::calibration_samples(o.calibrate);
-    EngineChoice choice;
-    choice.threads = o.threads;
-    const OpenModel model = open_model(o.checkpoint, choice, bar);
-    options.importance = generate::calibrate(model.engine, model.assets, samples, o.calibrate_tokens,
-                                             [&bar](int64_t done, int64_t total) {
-                                               bar.update("calibrating", done, total, "samples");
-                                               return !interrupt_flag();
-                                             });
+  Verification verification(std::move(options));
+  verification.run();
+  if (!verification.passed()) {
+    fail(ErrorCode::kMismatch, o.out,
+         fmt::format("the package does not compute what the checkpoint computes, nothing was written: {} "
+                     "(other precisions or --recipe best may; --verify none writes it all the same)",
+                     verification.fault()));
   }
-  const auto start = std::chrono::steady_clock::now();
-  const exporting::ExportResult result = exporting::export_package(options);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  bar.clear();
+  return verification.to_json(false);
+}
 
+void print_result(const ExportCommandOptions& o, const exporting::ExportResult& result, double seconds,
+                  double verify_seconds) {
   const double read = static_cast<double>(result.checkpoint_bytes),
                written = static_cast<double>(result.package_bytes);
   fmt::print(stderr, "qvl: {:.2f} GB became {:.2f} GB in {:.1f} s: {}\n", read * 1e-9, written * 1e-9,
@@ -102,8 +126,53 @@ int run_export(const ExportCommandOptions& o) {
     fmt::print(stderr, " ({} recipe, {:.2f} bits a quantised weight, relative error {:.4f})", o.recipe,
                all["bits_per_weight"].get<double>(), all["relative_rms"].get<double>());
   }
+  if (!result.manifest.parity.is_null()) {
+    fmt::print(stderr, "\nqvl: verified against the checkpoint in {:.1f} s ({})", verify_seconds,
+               o.verify == "weights"  ? "weights"
+               : o.verify == "native" ? "weights and the native engine on a few prompts"
+                                      : "hashes, weights, all engines");
+  }
   fmt::print(stderr, "\nqvl: try it: qvl run {} -i PICTURE \"What is this?\"   what is inside: qvl info {}\n",
              result.folder.string(), result.folder.string());
+}
+
+int run_export(const ExportCommandOptions& o) {
+  using Clock = std::chrono::steady_clock;
+  const auto seconds_since = [](Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  log_to_stderr(false);
+  exporting::ExportOptions options = export_options(o);
+  exporting::check_output(options.out, options.replace);  // before minutes of calibration
+
+  catch_interrupts();
+  ProgressBar bar;
+  options.progress = [&bar](std::string_view phase, int64_t done, int64_t total) {
+    bar.update(phase, done, total, "");
+    return !interrupt_flag();
+  };
+  double verify_seconds = 0;
+  if (o.verify != "none") {
+    options.verify = [&](const std::filesystem::path& folder) {
+      const auto start = Clock::now();
+      Json report = verified(o, folder, bar);
+      verify_seconds = seconds_since(start);
+      return report;
+    };
+  }
+  try {
+    if (!o.calibrate.empty()) options.importance = calibrated(o, bar);
+    const auto start = Clock::now();
+    const exporting::ExportResult result = exporting::export_package(options);
+    bar.clear();
+    print_result(o, result, seconds_since(start) - verify_seconds, verify_seconds);
+  } catch (const Error& e) {
+    if (e.code() != ErrorCode::kCancelled || !interrupt_flag()) throw;
+    bar.clear();
+    fmt::print(stderr, "qvl: [{}] interrupted; {}\n", o.out,
+               o.replace ? "nothing was changed" : "nothing was written");
+    return kExitInterrupted;
+  }
   return kExitOk;
 }
 
@@ -168,6 +237,15 @@ Registration register_export(CLI::App& app) {
       ->type_name("FOLDER");
   command->add_option("--calibrate-tokens", o->calibrate_tokens, "Longest answer to a sample (default 32)")
       ->check(whole_between(1, 1 << 16));
+  command
+      ->add_option("--verify", o->verify,
+                   "What is proved before the package gets its name: native (default): every stored weight "
+                   "against the checkpoint's, then a text, a picture and two pictures through the native "
+                   "engine on both; weights: only these; full: all that qvl verify does (needs the memory of "
+                   "its engines); none. The report is stored in the package; a package that fails is not "
+                   "written")
+      ->check(CLI::IsMember({"none", "weights", "native", "full"}))
+      ->type_name("LEVEL");
   command->add_flag("--replace", o->replace, "Replace the package at OUT, in one step at the end");
   command->add_option("--threads", o->threads, "Threads (default: all processors available)")
       ->check(whole_between(1, 1024));

@@ -90,7 +90,9 @@ Json measure_stage(const StageOptions& o) {
   generate::ParityCaseOptions cases;
   cases.sizes = {o.size};
   cases.greedy_tokens = o.tokens;
-  cases.text = cases.several = cases.video = false;
+  cases.texts = 0;
+  cases.several.clear();
+  cases.video = false;
   ThreadPool single(1);
   const generate::ParityCase prompt = std::move(generate::standard_parity_cases(
       o.model, opened.config, cases, opened.pool ? opened.pool.get() : &single)[0]);

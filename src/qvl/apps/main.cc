@@ -1,6 +1,7 @@
 // The `qvl` program: picks the command, turns errors into one line on stderr and an exit code.
 #include <CLI/CLI.hpp>
 #include <clocale>
+#include <csignal>
 #include <cstdio>
 #include <vector>
 
@@ -87,6 +88,7 @@ int run_program(int argc, char** argv) {
 }  // namespace qvl::apps
 
 int main(int argc, char** argv) {
-  std::setlocale(LC_CTYPE, "");  // line editing in UTF-8; numbers stay in the C locale
+  std::setlocale(LC_CTYPE, "");   // line editing in UTF-8; numbers stay in the C locale
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error like a full disk
   return qvl::apps::run_program(argc, argv);
 }

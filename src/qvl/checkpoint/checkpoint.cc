@@ -235,4 +235,8 @@ void Checkpoint::drop(const CheckpointTensor& tensor) const {
   files_[tensor.file_index].drop(*tensor.view);
 }
 
+void Checkpoint::drop_all() const {
+  for (const SafetensorsFile& file : files_) file.mapping().drop(0, file.mapping().bytes().size());
+}
+
 }  // namespace qvl::checkpoint

@@ -66,6 +66,8 @@ class Checkpoint {
   void prefetch() const;
   void prefetch(const CheckpointTensor& tensor) const;
   void drop(const CheckpointTensor& tensor) const;
+  // Gives back the pages of all files: they leave this process's memory, not the page cache.
+  void drop_all() const;
 
  private:
   Checkpoint() = default;

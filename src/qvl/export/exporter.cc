@@ -90,6 +90,10 @@ class Progress {
   int64_t done_ = 0, total_;
 };
 
+ExistingFolder existing_folder(bool replace) {
+  return replace ? ExistingFolder::kReplace : ExistingFolder::kRefuse;
+}
+
 // Streams one tensor into its places.
 quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source, const ExportOptions& options,
                                DataWriter& writer, ThreadPool& pool, Progress& progress) {
@@ -123,6 +127,7 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source,
         view.bytes.subspan(first * source_row_bytes, count * source_row_bytes);
     stats.merge(quantizer.quantize(in.data(), view.dtype, rows, out, pool, row));
     writer.write(tensor.data.place.offset + first * row_bytes, bytes);
+    source.drop(tensor.role, tensor.layer);
     progress.report(static_cast<int64_t>(in.size()));
   }
   const auto put = [&](const StoredPart& part, std::span<const std::byte> bytes) {
@@ -132,7 +137,6 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source,
   };
   put(tensor.scales, scales);
   put(tensor.zero_points, zeros);
-  source.drop(tensor.role, tensor.layer);
   return stats;
 }
 
@@ -166,7 +170,16 @@ std::vector<GraphFile> build_graphs(WeightPlan& plan, const ExportOptions& optio
 
 }  // namespace
 
+void check_output(const fs::path& out, bool replace) {
+  PartialFolder::check_target(out, existing_folder(replace));
+  if (replace && fs::exists(out) && !fs::exists(out / package::kManifestFile) && !fs::is_empty(out)) {
+    fail(ErrorCode::kInvalidArgument, out.string(), "folder to replace", "a package", "something else",
+         "choose another name");
+  }
+}
+
 ExportResult export_package(const ExportOptions& options) {
+  check_output(options.out, options.replace);
   const int threads = resolve_threads(options.threads, "export");
   Source source = Source::open(options.checkpoint);
   options.precision.validate(source.config.tie_word_embeddings);
@@ -181,12 +194,7 @@ ExportResult export_package(const ExportOptions& options) {
     graph_options.static_context = options.static_context;
   }
 
-  PartialFolder folder(options.out, options.replace ? ExistingFolder::kReplace : ExistingFolder::kRefuse);
-  if (options.replace && fs::exists(folder.target()) &&
-      !fs::exists(folder.target() / package::kManifestFile) && !fs::is_empty(folder.target())) {
-    fail(ErrorCode::kInvalidArgument, folder.target().string(), "folder to replace", "a package",
-         "something else", "choose another name");
-  }
+  PartialFolder folder(options.out, existing_folder(options.replace));
   ThreadPool pool(threads);
   Progress progress(options, static_cast<int64_t>(source.checkpoint.total_bytes()));
 
@@ -286,6 +294,10 @@ ExportResult export_package(const ExportOptions& options) {
     }
   }
   manifest.save(folder.path());
+  if (options.verify) {
+    manifest.parity = options.verify(folder.path());
+    manifest.save(folder.path());
+  }
   folder.publish();
   result.folder = folder.target();
   return result;

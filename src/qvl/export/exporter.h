@@ -45,6 +45,9 @@ struct ExportOptions {
   // What is being done ("measuring", "writing"), bytes of the checkpoint done and in all; return false to
   // cancel (kCancelled, nothing is left behind).
   std::function<bool(std::string_view phase, int64_t done, int64_t total)> progress;
+  // Called with the folder when everything is in it, before it gets its name. What it returns is stored as
+  // the parity report; what it throws fails the export.
+  std::function<Json(const std::filesystem::path& folder)> verify;
 };
 
 struct ExportResult {
@@ -53,6 +56,9 @@ struct ExportResult {
   uint64_t package_bytes = 0;
   package::Manifest manifest;
 };
+
+// What export_package() says about OUT, before any work: kInvalidArgument, kNotFound.
+void check_output(const std::filesystem::path& out, bool replace);
 
 // Throws what opening a checkpoint throws, kInvalidArgument (options that contradict each other, OUT), kLimit
 // (disk space), kIo, kUnsupported (a weight that is not finite, a value that the type cannot hold),

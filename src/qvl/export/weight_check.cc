@@ -20,6 +20,8 @@ using source::Source;
 
 // Rows that one task compares: enough values to be worth it, little memory.
 constexpr int64_t kTaskValues = int64_t{1} << 17;
+// Tasks after which the pages read so far go back: an embedding table alone would fill a gigabyte.
+constexpr int64_t kPieceTasks = 256;
 
 // Rows of a part of equal rows.
 std::span<const std::byte> rows_of(std::span<const std::byte> all, int64_t rows, int64_t first,
@@ -38,12 +40,12 @@ std::vector<float> floats(std::span<const std::byte> bytes, DType type) {
 }
 
 quant::ErrorStats compare(const package::PackageTensor& stored, const checkpoint::TensorView& source,
-                          ThreadPool& pool) {
+                          ThreadPool& pool, const std::function<void()>& give_back) {
   const package::TensorEntry& entry = *stored.entry;
   const int64_t step = std::max<int64_t>(1, kTaskValues / std::max<int64_t>(1, entry.columns));
   const int64_t tasks = (entry.rows + step - 1) / step;
   std::vector<quant::ErrorStats> parts(static_cast<size_t>(tasks));
-  pool.parallel_for(tasks, [&](int64_t task, int) {
+  const auto compare_task = [&](int64_t task) {
     const int64_t first = task * step, count = std::min(step, entry.rows - first);
     const std::vector<float> x = floats(rows_of(source.bytes, entry.rows, first, count), source.dtype);
     const std::span<const std::byte> data = rows_of(stored.data, entry.rows, first, count);
@@ -58,7 +60,12 @@ quant::ErrorStats compare(const package::PackageTensor& stored, const checkpoint
                         y);
     }
     parts[static_cast<size_t>(task)].add(x, y, entry.columns);
-  });
+  };
+  for (int64_t done = 0; done < tasks; done += kPieceTasks) {
+    pool.parallel_for(std::min(kPieceTasks, tasks - done),
+                      [&](int64_t task, int) { compare_task(done + task); });
+    give_back();
+  }
   quant::ErrorStats stats;
   for (const quant::ErrorStats& part : parts) stats.merge(part);
   stats.stored_bytes = stored.data.size() + stored.scales.size() + stored.zero_points.size();
@@ -172,10 +179,8 @@ std::string WeightReport::to_text() const {
   return out;
 }
 
-WeightReport check_weights(const package::Package& package, const std::filesystem::path& checkpoint,
-                           ThreadPool& pool,
+WeightReport check_weights(const package::Package& package, const Source& source, ThreadPool& pool,
                            const std::function<bool(int64_t done, int64_t total)>& progress) {
-  const Source source = Source::open(checkpoint);
   check_same_model(package, source);
   std::map<std::string, const model::TensorSpec*> specs;
   // The package was checked against this very table when it was opened.
@@ -195,13 +200,14 @@ WeightReport check_weights(const package::Package& package, const std::filesyste
     check.role = spec->second->role;
     check.format = t.entry->format;
     const checkpoint::TensorView& view = source.tensor(check.role, spec->second->layer);
-    check.stats = compare(t, view, pool);
+    check.stats = compare(t, view, pool, [&] {
+      source.drop(check.role, spec->second->layer);
+      package.drop(t);
+    });
     check.limit = weight_limit(check.format);
     if (check.format.kind == quant::Kind::kFloat && check.format.float_type == view.dtype) check.limit = 0;
     if (const auto r = reported.find(check.tensor); r != reported.end()) check.reported = r->second;
     done += static_cast<int64_t>(check.stats.stored_bytes);
-    source.drop(check.role, spec->second->layer);
-    package.drop(t);
     report.tensors.push_back(std::move(check));
   }
   if (progress) progress(total, total);

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <functional>
 #include <optional>
 #include <string>
@@ -16,6 +15,7 @@
 #include "qvl/package/package.h"
 #include "qvl/quant/error_stats.h"
 #include "qvl/quant/format.h"
+#include "qvl/source/source.h"
 
 namespace qvl::exporting {
 
@@ -50,11 +50,10 @@ struct WeightReport {
   std::string to_text() const;
 };
 
-// Reads package and checkpoint once. progress: bytes of the package done, in all; false cancels (kCancelled).
-// Throws what opening a checkpoint throws; kMismatch when it is not the one that the package was made from
-// (config.json, head).
-WeightReport check_weights(const package::Package& package, const std::filesystem::path& checkpoint,
-                           ThreadPool& pool,
+// Reads package and checkpoint once, a piece of a tensor at a time, and gives their pages back. progress:
+// bytes of the package done, in all; false cancels (kCancelled). Throws kMismatch when the checkpoint is not
+// the one that the package was made from (config.json, head).
+WeightReport check_weights(const package::Package& package, const source::Source& source, ThreadPool& pool,
                            const std::function<bool(int64_t done, int64_t total)>& progress = {});
 
 }  // namespace qvl::exporting

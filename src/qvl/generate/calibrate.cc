@@ -109,7 +109,7 @@ std::vector<EvalQuestion> calibration_samples(const fs::path& folder) {
 ColumnMeanSquares calibrate(const std::shared_ptr<const engine::Engine>& engine,
                             const std::shared_ptr<const Assets>& assets,
                             const std::vector<EvalQuestion>& samples, int64_t max_tokens,
-                            const engine::ProgressFn& progress) {
+                            const engine::ProgressFn& progress, const std::atomic<bool>* cancel) {
   Gatherer gatherer;
   Pipeline pipeline(std::make_shared<ListeningEngine>(engine, &gatherer), assets,
                     std::make_shared<ImageMemory>(kDefaultImageMemoryBytes));
@@ -124,7 +124,9 @@ ColumnMeanSquares calibrate(const std::shared_ptr<const engine::Engine>& engine,
     for (const fs::path& image : sample.images) {
       visuals.push_back(pipeline.load({.kind = VisualInput::Kind::kImageFile, .path = image}));
     }
-    pipeline.answer({user_message(std::move(visuals), sample.question)}, options);
+    const Answer answer = pipeline.answer({user_message(std::move(visuals), sample.question)}, options,
+                                          {.on_text = {}, .progress = {}, .cancel = cancel});
+    if (answer.reason == FinishReason::kCancelled) fail(ErrorCode::kCancelled, "calibrate", "cancelled");
   }
   if (gatherer.empty()) {
     fail(ErrorCode::kUnsupported, "calibrate",

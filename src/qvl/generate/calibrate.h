@@ -3,6 +3,7 @@
 // (`qvl export --calibrate`).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -25,10 +26,12 @@ using ColumnMeanSquares = std::map<std::string, std::vector<float>, std::less<>>
 std::vector<EvalQuestion> calibration_samples(const std::filesystem::path& folder);
 
 // Answers every sample greedily with at most `max_tokens` tokens and gathers what the engine reports (native
-// decoders only: kUnsupported from others). progress: samples done, in all; false cancels (kCancelled).
+// decoders only: kUnsupported from others). progress: samples done, in all; false cancels (kCancelled), as
+// `cancel` (may be null) does in the middle of a sample.
 ColumnMeanSquares calibrate(const std::shared_ptr<const engine::Engine>& engine,
                             const std::shared_ptr<const Assets>& assets,
                             const std::vector<EvalQuestion>& samples, int64_t max_tokens,
-                            const engine::ProgressFn& progress = {});
+                            const engine::ProgressFn& progress = {},
+                            const std::atomic<bool>* cancel = nullptr);
 
 }  // namespace qvl::generate

@@ -211,22 +211,23 @@ std::vector<ParityCase> standard_parity_cases(const fs::path& folder, const mode
                                               const ParityCaseOptions& options, ThreadPool* pool) {
   const CaseMaker maker(folder, config, options, pool);
   std::vector<ParityCase> cases;
-  if (options.text) {
-    for (size_t i = 0; i < std::size(kTexts); ++i)
-      cases.push_back(maker.make(fmt::format("text {}", i + 1), kTexts[i], {}));
-  }
+  const size_t texts = std::min(std::size(kTexts), static_cast<size_t>(std::max<int64_t>(options.texts, 0)));
+  for (size_t i = 0; i < texts; ++i)
+    cases.push_back(maker.make(fmt::format("text {}", i + 1), kTexts[i], {}));
   uint32_t seed = 1;
   for (PictureSize size : options.sizes) {
     std::vector<Drawn> drawn;
     drawn.push_back(maker.picture(size, seed++));
     cases.push_back(maker.make("picture " + size_name(size), kPictureText, drawn));
   }
-  if (options.several) {
+  if (!options.several.empty()) {
     std::vector<Drawn> drawn;
-    for (PictureSize size : {PictureSize{96, 64}, PictureSize{160, 224}, PictureSize{256, 96}}) {
+    std::string name = "pictures";
+    for (PictureSize size : options.several) {
       drawn.push_back(maker.picture(size, seed++));
+      name += " " + size_name(size);
     }
-    cases.push_back(maker.make("pictures 96x64 160x224 256x96", kSeveralText, drawn));
+    cases.push_back(maker.make(std::move(name), kSeveralText, drawn));
   }
   if (options.video) {
     std::vector<Drawn> drawn;

@@ -28,8 +28,8 @@ image::RgbImage draw_picture(PictureSize size, uint32_t seed);
 struct ParityCaseOptions {
   std::vector<PictureSize> sizes = {{64, 64}, {256, 192}, {320, 480}};
   int64_t greedy_tokens = 16;
-  bool text = true;
-  bool several = true;  // three pictures of different sizes in one prompt
+  int64_t texts = 3;  // prompts without pictures, at most 3
+  std::vector<PictureSize> several = {{96, 64}, {160, 224}, {256, 96}};  // in one prompt; empty: no such case
   bool video = true;
 };
 

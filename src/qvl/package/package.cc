@@ -177,6 +177,10 @@ void Package::drop(const PackageTensor& tensor) const {
   advise(tensor, &MappedFile::drop);
 }
 
+void Package::drop_all() const {
+  for (const auto& [name, file] : files_) file.drop(0, file.bytes().size());
+}
+
 void Package::verify_hashes(const std::function<bool(int64_t, int64_t)>& progress) const {
   const std::vector<const FileEntry*> files = all_files(manifest_);
   uint64_t total = 0;

@@ -69,6 +69,8 @@ class Package {
   // Hints for the page cache about one tensor.
   void will_need(const PackageTensor& tensor) const;
   void drop(const PackageTensor& tensor) const;
+  // Gives back the pages of all data files: they leave this process's memory, not the page cache.
+  void drop_all() const;
 
   // Reads every listed file and compares its SHA-256; throws kFormat naming the first file that differs,
   // kCancelled when `progress` (bytes done, bytes in all; may be empty) returns false.

@@ -37,6 +37,7 @@ Source Source::open(const std::filesystem::path& folder) {
     if (head->dtype != embedding->dtype || !std::ranges::equal(head->bytes, embedding->bytes)) {
       model::fail_different_head(folder.string(), head->file);
     }
+    checkpoint.drop_all();
   }
   config.tie_word_embeddings = match.tied_head;
   const DType dtype = dominant_dtype(checkpoint);

@@ -100,8 +100,13 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
 
 std::shared_ptr<const Engine> open_checkpoint(const std::filesystem::path& dir,
                                               const EngineOptions& options) {
+  return open_checkpoint(std::make_shared<const source::Source>(source::Source::open(dir)), options);
+}
+
+std::shared_ptr<const Engine> open_checkpoint(std::shared_ptr<const source::Source> opened,
+                                              const EngineOptions& options) {
   auto pool = std::make_shared<ThreadPool>(thread_count(options));
-  const auto source = checkpoint_source(source::Source::open(dir));
+  const auto source = checkpoint_source(std::move(opened));
   const OpenedStages stages = open_stages(source, options, {}, pool);
   return compose(source->config(), stages, stages, source->parameters(), std::move(pool));
 }

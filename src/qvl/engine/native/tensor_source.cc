@@ -26,14 +26,14 @@ class ByteVote {
 
 class CheckpointSource : public TensorSource {
  public:
-  explicit CheckpointSource(source::Source source) : source_(std::move(source)) {}
+  explicit CheckpointSource(std::shared_ptr<const source::Source> source) : source_(std::move(source)) {}
 
-  const model::ModelConfig& config() const override { return source_.config; }
-  bool tied_head() const override { return source_.config.tie_word_embeddings; }
-  DType stage_type(bool) const override { return source_.dtype; }
+  const model::ModelConfig& config() const override { return source_->config; }
+  bool tied_head() const override { return source_->config.tie_word_embeddings; }
+  DType stage_type(bool) const override { return source_->dtype; }
 
   SourceTensor find(TensorRole role, int layer) const override {
-    const checkpoint::TensorView& view = source_.tensor(role, layer);
+    const checkpoint::TensorView& view = source_->tensor(role, layer);
     const int64_t rows = view.shape.size() < 2 ? 1 : view.shape[0];
     return {.format = quant::Format::floating(view.dtype),
             .rows = rows,
@@ -42,7 +42,7 @@ class CheckpointSource : public TensorSource {
   }
 
  private:
-  source::Source source_;
+  std::shared_ptr<const source::Source> source_;
 };
 
 class PackageSource : public TensorSource {
@@ -103,7 +103,7 @@ int64_t TensorSource::parameters() const {
   return total;
 }
 
-std::shared_ptr<const TensorSource> checkpoint_source(source::Source source) {
+std::shared_ptr<const TensorSource> checkpoint_source(std::shared_ptr<const source::Source> source) {
   return std::make_shared<CheckpointSource>(std::move(source));
 }
 

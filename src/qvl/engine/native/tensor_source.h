@@ -46,7 +46,7 @@ class TensorSource {
 };
 
 // Opening either has compared it with the tensor table.
-std::shared_ptr<const TensorSource> checkpoint_source(source::Source source);
+std::shared_ptr<const TensorSource> checkpoint_source(std::shared_ptr<const source::Source> source);
 std::shared_ptr<const TensorSource> package_source(std::shared_ptr<const package::Package> package);
 
 }  // namespace qvl::engine::native
