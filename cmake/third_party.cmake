@@ -20,6 +20,7 @@ target_include_directories(qvl_onnx_schema SYSTEM INTERFACE ${QVL_ONNX_INCLUDE})
 target_compile_definitions(qvl_onnx_schema INTERFACE ONNX_NAMESPACE=onnx ONNX_ML=1)
 target_link_libraries(qvl_onnx_schema INTERFACE ${QVL_ONNX_PROTO} PkgConfig::qvl_protobuf)
 
+option(QVL_ONNXRUNTIME "Build the ONNX engine where the headers of ONNX Runtime are found" ON)
 # ONNX Runtime: headers only; the library is opened at run time. scripts/lib/onnxruntime.sh fetches both into
 # build/third_party. Without headers the room engine/ort is a stub that says so.
 find_path(QVL_ONNXRUNTIME_INCLUDE onnxruntime_c_api.h
@@ -28,10 +29,12 @@ find_path(QVL_ONNXRUNTIME_INCLUDE onnxruntime_c_api.h
 set(QVL_ONNXRUNTIME_PREFIX ${CMAKE_SOURCE_DIR}/build/third_party/onnxruntime CACHE PATH
     "Where a development build looks for lib/libonnxruntime.so.1")
 add_library(qvl_onnxruntime_headers INTERFACE)
-if(QVL_ONNXRUNTIME_INCLUDE)
+if(QVL_ONNXRUNTIME AND QVL_ONNXRUNTIME_INCLUDE)
   target_include_directories(qvl_onnxruntime_headers SYSTEM INTERFACE ${QVL_ONNXRUNTIME_INCLUDE})
   set(QVL_HAVE_ONNXRUNTIME ON)
 else()
   set(QVL_HAVE_ONNXRUNTIME OFF)
-  message(STATUS "ONNX Runtime headers not found: building without the ONNX engine (run scripts/lib/onnxruntime.sh)")
+  if(QVL_ONNXRUNTIME)
+    message(STATUS "ONNX Runtime headers not found: building without the ONNX engine (run scripts/lib/onnxruntime.sh)")
+  endif()
 endif()
