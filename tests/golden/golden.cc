@@ -8,6 +8,10 @@
 
 namespace qvl::golden {
 
+std::string small_model_path() {
+  return QVL_SOURCE_DIR "/models/small";
+}
+
 std::string fixture_path(const std::string& relative) {
   return std::string(QVL_SOURCE_DIR "/tests/fixtures/golden/") + relative;
 }

@@ -36,6 +36,11 @@ std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int t
 // Whether this variant lets a test see a tensor of the trace contract.
 bool traces(const Variant& variant, std::string_view tensor);
 
+// The model that ships, likewise in each program's ways.
+std::vector<Variant> small_variants();
+std::shared_ptr<const engine::Engine> open_small(const Variant& variant);
+std::string small_model_path();
+
 // The tiny golden model; opened once per variant.
 std::shared_ptr<const engine::Engine> tiny_engine(const Variant& variant, int threads = 1);
 

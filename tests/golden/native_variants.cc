@@ -14,15 +14,32 @@ std::vector<Variant> variants() {
   return all;
 }
 
-std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int threads) {
+namespace {
+
+std::shared_ptr<const engine::Engine> open(const std::string& checkpoint, const Variant& variant,
+                                           int threads) {
   engine::EngineOptions options;
   options.threads = threads;
   options.vision_precision = options.text_precision = variant.precision;
   options.kernels = variant.kernels;
-  const auto engine = engine::native::open_checkpoint(fixture_path("model"), options);
+  const auto engine = engine::native::open_checkpoint(checkpoint, options);
   // The forced table must be the one that runs.
   EXPECT_EQ(engine->info().isa, variant.kernels);
   return engine;
+}
+
+}  // namespace
+
+std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int threads) {
+  return open(fixture_path("model"), variant, threads);
+}
+
+std::vector<Variant> small_variants() {
+  return variants();
+}
+
+std::shared_ptr<const engine::Engine> open_small(const Variant& variant) {
+  return open(small_model_path(), variant, 1);
 }
 
 bool traces(const Variant&, std::string_view) {

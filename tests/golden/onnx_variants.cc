@@ -58,7 +58,7 @@ class Packages {
   fs::path make(const std::string& name, ExportOptions options) {
     const fs::path out = folder_ / name;
     if (fs::exists(out)) return out;
-    options.checkpoint = fixture_path("model");
+    if (options.checkpoint.empty()) options.checkpoint = fixture_path("model");
     options.out = out;
     options.version = "test";
     options.threads = 1;
@@ -128,7 +128,13 @@ std::shared_ptr<const package::Package> open_tiny(const std::string& name) {
 std::shared_ptr<const engine::Engine> open_mix(const std::string& name, bool onnx_vision, bool onnx_text,
                                                const engine::ort::OrtOptions& ort,
                                                engine::Precision native_precision) {
-  const auto package = open_tiny(name);
+  return open_mix(open_tiny(name), onnx_vision, onnx_text, ort, native_precision);
+}
+
+std::shared_ptr<const engine::Engine> open_mix(const std::shared_ptr<const package::Package>& package,
+                                               bool onnx_vision, bool onnx_text,
+                                               const engine::ort::OrtOptions& ort,
+                                               engine::Precision native_precision) {
   engine::EngineOptions native;
   native.threads = ort.threads;
   native.vision_precision = native.text_precision = native_precision;
@@ -161,6 +167,26 @@ std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int t
   EXPECT_EQ(engine->info().vision.starts_with("onnx"), kind.onnx_vision);
   EXPECT_EQ(engine->info().text.starts_with("onnx"), kind.onnx_text);
   return engine;
+}
+
+std::vector<Variant> small_variants() {
+  // The weights are bf16 as in the checkpoint; all of these compute in float32.
+  std::vector<Variant> all;
+  for (const char* kind : {"onnx_full", "onnx_host", "mix_native_vision", "mix_native_text"})
+    all.push_back({engine::Precision::kF32, kind});
+  return all;
+}
+
+std::shared_ptr<const engine::Engine> open_small(const Variant& variant) {
+  const Kind& kind = kinds().at(variant.kernels);
+  ExportOptions options = float_options(StagePrecision::kBf16);
+  options.checkpoint = small_model_path();
+  const auto package =
+      std::make_shared<const package::Package>(package::Package::open(tiny_package("small_bf16", options)));
+  engine::ort::OrtOptions ort;
+  ort.threads = 1;
+  ort.vision_graph = kind.graph;
+  return open_mix(package, kind.onnx_vision, kind.onnx_text, ort, engine::Precision::kF32);
 }
 
 bool traces(const Variant& variant, std::string_view tensor) {

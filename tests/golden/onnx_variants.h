@@ -22,5 +22,9 @@ std::shared_ptr<const package::Package> open_tiny(const std::string& name);
 std::shared_ptr<const engine::Engine> open_mix(const std::string& name, bool onnx_vision, bool onnx_text,
                                                const engine::ort::OrtOptions& ort,
                                                engine::Precision native_precision);
+std::shared_ptr<const engine::Engine> open_mix(const std::shared_ptr<const package::Package>& package,
+                                               bool onnx_vision, bool onnx_text,
+                                               const engine::ort::OrtOptions& ort,
+                                               engine::Precision native_precision);
 
 }  // namespace qvl::golden

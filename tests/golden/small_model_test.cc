@@ -1,12 +1,12 @@
-// The model that ships, from picture file to tokens, against the reference library's own greedy tokens on 50
-// prompts (tests/fixtures/small/greedy.json, written by tools/small/make_fixtures.py).
+// The model that ships, from picture file to tokens, through both engines and their mixes, against the
+// reference library's own greedy tokens on 50 prompts (tests/fixtures/small/greedy.json, written by
+// tools/small/make_fixtures.py).
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "golden.h"
 #include "qvl/base/json.h"
-#include "qvl/engine/native/open.h"
 #include "qvl/generate/pipeline.h"
 
 namespace qvl::golden {
@@ -52,14 +52,9 @@ class SmallModel : public testing::TestWithParam<Variant> {};
 TEST_P(SmallModel, GreedyTokensEqualTheReference) {
   const Variant& variant = GetParam();
   const bool f32 = variant.precision == engine::Precision::kF32;
-  engine::EngineOptions options;
-  options.threads = 1;
-  options.vision_precision = options.text_precision = variant.precision;
-  options.kernels = variant.kernels;
-  const std::filesystem::path folder = QVL_SOURCE_DIR "/models/small";
-  const auto engine = engine::native::open_checkpoint(folder, options);
+  const auto engine = open_small(variant);
   const auto assets =
-      std::make_shared<const generate::Assets>(generate::Assets::load(folder, engine->config()));
+      std::make_shared<const generate::Assets>(generate::Assets::load(small_model_path(), engine->config()));
   generate::Pipeline pipeline(engine, assets,
                               std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes));
 
@@ -133,7 +128,7 @@ TEST_P(SmallModel, GreedyTokensEqualTheReference) {
   RecordProperty("exact_answers", exact);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, SmallModel, testing::ValuesIn(variants()),
+INSTANTIATE_TEST_SUITE_P(Golden, SmallModel, testing::ValuesIn(small_variants()),
                          [](const testing::TestParamInfo<Variant>& p) { return variant_name(p.param); });
 
 }  // namespace
