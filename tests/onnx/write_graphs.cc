@@ -13,6 +13,7 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -91,10 +92,10 @@ bool is_matrix(qvl::model::TensorRole role) {
          precision == qvl::model::PrecisionClass::kEmbedding;
 }
 
-void put(std::fstream& file, const qvl::onnx::ExternalData& place, const void* bytes) {
-  if (place.length == 0) return;  // a part that the format does not have
-  file.seekp(static_cast<std::streamoff>(place.offset));
-  file.write(static_cast<const char*>(bytes), static_cast<std::streamsize>(place.length));
+void put(std::fstream& file, const std::optional<qvl::package::TensorPart>& part, const void* bytes) {
+  if (!part) return;
+  file.seekp(static_cast<std::streamoff>(part->offset));
+  file.write(static_cast<const char*>(bytes), static_cast<std::streamsize>(part->length));
 }
 
 void write_tensor(std::fstream& file, const Arguments& arguments, const StoredTensor& tensor,
@@ -106,8 +107,7 @@ void write_tensor(std::fstream& file, const Arguments& arguments, const StoredTe
   std::vector<std::byte> scales(format.scale_bytes(tensor.rows, tensor.columns));
   std::vector<std::byte> zero_points(format.zero_point_bytes(tensor.rows, tensor.columns));
   const qvl::quant::QuantizedSpan made{data, scales, zero_points};
-  const qvl::quant::Quantizer quantizer(format, tensor.columns, qvl::quant::Method::kPlain, {},
-                                        tensor.source);
+  const qvl::quant::Quantizer quantizer(format, tensor.columns, qvl::quant::Method::kPlain, {}, tensor.name);
   quantizer.quantize(source.bytes.data(), source.dtype, tensor.rows, made, pool);
   if (format != tensor.format) {
     qvl::Tensor floats(qvl::DType::kF32, {tensor.rows, tensor.columns});
@@ -118,12 +118,12 @@ void write_tensor(std::fstream& file, const Arguments& arguments, const StoredTe
     } else {
       qvl::quant::dequantize(format, tensor.rows, tensor.columns, made, floats.as<float>());
     }
-    put(file, tensor.data.place, floats.data());
+    put(file, tensor.data, floats.data());
     return;
   }
-  put(file, tensor.data.place, data.data());
-  put(file, tensor.scales.place, scales.data());
-  put(file, tensor.zero_points.place, zero_points.data());
+  put(file, tensor.data, data.data());
+  put(file, tensor.scales, scales.data());
+  put(file, tensor.zero_points, zero_points.data());
 }
 
 void save(const fs::path& path, const std::string& bytes) {
@@ -160,9 +160,9 @@ void run(const Arguments& arguments) {
     fs::resize_file(data, size_bytes);
     std::fstream file(data, std::ios::binary | std::ios::in | std::ios::out);
     for (const StoredTensor* tensor : plan.tensors()) {
-      if (tensor->data.place.file != name) continue;
+      if (tensor->data.file != name) continue;
       const auto shape = qvl::model::tensor_shape(config, tensor->role);
-      write_tensor(file, arguments, *tensor, checkpoint.get(tensor->source, shape), pool);
+      write_tensor(file, arguments, *tensor, checkpoint.get(tensor->name, shape), pool);
     }
     if (!file.flush()) qvl::fail_errno(data.string(), "cannot write");
   }

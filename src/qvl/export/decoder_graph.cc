@@ -33,7 +33,7 @@ class DecoderBuilder {
       : plan_(plan),
         options_(options),
         text_(plan.config().text),
-        levels_(static_cast<int64_t>(plan.config().vision.deepstack_indexes.size())),
+        levels_(plan.config().vision.deepstack_levels()),
         plain_(options.linear.plain),
         genai_(options.layout == Layout::kGenai),
         fixed_(options.static_sequence > 0) {}

@@ -35,15 +35,16 @@ Value gathered_blocks(GraphBuilder& g, const StoredTensor& e, const Value& ids) 
   const auto unpacked = [&](const Value& bytes) {
     return f.bits == 4 ? unpacked_nibbles(g, bytes) : g.cast(bytes, DType::kF32);
   };
-  const Value data = g.weight(e.data.name, DType::kU8, {e.rows, blocks * f.block * f.bits / 8}, e.data.place);
+  const Value data =
+      g.weight(e.data.initializer, DType::kU8, {e.rows, blocks * f.block * f.bits / 8}, external(e.data));
   const Value q = g.reshape(unpacked(g.gather(data, ids)), {0, 0, blocks, f.block});
   Value zero = g.f32(f.bits == 4 ? 8.0f : 128.0f);
   if (f.zero_points) {
-    zero = unpacked(g.gather(declare(g, e.zero_points), ids));
+    zero = unpacked(g.gather(declare(g, *e.zero_points), ids));
     if (f.bits == 4 && blocks % 2 != 0) zero = g.slice(zero, 2, 0, blocks);
     zero = g.unsqueeze(zero, {3});
   }
-  const Value scales = g.cast(g.gather(declare(g, e.scales), ids), DType::kF32);
+  const Value scales = g.cast(g.gather(declare(g, *e.scales), ids), DType::kF32);
   return g.reshape(g.mul(g.sub(q, zero), g.unsqueeze(scales, {3})), {0, 0, -1});
 }
 
@@ -57,7 +58,7 @@ Value embedded(GraphBuilder& g, const StoredTensor& e, const Value& ids, bool pl
     }
     case quant::Kind::kRow8: {
       const Value rows = g.cast(g.gather(declare(g, e.data), ids), DType::kF32);
-      return g.mul(rows, g.unsqueeze(g.gather(declare(g, e.scales), ids), {2}));
+      return g.mul(rows, g.unsqueeze(g.gather(declare(g, *e.scales), ids), {2}));
     }
     case quant::Kind::kBlock:
       break;
@@ -68,10 +69,11 @@ Value embedded(GraphBuilder& g, const StoredTensor& e, const Value& ids, bool pl
     rows = gathered_blocks(g, e, ids);
   } else {
     // The bytes of MatMulNBits' B, seen as [V, bytes of a row].
-    const Value data = g.weight(e.data.name, DType::kU8, {e.rows, padded * f.bits / 8}, e.data.place);
-    Value scales = declare(g, e.scales);
+    const Value data =
+        g.weight(e.data.initializer, DType::kU8, {e.rows, padded * f.bits / 8}, external(e.data));
+    Value scales = declare(g, *e.scales);
     if (f.scale_type != DType::kF32) scales = g.cast(scales, DType::kF32);
-    const Value zero_points = f.zero_points ? declare(g, e.zero_points) : Value{};
+    const Value zero_points = f.zero_points ? declare(g, *e.zero_points) : Value{};
     rows = g.node("GatherBlockQuantized", {data, ids, scales, zero_points},
                   {{"bits", int64_t{f.bits}},
                    {"block_size", f.block},
@@ -88,7 +90,7 @@ onnx::GraphBuilder embedding_graph(WeightPlan& plan, const GraphOptions& options
   check_options(options, plan.config());
   const model::ModelConfig& config = plan.config();
   const int64_t width = config.text.hidden_size;
-  const int64_t levels = static_cast<int64_t>(config.vision.deepstack_indexes.size());
+  const int64_t levels = config.vision.deepstack_levels();
   const bool genai = options.layout == Layout::kGenai;
   const bool fixed = options.static_sequence > 0;
   const int64_t feature_width = genai ? (1 + levels) * width : width;

@@ -43,22 +43,6 @@ package::FileEntry write_text(const fs::path& folder, std::string name, std::str
   return {std::move(name), content.size(), sha256_hex(content)};
 }
 
-package::TensorPart part_entry(const StoredPart& part) {
-  return {part.name, part.place.file, part.place.offset, part.place.length, part.type, part.shape};
-}
-
-package::TensorEntry tensor_entry(const StoredTensor& tensor) {
-  package::TensorEntry entry;
-  entry.name = tensor.source;
-  entry.format = tensor.format;
-  entry.rows = tensor.rows;
-  entry.columns = tensor.columns;
-  entry.data = part_entry(tensor.data);
-  if (tensor.scales.place.length > 0) entry.scales = part_entry(tensor.scales);
-  if (tensor.zero_points.place.length > 0) entry.zero_points = part_entry(tensor.zero_points);
-  return entry;
-}
-
 image::Grid static_grid(const StaticImage& image, const Source& source) {
   const image::ImageProcessorConfig processor = image::ImageProcessorConfig::load(source.checkpoint.folder());
   const image::ImageSize size =
@@ -99,7 +83,7 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source,
                                DataWriter& writer, ThreadPool& pool, Progress& progress) {
   const checkpoint::TensorView& view = source.tensor(tensor.role, tensor.layer);
   const quant::Format& format = tensor.format;
-  const auto importance = options.importance.find(tensor.source);
+  const auto importance = options.importance.find(tensor.name);
   const std::span<const float> weights = importance == options.importance.end()
                                              ? std::span<const float>()
                                              : std::span<const float>(importance->second);
@@ -112,7 +96,8 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source,
   const size_t source_row_bytes = view.bytes.size() / static_cast<size_t>(tensor.rows);
 
   // Data go out row by row; scales and zero points, far smaller, wait behind them.
-  std::vector<std::byte> scales(tensor.scales.place.length), zeros(tensor.zero_points.place.length);
+  std::vector<std::byte> scales(tensor.scales ? tensor.scales->length : 0);
+  std::vector<std::byte> zeros(tensor.zero_points ? tensor.zero_points->length : 0);
   const size_t scale_row = scales.size() / static_cast<size_t>(tensor.rows);
   const size_t zero_row = zeros.size() / static_cast<size_t>(tensor.rows);
   quant::ErrorStats stats;
@@ -126,14 +111,14 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source,
     const std::span<const std::byte> in =
         view.bytes.subspan(first * source_row_bytes, count * source_row_bytes);
     stats.merge(quantizer.quantize(in.data(), view.dtype, rows, out, pool, row));
-    writer.write(tensor.data.place.offset + first * row_bytes, bytes);
+    writer.write(tensor.data.offset + first * row_bytes, bytes);
     source.drop(tensor.role, tensor.layer);
     progress.report(static_cast<int64_t>(in.size()));
   }
-  const auto put = [&](const StoredPart& part, std::span<const std::byte> bytes) {
-    if (bytes.empty()) return;
+  const auto put = [&](const std::optional<package::TensorPart>& part, std::span<const std::byte> bytes) {
+    if (!part) return;
     std::ranges::copy(bytes, writer.buffer(bytes.size()));
-    writer.write(part.place.offset, bytes.size());
+    writer.write(part->offset, bytes.size());
   };
   put(tensor.scales, scales);
   put(tensor.zero_points, zeros);
@@ -141,7 +126,7 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source,
 }
 
 Json quantisation_entry(const StoredTensor& tensor, const quant::ErrorStats& stats) {
-  Json entry = {{"tensor", tensor.source}, {"format", tensor.format.name()}};
+  Json entry = {{"tensor", tensor.name}, {"format", tensor.format.name()}};
   entry.update(stats.to_json());
   return entry;
 }
@@ -247,7 +232,7 @@ ExportResult export_package(const ExportOptions& options) {
   for (const auto& [file, bytes] : plan.file_bytes()) {
     DataWriter writer(folder.path(), file);
     for (const StoredTensor* tensor : plan.tensors()) {
-      if (tensor->data.place.file != file) continue;
+      if (tensor->data.file != file) continue;
       const quant::ErrorStats stats = write_tensor(*tensor, source, options, writer, pool, progress);
       if (tensor->format.kind != quant::Kind::kFloat) {
         tensors.push_back(quantisation_entry(*tensor, stats));
@@ -257,7 +242,7 @@ ExportResult export_package(const ExportOptions& options) {
     manifest.data_files.push_back(writer.finish());
     result.package_bytes += manifest.data_files.back().bytes;
   }
-  for (const StoredTensor* tensor : plan.tensors()) manifest.tensors.push_back(tensor_entry(*tensor));
+  for (const StoredTensor* tensor : plan.tensors()) manifest.tensors.push_back(*tensor);
   if (!tensors.empty()) {
     manifest.quantisation = {{"recipe", quant::recipe_name(options.recipe)},
                              {"calibrated", !options.importance.empty()},

@@ -22,7 +22,7 @@ Json genai_config(const Source& source) {
   const model::TextConfig& text = config.text;
   const model::GenerationConfig generation =
       model::GenerationConfig::load(source.checkpoint.folder(), config);
-  const int64_t levels = static_cast<int64_t>(config.vision.deepstack_indexes.size());
+  const int64_t levels = config.vision.deepstack_levels();
   // Features, embeddings and decoder input are (1 + levels) times as wide as the network (graphs.h,
   // Layout::kGenai).
   const int64_t wide = (1 + levels) * text.hidden_size;

@@ -39,7 +39,7 @@ void check_formats(const WeightPlan& plan, const GraphOptions& options) {
     const bool gathered =
         tensor->role == model::TensorRole::kTokenEmbedding && !plan.config().tie_word_embeddings;
     if (tensor->format.kind != quant::Kind::kBlock || gathered) continue;
-    fail(ErrorCode::kUnsupported, tensor->source, "opset for weights in blocks with standard operators only",
+    fail(ErrorCode::kUnsupported, tensor->name, "opset for weights in blocks with standard operators only",
          fmt::format("{} or later", kBlockOpset), std::to_string(options.opset),
          "take a later opset, int8 rows or floats, or allow contrib operators");
   }

@@ -32,7 +32,7 @@ struct Feature {
 };
 
 std::vector<Feature> feature_outputs(const model::VisionConfig& config, Layout layout) {
-  const auto levels = static_cast<int64_t>(config.deepstack_indexes.size());
+  const auto levels = config.deepstack_levels();
   if (layout == Layout::kGenai) return {{package::kImageFeatures, (1 + levels) * config.out_hidden_size}};
   std::vector<Feature> features{{package::kImageFeatures, config.out_hidden_size}};
   for (int j = 0; j < levels; ++j)

@@ -5,7 +5,6 @@
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/package/graph_io.h"
-#include "qvl/package/manifest.h"
 
 namespace qvl::exporting {
 namespace {
@@ -42,18 +41,20 @@ Value dequantized_blocks(const GraphBuilder& user, const StoredTensor& w) {
   if (!format.zero_points) {
     zero_points = default_zero_points(graph, format.bits, {w.rows, blocks});
   } else if (format.bits == 8) {
-    zero_points = declare(graph, w.zero_points);
+    zero_points = declare(graph, *w.zero_points);
   } else if (blocks % 2 == 0) {
-    zero_points = graph.weight_uint4(w.zero_points.name, {w.rows, blocks}, w.zero_points.place);
+    zero_points = graph.weight_uint4(w.zero_points->initializer, {w.rows, blocks}, external(*w.zero_points));
   } else {
     // A row of nibbles ends with an unused one.
-    const Value all = graph.weight_uint4(w.zero_points.name, {w.rows, blocks + 1}, w.zero_points.place);
+    const Value all =
+        graph.weight_uint4(w.zero_points->initializer, {w.rows, blocks + 1}, external(*w.zero_points));
     const Value cut = graph.slice(graph.cast(all, DType::kI32), 1, 0, blocks);  // Slice knows no UINT4
     zero_points = graph.node("Cast", {cut}, {{"to", onnx::kUint4}});
   }
-  const Value data = format.bits == 4 ? graph.weight_uint4(w.data.name, {w.rows, padded}, w.data.place)
-                                      : graph.weight(w.data.name, DType::kU8, {w.rows, padded}, w.data.place);
-  const Value scales = as_f32(graph, declare(graph, w.scales), w.scales.type);
+  const Value data = format.bits == 4
+                         ? graph.weight_uint4(w.data.initializer, {w.rows, padded}, external(w.data))
+                         : graph.weight(w.data.initializer, DType::kU8, {w.rows, padded}, external(w.data));
+  const Value scales = as_f32(graph, declare(graph, *w.scales), w.scales->dtype);
   Value floats = graph.node("DequantizeLinear", {data, scales, zero_points},
                             {{"axis", int64_t{1}}, {"block_size", format.block}});
   if (padded != w.columns) floats = graph.slice(floats, 1, 0, w.columns);
@@ -69,7 +70,7 @@ Value integer_linear(GraphBuilder& graph, Value x, const StoredTensor& w, Value 
   const std::vector<Value> quantized = graph.nodes("DynamicQuantizeLinear", {std::move(x)}, 3);
   const Value transposed = graph.outermost().transpose(declare(graph, w.data), {1, 0});
   const Value sums = graph.node("MatMulInteger", {quantized[0], transposed, quantized[2]});
-  const Value scale = graph.mul(quantized[1], declare(graph, w.scales));
+  const Value scale = graph.mul(quantized[1], declare(graph, *w.scales));
   const Value y = graph.mul(graph.cast(sums, DType::kF32), scale);
   return bias ? graph.add(y, bias) : y;
 }
@@ -86,7 +87,7 @@ const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
   const model::TensorSpec spec{model::tensor_name(role, layer), role, layer,
                                model::tensor_shape(config_, role), model::precision_class(role)};
   StoredTensor tensor;
-  tensor.source = spec.name;
+  tensor.name = spec.name;
   tensor.role = role;
   tensor.layer = layer;
   tensor.format = chooser_(spec);
@@ -100,39 +101,36 @@ const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
   tensor.columns = element_count(spec.shape) / tensor.rows;
 
   uint64_t& end = file_bytes_[model::is_vision_role(role) ? package::kVisionData : package::kTextData];
-  const auto place = [&](uint64_t length) {
+  const auto part = [&](std::string initializer, DType type, Shape shape, uint64_t length) {
     const uint64_t offset = (end + package::kPartAlignmentBytes - 1) / package::kPartAlignmentBytes *
                             package::kPartAlignmentBytes;
     end = offset + length;
-    return onnx::ExternalData{model::is_vision_role(role) ? package::kVisionData : package::kTextData, offset,
-                              length};
+    return package::TensorPart{std::move(initializer),
+                               model::is_vision_role(role) ? package::kVisionData : package::kTextData,
+                               offset,
+                               length,
+                               type,
+                               std::move(shape)};
   };
   const quant::Format& f = tensor.format;
   const int64_t rows = tensor.rows, columns = tensor.columns, blocks = f.block_count(columns);
-  StoredPart& data = tensor.data;
-  data.name = spec.name;
-  data.place = place(f.data_bytes(rows, columns));
+  const std::string scales = spec.name + ".scales";
+  const uint64_t data_bytes = f.data_bytes(rows, columns), scale_bytes = f.scale_bytes(rows, columns);
   switch (f.kind) {
     case quant::Kind::kFloat:
-      data.type = f.float_type;
-      data.shape = vector ? Shape{columns} : Shape{rows, columns};
+      tensor.data = part(spec.name, f.float_type, vector ? Shape{columns} : Shape{rows, columns}, data_bytes);
       break;
     case quant::Kind::kBlock:
-      data.type = DType::kU8;
-      data.shape = {rows, blocks, f.block * f.bits / 8};
-      tensor.scales = {
-          spec.name + ".scales", f.scale_type, {rows, blocks}, place(f.scale_bytes(rows, columns))};
+      tensor.data = part(spec.name, DType::kU8, {rows, blocks, f.block * f.bits / 8}, data_bytes);
+      tensor.scales = part(scales, f.scale_type, {rows, blocks}, scale_bytes);
       if (f.zero_points) {
-        tensor.zero_points = {spec.name + ".zero_points",
-                              DType::kU8,
-                              {rows, (blocks * f.bits + 7) / 8},
-                              place(f.zero_point_bytes(rows, columns))};
+        tensor.zero_points = part(spec.name + ".zero_points", DType::kU8, {rows, (blocks * f.bits + 7) / 8},
+                                  f.zero_point_bytes(rows, columns));
       }
       break;
     case quant::Kind::kRow8:
-      data.type = DType::kI8;
-      data.shape = {rows, columns};
-      tensor.scales = {spec.name + ".scales", DType::kF32, {rows}, place(f.scale_bytes(rows, columns))};
+      tensor.data = part(spec.name, DType::kI8, {rows, columns}, data_bytes);
+      tensor.scales = part(scales, DType::kF32, {rows}, scale_bytes);
       break;
   }
   const StoredTensor& kept = stored_.emplace(key, std::move(tensor)).first->second;
@@ -144,8 +142,12 @@ const StoredTensor& WeightPlan::head() {
   return store(config_.tie_word_embeddings ? TensorRole::kTokenEmbedding : TensorRole::kLmHead);
 }
 
-Value declare(GraphBuilder& graph, const StoredPart& part) {
-  return graph.weight(part.name, part.type, part.shape, part.place);
+onnx::ExternalData external(const package::TensorPart& part) {
+  return {part.file, part.offset, part.length};
+}
+
+Value declare(GraphBuilder& graph, const package::TensorPart& part) {
+  return graph.weight(part.initializer, part.dtype, part.shape, external(part));
 }
 
 Value linear(GraphBuilder& graph, Value x, const StoredTensor& weight, const StoredTensor* bias,
@@ -161,8 +163,8 @@ Value linear(GraphBuilder& graph, Value x, const StoredTensor& weight, const Sto
   }
   if (options.plain) return gemm(graph, std::move(x), dequantized_blocks(graph, weight), b);
   const Value data = declare(graph, weight.data);
-  const Value scales = as_f32(graph, declare(graph, weight.scales), weight.scales.type);
-  const Value zero_points = weight.format.zero_points ? declare(graph, weight.zero_points) : Value{};
+  const Value scales = as_f32(graph, declare(graph, *weight.scales), weight.scales->dtype);
+  const Value zero_points = weight.zero_points ? declare(graph, *weight.zero_points) : Value{};
   return graph.node("MatMulNBits", {std::move(x), data, scales, zero_points, {}, b},
                     {{"K", weight.columns},
                      {"N", weight.rows},
@@ -174,10 +176,10 @@ Value linear(GraphBuilder& graph, Value x, const StoredTensor& weight, const Sto
 
 Value dense(GraphBuilder& graph, const StoredTensor& tensor) {
   if (tensor.format.kind != quant::Kind::kFloat) {
-    fail(ErrorCode::kInvalidArgument, tensor.source, "format of a tensor that the graph reads as floats",
+    fail(ErrorCode::kInvalidArgument, tensor.name, "format of a tensor that the graph reads as floats",
          "f32, bf16 or f16", tensor.format.name());
   }
-  return as_f32(graph, declare(graph, tensor.data), tensor.data.type);
+  return as_f32(graph, declare(graph, tensor.data), tensor.data.dtype);
 }
 
 }  // namespace qvl::exporting

@@ -12,29 +12,15 @@
 #include "qvl/model/config.h"
 #include "qvl/model/tensor_table.h"
 #include "qvl/onnx/graph_builder.h"
+#include "qvl/package/manifest.h"
 #include "qvl/quant/format.h"
 
 namespace qvl::exporting {
 
-// One initializer of a stored tensor.
-struct StoredPart {
-  std::string name;  // ONNX initializer: the canonical tensor name, with ".scales" or ".zero_points"
-  DType type = DType::kF32;
-  Shape shape;
-  onnx::ExternalData place;
-};
-
-// A tensor of the checkpoint as the package holds it. Matrices of any rank count as [rows, columns] =
-// [shape[0], rest]: never transposed, so that native code uses the same bytes as the graphs.
-struct StoredTensor {
-  std::string source;  // canonical name in the checkpoint
+// A tensor of the checkpoint as the manifest will list it, and its part in the model.
+struct StoredTensor : package::TensorEntry {
   model::TensorRole role = model::TensorRole::kPatchEmbedWeight;
   int layer = -1;
-  quant::Format format;
-  int64_t rows = 0, columns = 0;  // vectors: 1 row
-  StoredPart data;
-  StoredPart scales;  // place.length 0 where the format has none
-  StoredPart zero_points;
 };
 
 // The format of a tensor; chosen by recipe, precision options and sensitivity.
@@ -64,8 +50,10 @@ class WeightPlan {
   std::map<std::string, uint64_t> file_bytes_;
 };
 
-// Declares the parts in the graph.
-onnx::Value declare(onnx::GraphBuilder& graph, const StoredPart& part);
+onnx::ExternalData external(const package::TensorPart& part);
+
+// Declares the part in the graph.
+onnx::Value declare(onnx::GraphBuilder& graph, const package::TensorPart& part);
 
 struct LinearOptions {
   // accuracy_level of MatMulNBits: 0 exact float32, 4 activations in int8 per block.

@@ -27,11 +27,12 @@ FormatChooser all_matrices(Format format) {
 }
 
 // Every part of every tensor, in the order of their places.
-std::vector<StoredPart> parts(const WeightPlan& plan) {
-  std::vector<StoredPart> all;
+std::vector<package::TensorPart> parts(const WeightPlan& plan) {
+  std::vector<package::TensorPart> all;
   for (const StoredTensor* tensor : plan.tensors()) {
-    for (const StoredPart* part : {&tensor->data, &tensor->scales, &tensor->zero_points}) {
-      if (part->place.length > 0) all.push_back(*part);
+    all.push_back(tensor->data);
+    for (const auto& part : {tensor->scales, tensor->zero_points}) {
+      if (part) all.push_back(*part);
     }
   }
   return all;
@@ -46,18 +47,17 @@ TEST(WeightPlan, PlacesAreAlignedAndDoNotOverlap) {
     EXPECT_EQ(plan.tensors().size(), model::tensor_table(config).size());
     std::map<std::string, uint64_t> end;
     std::set<std::string> names;
-    for (const StoredPart& part : parts(plan)) {
-      EXPECT_EQ(part.place.offset % 64, 0u) << part.name;
-      EXPECT_GE(part.place.offset, end[part.place.file]) << part.name;
-      EXPECT_LT(part.place.offset, end[part.place.file] + 64)
-          << part.name << ": no larger gap than alignment asks for";
-      end[part.place.file] = part.place.offset + part.place.length;
-      EXPECT_EQ(part.place.length,
-                static_cast<uint64_t>(element_count(part.shape)) * dtype_size_bytes(part.type))
-          << part.name;
-      EXPECT_TRUE(names.insert(part.name).second) << part.name;
-      const bool vision = part.name.starts_with("model.visual.");
-      EXPECT_EQ(part.place.file, vision ? package::kVisionData : package::kTextData) << part.name;
+    for (const package::TensorPart& part : parts(plan)) {
+      EXPECT_EQ(part.offset % 64, 0u) << part.initializer;
+      EXPECT_GE(part.offset, end[part.file]) << part.initializer;
+      EXPECT_LT(part.offset, end[part.file] + 64)
+          << part.initializer << ": no larger gap than alignment asks for";
+      end[part.file] = part.offset + part.length;
+      EXPECT_EQ(part.length, static_cast<uint64_t>(element_count(part.shape)) * dtype_size_bytes(part.dtype))
+          << part.initializer;
+      EXPECT_TRUE(names.insert(part.initializer).second) << part.initializer;
+      const bool vision = part.initializer.starts_with("model.visual.");
+      EXPECT_EQ(part.file, vision ? package::kVisionData : package::kTextData) << part.initializer;
     }
     EXPECT_EQ(plan.file_bytes(), end) << name;
   }
@@ -67,15 +67,15 @@ TEST(WeightPlan, PartsOfAFormat) {
   const model::ModelConfig config = golden_config();
   WeightPlan plan(config, all_matrices(quant::parse_format("int4 b64 zp bf16-scales")));
   const StoredTensor& down = plan.store(TensorRole::kTextDownWeight, 2);  // [64, 96]: one and a half blocks
-  EXPECT_EQ(down.source, "model.language_model.layers.2.mlp.down_proj.weight");
+  EXPECT_EQ(down.name, "model.language_model.layers.2.mlp.down_proj.weight");
   EXPECT_EQ(down.rows, 64);
   EXPECT_EQ(down.columns, 96);
   EXPECT_EQ(down.data.shape, (Shape{64, 2, 32}));
-  EXPECT_EQ(down.data.type, DType::kU8);
-  EXPECT_EQ(down.scales.name, down.source + ".scales");
-  EXPECT_EQ(down.scales.type, DType::kBF16);
-  EXPECT_EQ(down.scales.shape, (Shape{64, 2}));
-  EXPECT_EQ(down.zero_points.shape, (Shape{64, 1}));
+  EXPECT_EQ(down.data.dtype, DType::kU8);
+  EXPECT_EQ(down.scales->initializer, down.name + ".scales");
+  EXPECT_EQ(down.scales->dtype, DType::kBF16);
+  EXPECT_EQ(down.scales->shape, (Shape{64, 2}));
+  EXPECT_EQ(down.zero_points->shape, (Shape{64, 1}));
   EXPECT_EQ(&plan.store(TensorRole::kTextDownWeight, 2), &down) << "declared once";
 
   const StoredTensor& patch = plan.store(TensorRole::kPatchEmbedWeight);
@@ -84,7 +84,7 @@ TEST(WeightPlan, PartsOfAFormat) {
   const StoredTensor& norm = plan.store(TensorRole::kTextQNorm, 0);
   EXPECT_EQ(norm.rows, 1);
   EXPECT_EQ(norm.data.shape, (Shape{32}));
-  EXPECT_EQ(norm.scales.place.length, 0u);
+  EXPECT_FALSE(norm.scales.has_value());
 }
 
 TEST(WeightPlan, TiedHeadIsTheEmbedding) {
@@ -96,7 +96,7 @@ TEST(WeightPlan, TiedHeadIsTheEmbedding) {
 
   config.tie_word_embeddings = false;
   WeightPlan untied(config, all_matrices(Format::row8()));
-  EXPECT_EQ(untied.head().source, "lm_head.weight");
+  EXPECT_EQ(untied.head().name, "lm_head.weight");
   EXPECT_NE(&untied.head(), &untied.store(TensorRole::kTokenEmbedding));
 }
 

@@ -289,10 +289,10 @@ void ModelConfig::validate(std::string_view where) const {
     fail(ErrorCode::kMismatch, where, "vision out_hidden_size",
          "the text hidden_size " + std::to_string(text.hidden_size), std::to_string(vision.out_hidden_size));
   }
-  if (static_cast<int64_t>(vision.deepstack_indexes.size()) > text.num_layers) {
+  if (vision.deepstack_levels() > text.num_layers) {
     fail(ErrorCode::kMismatch, where, "number of deepstack_visual_indexes",
          "at most the " + std::to_string(text.num_layers) + " decoder layers",
-         std::to_string(vision.deepstack_indexes.size()));
+         std::to_string(vision.deepstack_levels()));
   }
   check_token(where, "image_token_id", image_token_id, text.vocab_size);
   check_token(where, "video_token_id", video_token_id, text.vocab_size);

@@ -62,6 +62,7 @@ struct VisionConfig {
   int64_t num_position_embeddings = 2304;
   std::vector<int64_t> deepstack_indexes = {8, 16, 24};
 
+  int64_t deepstack_levels() const { return static_cast<int64_t>(deepstack_indexes.size()); }
   int64_t head_dim() const { return hidden_size / num_heads; }
   // Side of the square position table (48).
   int64_t position_side() const;

@@ -264,7 +264,7 @@ std::vector<TensorSpec> tensor_table(const ModelConfig& config) {
   builder.add_place(Place::kVision, -1);
   for (int i = 0; i < config.vision.depth; ++i) builder.add_place(Place::kVisionBlock, i);
   builder.add_place(Place::kMerger, -1);
-  const int levels = static_cast<int>(config.vision.deepstack_indexes.size());
+  const int levels = static_cast<int>(config.vision.deepstack_levels());
   for (int j = 0; j < levels; ++j) builder.add_place(Place::kDeepstack, j);
   builder.add(TensorRole::kTokenEmbedding);
   for (int i = 0; i < config.text.num_layers; ++i) builder.add_place(Place::kTextLayer, i);

@@ -14,10 +14,6 @@ namespace {
 
 constexpr int64_t kAny = -1;
 
-int64_t level_count(const package::Package& p) {
-  return static_cast<int64_t>(p.config().vision.deepstack_indexes.size());
-}
-
 bool is_joined(const package::Package& p) {
   return p.manifest().layout == package::Layout::kGenai;
 }
@@ -28,7 +24,7 @@ OrtEmbed::OrtEmbed(std::shared_ptr<const package::Package> package, std::shared_
     : package_(std::move(package)),
       graph_(std::move(graph)),
       config_(package_->config()),
-      levels_(level_count(*package_)),
+      levels_(package_->config().vision.deepstack_levels()),
       joined_(is_joined(*package_)),
       fixed_rows_(package_->manifest().static_sizes ? package_->manifest().static_sizes->sequence_tokens
                                                     : 0) {
@@ -106,7 +102,7 @@ OrtDecoder::OrtDecoder(std::shared_ptr<const package::Package> package, std::sha
     : package_(std::move(package)),
       graph_(std::move(graph)),
       config_(package_->config().text),
-      levels_(level_count(*package_)),
+      levels_(package_->config().vision.deepstack_levels()),
       joined_(is_joined(*package_)) {
   const package::Manifest& manifest = package_->manifest();
   if (manifest.static_sizes && manifest.static_sizes->sequence_tokens > 0) {

@@ -31,7 +31,7 @@ OrtVision::OrtVision(std::shared_ptr<const package::Package> package, std::share
       joined_(package_->manifest().layout == package::Layout::kGenai) {
   const auto& sizes = package_->manifest().static_sizes;
   if (sizes) fixed_ = image::Grid{sizes->grid_t, sizes->grid_h, sizes->grid_w};
-  const int64_t levels = static_cast<int64_t>(config_.deepstack_indexes.size());
+  const int64_t levels = config_.deepstack_levels();
   const int64_t width = config_.out_hidden_size;
 
   std::vector<Port> inputs;
@@ -165,8 +165,7 @@ VisionFeatures OrtVision::encode(std::span<const float> pixels, std::span<const 
   const Shape shape = {patches / config_.merge_rows(), config_.out_hidden_size};
   VisionFeatures out;
   out.merged = Tensor(DType::kF32, shape);
-  for (size_t j = 0; j < config_.deepstack_indexes.size(); ++j)
-    out.deepstack.emplace_back(DType::kF32, shape);
+  for (int64_t j = 0; j < config_.deepstack_levels(); ++j) out.deepstack.emplace_back(DType::kF32, shape);
 
   const std::vector<Part> parts = split(pixels, grids);
   const int64_t total = static_cast<int64_t>(parts.size());
