@@ -43,17 +43,14 @@ int eval(const EvalOptions& o) {
   int64_t done = 0;
   for (const generate::EvalQuestion& q : questions) {
     bar.update("eval", done++, static_cast<int64_t>(questions.size()), "questions");
-    std::vector<std::shared_ptr<generate::Visual>> visuals;
-    for (const fs::path& image : q.images) {
-      visuals.push_back(
-          pipeline.load({.kind = generate::VisualInput::Kind::kImageFile, .path = image}, overrides));
+    const generate::ChatMessage message = generate::question_message(pipeline, q, overrides);
+    std::string size;
+    if (!message.visuals.empty()) {
+      const generate::VisualInfo& first = message.visuals.front()->info();
+      size = fmt::format("{}x{}", first.width, first.height);
     }
-    const std::string size =
-        visuals.empty() ? ""
-                        : fmt::format("{}x{}", visuals.front()->info().width, visuals.front()->info().height);
     const generate::Answer answer =
-        pipeline.answer({generate::user_message(std::move(visuals), q.question)}, options,
-                        {.on_text = {}, .progress = {}, .cancel = &interrupt_flag()});
+        pipeline.answer({message}, options, {.on_text = {}, .progress = {}, .cancel = &interrupt_flag()});
     if (answer.reason == generate::FinishReason::kCancelled) {
       bar.clear();
       return kExitInterrupted;

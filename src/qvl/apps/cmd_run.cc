@@ -71,8 +71,7 @@ int run(const RunOptions& o) {
   generate::Pipeline pipeline(model.engine, model.assets,
                               std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes),
                               o.generation.prefill_chunk);
-  std::vector<std::shared_ptr<generate::Visual>> visuals;
-  for (const generate::VisualInput& input : inputs) visuals.push_back(pipeline.load(input, pixels));
+  std::vector<std::shared_ptr<generate::Visual>> visuals = pipeline.load(inputs, pixels);
 
   std::vector<generate::ChatMessage> conversation;
   if (!o.generation.system.empty())

@@ -119,13 +119,8 @@ ColumnMeanSquares calibrate(const std::shared_ptr<const engine::Engine>& engine,
   const auto total = static_cast<int64_t>(samples.size());
   for (int64_t i = 0; i < total; ++i) {
     if (progress && !progress(i, total)) fail(ErrorCode::kCancelled, "calibrate", "cancelled");
-    const EvalQuestion& sample = samples[static_cast<size_t>(i)];
-    std::vector<std::shared_ptr<Visual>> visuals;
-    for (const fs::path& image : sample.images) {
-      visuals.push_back(pipeline.load({.kind = VisualInput::Kind::kImageFile, .path = image}));
-    }
-    const Answer answer = pipeline.answer({user_message(std::move(visuals), sample.question)}, options,
-                                          {.on_text = {}, .progress = {}, .cancel = cancel});
+    const Answer answer = pipeline.answer({question_message(pipeline, samples[static_cast<size_t>(i)])},
+                                          options, {.on_text = {}, .progress = {}, .cancel = cancel});
     if (answer.reason == FinishReason::kCancelled) fail(ErrorCode::kCancelled, "calibrate", "cancelled");
   }
   if (gatherer.empty()) {

@@ -58,6 +58,14 @@ int64_t area(const std::string& size) {
 
 }  // namespace
 
+ChatMessage question_message(Pipeline& pipeline, const EvalQuestion& question,
+                             const image::PixelOverrides& overrides) {
+  std::vector<VisualInput> inputs;
+  for (const fs::path& image : question.images)
+    inputs.push_back({.kind = VisualInput::Kind::kImageFile, .path = image});
+  return user_message(pipeline.load(inputs, overrides), question.question);
+}
+
 std::vector<EvalQuestion> read_questions(const fs::path& jsonl) {
   const std::string text = read_file(jsonl, kMaxQuestionBytes);
   std::vector<EvalQuestion> questions;

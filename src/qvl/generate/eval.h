@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "qvl/base/json.h"
+#include "qvl/generate/pipeline.h"
 
 namespace qvl::generate {
 
@@ -21,6 +22,10 @@ struct EvalQuestion {
   std::string
       task;  // "colour", "shape", "count", "text", "box", "describe", "differ", ...; "" when not given
 };
+
+// The question as a user's message, its pictures before it. Throws what loading a picture throws.
+ChatMessage question_message(Pipeline& pipeline, const EvalQuestion& question,
+                             const image::PixelOverrides& overrides = {});
 
 // One JSON object per line: {"images": [...], "question", "answer", "task"}; blank lines are skipped. Throws
 // kNotFound, kIo, kFormat naming the line.

@@ -170,6 +170,13 @@ std::shared_ptr<Visual> Pipeline::load(VisualInput input, const image::PixelOver
   return visual;
 }
 
+std::vector<std::shared_ptr<Visual>> Pipeline::load(const std::vector<VisualInput>& inputs,
+                                                    const image::PixelOverrides& overrides) {
+  std::vector<std::shared_ptr<Visual>> visuals;
+  for (const VisualInput& input : inputs) visuals.push_back(load(input, overrides));
+  return visuals;
+}
+
 const Tensor& Pipeline::pixels(Visual& visual) {
   if (visual.pixels_.empty()) preprocess(visual);
   return visual.pixels_;

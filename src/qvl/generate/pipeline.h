@@ -110,6 +110,9 @@ class Pipeline {
 
   // Reads and preprocesses a picture unless its features are remembered. Throws what the image room throws.
   std::shared_ptr<Visual> load(VisualInput input, const image::PixelOverrides& overrides = {});
+  // Likewise all of them, in their order.
+  std::vector<std::shared_ptr<Visual>> load(const std::vector<VisualInput>& inputs,
+                                            const image::PixelOverrides& overrides = {});
 
   // Answers the last message. The conversation is given whole every time; what the session's cache already
   // holds is not computed again. When cancelled the answer holds what was said by then. Throws
