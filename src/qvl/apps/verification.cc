@@ -35,8 +35,7 @@ Fidelities fidelities_of(const exporting::WeightReport& weights, bool tied_head)
   return out;
 }
 
-// Float32 where that needs no second copy of the weights; integers are multiplied with the checkpoint's own
-// type.
+// Float32 where the stored numbers are floats; integers as the engine multiplies them unless told otherwise.
 engine::Precision native_precision(Fidelity fidelity) {
   return fidelity <= Fidelity::kBF16 ? engine::Precision::kF32 : engine::Precision::kAuto;
 }
