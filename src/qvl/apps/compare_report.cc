@@ -144,7 +144,7 @@ std::string Comparison::to_svg() const {
         x, y, size, colour, anchor, weight, xml(s));
   };
   text(16, 28, 17, "#1a1a1a", "start", "600", "Ways to run " + cut(checkpoint, 80));
-  text(16, 47, 12, "#666666", "start", "400", cut(machine + "; " + prompt, 150));
+  text(16, 47, 12, "#666666", "start", "400", cut(machine + ". " + prompt, 150));
   for (int p = 0; p < kPanels; ++p) {
     const int x = kLabel + p * (kPanel + kGap);
     text(x, kTop - 22, 13, "#1a1a1a", "start", "600", panels[p].title);
