@@ -395,6 +395,10 @@ TEST_F(ExportFailures, TheReportOfTheExportIsStored) {
     EXPECT_NE(info.out.find("parity           PASSED"), std::string::npos) << info.out;
   }
   EXPECT_EQ(run({"--replace", "--verify", "everything"}).exit_code, 2);
+  // Options that would change nothing.
+  const std::string samples = (kSource / "tests/fixtures/small/eval").string();
+  EXPECT_EQ(run({"--replace", "--calibrate", samples, "--recipe", "plain"}).exit_code, 2);
+  EXPECT_EQ(run({"--replace", "--calibrate", samples, "--text", "bf16"}).exit_code, 2);
 }
 
 }  // namespace

@@ -143,6 +143,13 @@ int run_export(const ExportCommandOptions& o) {
   };
   log_to_stderr(false);
   exporting::ExportOptions options = export_options(o);
+  const bool rounds_text = o.text == "int4" || o.text == "int8";
+  if (!o.calibrate.empty() && (o.recipe == "plain" || !rounds_text)) {
+    throw UsageError(fmt::format(
+        "--calibrate: expected --recipe balanced or best and --text int4 or int8 beside it, got {} "
+        "and {} (nothing there looks at samples)",
+        o.recipe, o.text));
+  }
   exporting::check_output(options.out, options.replace);  // before minutes of calibration
 
   catch_interrupts();
