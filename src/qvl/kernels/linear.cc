@@ -148,7 +148,7 @@ class FloatGemm {
     }
   }
 
-  void tile(const std::byte* packed, float* c) {
+  void tile(int, const std::byte* packed, float* c) {
     tile_.packed = packed;
     tile_.c = c;
     kernel_.tile(tile_);
@@ -188,7 +188,7 @@ void run(const Context& ctx, std::string_view where, LinearPath path, const Call
   const Kernels kernels = kernels_for(where, *ctx.table->linear, call.x.dtype,
                                       product_type(*call.first, call.x.dtype));
   if (call.x.rows == 0) return;
-  if (int8_runs(*call.first)) {
+  if (int8_runs(*call.first) && (call.second == nullptr || int8_runs(*call.second))) {
     run_int8(ctx, path, call);
   } else if (path == LinearPath::kGemm) {
     run_gemm(ctx, FloatGemm(*kernels.gemm, call), call, 32);

@@ -23,47 +23,92 @@ struct UnsignedRows {
   int64_t scale_stride = 0;
 };
 
+// Gate and up may be stored in different formats: each has its own view of x.
 class Int8Gemm {
  public:
-  Int8Gemm(const Int8GemmKernel& kernel, const Int8Weight& first, const Int8Weight& second, const UnsignedRows& x)
-      : panel_cols(kernel.panel_cols), tile_rows(kernel.tile_rows), kernel_(kernel), weights_{first, second}, x_(x) {}
+  struct Operand {
+    Int8Weight weight;
+    UnsignedRows x;
+  };
 
-  size_t panel_bytes(int64_t depth) const { return kernel_.panel_bytes(whole(depth), group()); }
+  Int8Gemm(const Int8GemmKernel& kernel, const Operand& first, const Operand& second)
+      : panel_cols(kernel.panel_cols), tile_rows(kernel.tile_rows), kernel_(kernel), operands_{first, second} {}
+
+  // Room for either operand's panel.
+  size_t panel_bytes(int64_t depth) const {
+    size_t most = 0;
+    for (const Operand& o : operands_) {
+      if (o.weight.data != nullptr) most = std::max(most, kernel_.panel_bytes(whole(o, depth), o.weight.group()));
+    }
+    return most;
+  }
   size_t row_bytes(int64_t) const { return 0; }
 
   void pack(int weight, int64_t col, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) const {
-    kernel_.pack(weights_[weight].rows_from(col), cols, begin, whole(depth), packed);
+    const Operand& o = operands_[weight];
+    kernel_.pack(o.weight.rows_from(col), cols, begin, whole(o, depth), packed);
   }
 
   void start_tile(int64_t row, int64_t rows, int64_t, int64_t begin, int64_t depth, bool accumulate, std::byte*) {
-    tile_.x = x_.q + row * x_.stride + begin;
-    tile_.x_stride = x_.stride;
-    tile_.x_scales = x_.scales + row * x_.scale_stride + begin / group();
-    tile_.x_scale_stride = x_.scale_stride;
-    tile_.rows = static_cast<int>(rows);
-    tile_.group = group();
-    tile_.groups = whole(depth) / group();
-    tile_.accumulate = accumulate;
+    for (int i = 0; i < 2; ++i) {
+      const Operand& o = operands_[i];
+      if (o.weight.data == nullptr) continue;
+      Int8TileArgs& tile = tiles_[i];
+      tile.x = o.x.q + row * o.x.stride + begin;
+      tile.x_stride = o.x.stride;
+      tile.x_scales = o.x.scales + row * o.x.scale_stride + begin / o.weight.group();
+      tile.x_scale_stride = o.x.scale_stride;
+      tile.rows = static_cast<int>(rows);
+      tile.group = o.weight.group();
+      tile.groups = whole(o, depth) / o.weight.group();
+      tile.wide = o.weight.bits == 8;
+      tile.accumulate = accumulate;
+    }
   }
 
-  void tile(const std::byte* packed, float* c) {
-    tile_.wide = weights_[0].bits == 8;
-    tile_.packed = packed;
-    tile_.c = c;
-    kernel_.tile(tile_);
+  void tile(int weight, const std::byte* packed, float* c) {
+    tiles_[weight].packed = packed;
+    tiles_[weight].c = c;
+    kernel_.tile(tiles_[weight]);
   }
 
   const int64_t panel_cols, tile_rows;
 
  private:
-  int64_t group() const { return weights_[0].group(); }
-  int64_t whole(int64_t depth) const { return div_up(depth, group()) * group(); }
+  static int64_t whole(const Operand& o, int64_t depth) {
+    return div_up(depth, o.weight.group()) * o.weight.group();
+  }
 
   const Int8GemmKernel& kernel_;
-  Int8Weight weights_[2];
-  UnsignedRows x_;
-  Int8TileArgs tile_{};
+  Operand operands_[2];
+  Int8TileArgs tiles_[2]{};
 };
+
+// All rows of x rounded in groups of `group`, in `room` of unsigned_bytes().
+size_t unsigned_bytes(int64_t rows, int64_t k, int64_t group) {
+  return align_up(static_cast<size_t>(rows * padded(k)) +
+                  sizeof(float) * static_cast<size_t>(rows * (padded(k) / group)));
+}
+
+UnsignedRows unsigned_rows(const Context& ctx, const Int8Kernels& kernels, const ConstMatrix& matrix, int64_t group,
+                           std::byte* room) {
+  const auto quantize = matrix.dtype == DType::kF32 ? kernels.quantize_f32 : kernels.quantize_bf16;
+  UnsignedRows x;
+  x.stride = padded(matrix.cols);
+  x.scale_stride = x.stride / group;
+  x.q = reinterpret_cast<uint8_t*>(room);
+  float* scales = reinterpret_cast<float*>(room + matrix.rows * x.stride);
+  x.scales = scales;
+  constexpr int64_t kRowsOfATask = 8;
+  ctx.pool->parallel_for(div_up(matrix.rows, kRowsOfATask), [&](int64_t task, int) {
+    for (int64_t r = task * kRowsOfATask; r < std::min(matrix.rows, (task + 1) * kRowsOfATask); ++r) {
+      uint8_t* q = reinterpret_cast<uint8_t*>(room) + r * x.stride;
+      quantize(at(matrix, r, 0), matrix.cols, group, reinterpret_cast<int8_t*>(q), scales + r * x.scale_stride);
+      for (int64_t i = 0; i < x.stride; ++i) q[i] ^= 0x80;
+    }
+  });
+  return x;
+}
 
 }  // namespace
 
@@ -76,44 +121,46 @@ void run_int8(const Context& ctx, LinearPath path, const Call& call) {
   const Int8Kernels& kernels = *ctx.table->int8;
   const Int8Weight first = int8_view(*call.first);
   const Int8Weight second = call.second == nullptr ? Int8Weight{} : int8_view(*call.second);
-  const int64_t rows = call.x.rows, k = call.first->in, group = first.group();
-  const int64_t groups = padded(k) / group;
-  const auto quantize = call.x.dtype == DType::kF32 ? kernels.quantize_f32 : kernels.quantize_bf16;
+  const Int8Weight weights[2] = {first, second};
+  const int count = call.second == nullptr ? 1 : 2;
+  // What kernels do to x depends on the bits and the group alone.
+  const bool shared = count == 1 || (first.bits == second.bits && first.group() == second.group());
+  const int preparations = shared ? 1 : 2;
+  const int64_t rows = call.x.rows, k = call.first->in;
 
   if (path == LinearPath::kGemv) {
-    const int64_t stride = static_cast<int64_t>(align_up(kernels.gemv.prepared_bytes(first)));
-    std::byte* prepared = scratch<Scratch::kPreparedX>(static_cast<size_t>(
-        rows * stride + padded(k) + groups * static_cast<int64_t>(sizeof(float))));
-    int8_t* q = reinterpret_cast<int8_t*>(prepared + rows * stride);
-    float* scales = reinterpret_cast<float*>(q + padded(k));
-    for (int64_t r = 0; r < rows; ++r) {
-      quantize(at(call.x, r, 0), k, group, q, scales);
-      kernels.gemv.prepare(first, q, scales, prepared + r * stride);
+    const auto quantize = call.x.dtype == DType::kF32 ? kernels.quantize_f32 : kernels.quantize_bf16;
+    int64_t strides[2] = {0, 0};
+    for (int i = 0; i < preparations; ++i) {
+      strides[i] = static_cast<int64_t>(align_up(kernels.gemv.prepared_bytes(weights[i])));
     }
-    run_gemv(ctx, call, first.data_stride, [&](int weight, int64_t col, int64_t n, float* c, int64_t ldc) {
-      const Int8Weight& w = weight == 0 ? first : second;
-      kernels.gemv.run(prepared, stride, rows, w.rows_from(col), n, c, ldc);
+    constexpr int64_t kSmallestGroup = 16;
+    std::byte* room = scratch<Scratch::kPreparedX>(
+        static_cast<size_t>(rows * (strides[0] + strides[1]) + padded(k)) +
+        sizeof(float) * static_cast<size_t>(padded(k) / kSmallestGroup));
+    int8_t* q = reinterpret_cast<int8_t*>(room + rows * (strides[0] + strides[1]));
+    float* scales = reinterpret_cast<float*>(q + padded(k));
+    const std::byte* prepared[2] = {room, shared ? room : room + rows * strides[0]};
+    for (int i = 0; i < preparations; ++i) {
+      for (int64_t r = 0; r < rows; ++r) {
+        quantize(at(call.x, r, 0), k, weights[i].group(), q, scales);
+        kernels.gemv.prepare(weights[i], q, scales, room + i * rows * strides[0] + r * strides[i]);
+      }
+    }
+    if (shared) strides[1] = strides[0];
+    run_gemv(ctx, call, first.data_stride, [&](int i, int64_t col, int64_t n, float* c, int64_t ldc) {
+      kernels.gemv.run(prepared[i], strides[i], rows, weights[i].rows_from(col), n, c, ldc);
     });
     return;
   }
 
-  std::byte* prepared = scratch<Scratch::kPreparedX>(
-      static_cast<size_t>(rows * (padded(k) + groups * static_cast<int64_t>(sizeof(float)))));
-  UnsignedRows x;
-  x.q = reinterpret_cast<uint8_t*>(prepared);
-  x.stride = padded(k);
-  float* scales = reinterpret_cast<float*>(prepared + rows * x.stride);
-  x.scales = scales;
-  x.scale_stride = groups;
-  constexpr int64_t kRowsOfATask = 8;
-  ctx.pool->parallel_for(div_up(rows, kRowsOfATask), [&](int64_t task, int) {
-    for (int64_t r = task * kRowsOfATask; r < std::min(rows, (task + 1) * kRowsOfATask); ++r) {
-      uint8_t* q = reinterpret_cast<uint8_t*>(prepared) + r * x.stride;
-      quantize(at(call.x, r, 0), k, group, reinterpret_cast<int8_t*>(q), scales + r * groups);
-      for (int64_t i = 0; i < x.stride; ++i) q[i] ^= 0x80;
-    }
-  });
-  run_gemm(ctx, Int8Gemm(kernels.gemm, first, second, x), call, kInt8Pad);
+  const size_t first_bytes = unsigned_bytes(rows, k, first.group());
+  const size_t second_bytes = shared ? 0 : unsigned_bytes(rows, k, second.group());
+  std::byte* room = scratch<Scratch::kPreparedX>(first_bytes + second_bytes);
+  const UnsignedRows x = unsigned_rows(ctx, kernels, call.x, first.group(), room);
+  const UnsignedRows x2 =
+      shared ? x : unsigned_rows(ctx, kernels, call.x, second.group(), room + first_bytes);
+  run_gemm(ctx, Int8Gemm(kernels.gemm, {first, x}, {second, x2}), call, kInt8Pad);
 }
 
 }  // namespace qvl::kernels

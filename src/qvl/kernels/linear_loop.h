@@ -151,7 +151,7 @@ struct GemmBlock {
 //   size_t row_bytes(depth): scratch for one tile of x, 0 if none
 //   pack(weight 0 or 1, column, columns, depth_begin, depth, packed)
 //   start_tile(row, rows, depth_begin, depth, accumulate, scratch): a tile of x is about to meet every panel
-//   tile(packed, c): one panel
+//   tile(weight, packed, c): one panel
 template <typename Kernel>
 void run_gemm_block(Kernel kernel, const GemmPlan& plan, const Call& call, const GemmBlock& block) {
   const int64_t k = call.first->in, nr = kernel.panel_cols, mr = kernel.tile_rows;
@@ -185,7 +185,7 @@ void run_gemm_block(Kernel kernel, const GemmPlan& plan, const Call& call, const
         const int64_t cols = std::min(nr, block.col_end - col);
         if (last) prefetch_for_write(call.y, row, m, col, cols);
         if (!first) prefetch_sums(c + tile_floats * weight_count, tile_floats * weight_count);
-        for (int i = 0; i < weight_count; ++i, panel += panel_bytes) kernel.tile(panel, c + i * tile_floats);
+        for (int i = 0; i < weight_count; ++i, panel += panel_bytes) kernel.tile(i, panel, c + i * tile_floats);
         if (last) {
           const float* c2 = weight_count == 1 ? nullptr : c + tile_floats;
           finish_block(call, c, c2, nr, row, m, col, cols);
