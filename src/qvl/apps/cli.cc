@@ -79,11 +79,11 @@ void add_engine_options(CLI::App& app, EngineChoice& choice) {
       ->check(CLI::IsMember({"native", "onnx"}))
       ->group("Engine");
   app.add_option("--vision-dtype", choice.vision_dtype,
-                 "Precision of the vision stage: auto (the checkpoint's), bf16 or fp32")
+                 "Precision of the vision stage: auto (the checkpoint's; integer weights multiply in int8), bf16 or fp32")
       ->check(CLI::IsMember({"auto", "bf16", "fp32"}))
       ->group("Engine");
   app.add_option("--text-dtype", choice.text_dtype,
-                 "Precision of the text stages: auto (the checkpoint's), bf16 or fp32")
+                 "Precision of the text stages: auto (the checkpoint's; integer weights multiply in int8), bf16 or fp32")
       ->check(CLI::IsMember({"auto", "bf16", "fp32"}))
       ->group("Engine");
   const char* onnx = "ONNX Runtime (stages of a package with --vision onnx, --text onnx)";
