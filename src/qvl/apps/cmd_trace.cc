@@ -182,7 +182,7 @@ int trace(const TraceOptions& o) {
                                                   chat_messages(o.system, prompt, visuals), visuals);
 
   const std::vector<generate::TracedTensor> tensors =
-      generate::trace_prefill(*model.engine, input, o.max_tokens, [&](int64_t done, int64_t total) {
+      generate::trace_prefill(*model.engine, input, {.greedy_tokens = o.max_tokens}, [&](int64_t done, int64_t total) {
         bar.update("tracing", done, total, "steps");
         return !interrupt_flag();
       });

@@ -99,7 +99,7 @@ Registration register_verify(CLI::App& app) {
       "through the native engine\n"
       "in float32 on the checkpoint (the reference) and through each engine on the package: every tensor "
       "that both name, the\n"
-      "distributions of all logits and the greedy tokens. Limits follow from the stored precision: weights "
+      "distributions of all logits, step by step after the prompt too, and the greedy tokens. Limits follow from the stored precision: weights "
       "that are stored exactly\n"
       "must agree to 3e-5 (features) and 1e-4 (logits) of the largest value; coarser ones by cosine, KL "
       "divergence and first\n"

@@ -74,7 +74,7 @@ Opened open_stages(const StageOptions& o, bool vision, bool text) {
 
 void write_logits(const Opened& opened, const generate::ParityCase& prompt, const std::string& path) {
   const auto trace =
-      generate::trace_prefill(*opened.engine, prompt.input, prompt.greedy_tokens, {}, /*stages_only=*/true);
+      generate::trace_prefill(*opened.engine, prompt.input, {.greedy_tokens = prompt.greedy_tokens, .stages_only = true});
   std::vector<checkpoint::NamedTensor> tensors;
   for (const generate::TracedTensor& t : trace) {
     if (t.name == "logits" || t.name == "greedy_tokens") tensors.push_back({t.name, &t.value});

@@ -32,7 +32,7 @@ ParityStage stage_of(std::string_view name) {
 // What a stage hands on; layers and blocks inside are extra.
 bool is_stage_output(std::string_view name) {
   return name == "vision.merged" || name.starts_with("vision.deepstack") || name == "inputs_embeds" ||
-         name == "logits" || name == "greedy_tokens";
+         name == "logits" || name == "greedy_tokens" || name == "decode_logits";
 }
 
 Fidelity fidelity_at(const Fidelities& f, ParityStage stage, bool has_vision) {
@@ -144,17 +144,17 @@ class Judge {
 };
 
 void judge_tensor(const TensorParity& t, const ParityLimits& limits, Judge& judge) {
-  const bool logits = t.name == "logits";
+  const bool logits = t.name == "logits" || t.name == "decode_logits";
   judge.at_most(t.name, "relative error", t.relative_error,
                 logits ? limits.logits_error : limits.feature_error);
   judge.at_least(t.name, "cosine", t.cosine, logits ? limits.logits_cosine : limits.feature_cosine);
 }
 
-void judge_logits(const LogitsParity& l, const ParityLimits& limits, Judge& judge) {
-  judge.at_most("logits", "mean KL", l.mean_kl_nats, limits.mean_kl_nats);
-  judge.at_most("logits", "largest KL", l.max_kl_nats, limits.max_kl_nats);
+void judge_logits(const std::string& name, const LogitsParity& l, const ParityLimits& limits, Judge& judge) {
+  judge.at_most(name, "mean KL", l.mean_kl_nats, limits.mean_kl_nats);
+  judge.at_most(name, "largest KL", l.max_kl_nats, limits.max_kl_nats);
   if (l.sure > 0) {
-    judge.at_least("logits", "agreement of sure first choices",
+    judge.at_least(name, "agreement of sure first choices",
                    static_cast<double>(l.sure_equal) / static_cast<double>(l.sure), limits.sure_top1);
   }
 }
@@ -206,6 +206,11 @@ Json case_json(const CaseParity& c, bool every_tensor) {
               {"sure_equal", c.logits.sure_equal},
               {"greedy_tokens", c.logits.greedy_tokens},
               {"greedy_equal", c.logits.greedy_equal},
+              {"decode",
+               {{"positions", c.decode.positions},
+                {"mean_kl_nats", number(c.decode.mean_kl_nats)},
+                {"max_kl_nats", number(c.decode.max_kl_nats)},
+                {"top1_equal", c.decode.top1_equal}}},
               {"failures", Json::array()},
               {"not_compared", c.not_compared}};
   for (const ParityFailure& f : c.failures) out["failures"].push_back(failure_json(f));
@@ -370,7 +375,10 @@ CaseParity compare_traces(const std::string& name, const std::vector<TracedTenso
     judge_tensor(out.tensors.back(), limits, judge);
     if (r.name == "logits") {
       compare_logits(r.value, c->value, out.logits);
-      judge_logits(out.logits, limits, judge);
+      judge_logits(r.name, out.logits, limits, judge);
+    } else if (r.name == "decode_logits" && r.value.dim(0) > 0) {
+      compare_logits(r.value, c->value, out.decode);
+      judge_logits(r.name, out.decode, limits, judge);
     }
   }
   return out;
@@ -486,12 +494,15 @@ std::vector<EngineParity> measure_parity(const engine::Engine& reference,
   int64_t done = 0;
   const engine::ProgressFn inner = [&](int64_t, int64_t) { return !progress || progress(done, total); };
   for (const ParityCase& c : cases) {
-    const std::vector<TracedTensor> wanted = trace_prefill(reference, c.input, c.greedy_tokens, inner);
+    TraceOptions options{.greedy_tokens = c.greedy_tokens, .decode_logits = true};
+    const std::vector<TracedTensor> wanted = trace_prefill(reference, c.input, options, inner);
+    // Every engine goes the reference's way, so that steps can be compared whatever it would have said itself.
+    const std::span<const int64_t> said = find(wanted, "greedy_tokens")->value.as<int64_t>();
+    options.follow.assign(said.begin(), said.end());
     ++done;
     for (size_t i = 0; i < candidates.size(); ++i) {
       try {
-        const std::vector<TracedTensor> got =
-            trace_prefill(*candidates[i].engine, c.input, c.greedy_tokens, inner);
+        const std::vector<TracedTensor> got = trace_prefill(*candidates[i].engine, c.input, options, inner);
         out[i].cases.push_back(compare_traces(c.name, wanted, got, candidates[i].fidelities));
       } catch (const Error& e) {
         if (e.code() == ErrorCode::kCancelled) throw;

@@ -109,11 +109,12 @@ struct CaseParity {
   std::vector<TensorParity> tensors;      // in order of computation; only those that both engines name
   std::vector<std::string> not_compared;  // named by the reference alone
   LogitsParity logits;
+  LogitsParity decode;  // of the steps after the prompt, on the reference's tokens
   std::vector<ParityFailure> failures;  // in order of computation
 };
 
 // Compares two traces (trace_prefill) of one prompt. Tensors that every engine has to give (vision.merged,
-// vision.deepstack{j}, inputs_embeds, logits, greedy_tokens) fail the case when the candidate has none or
+// vision.deepstack{j}, inputs_embeds, logits, decode_logits, greedy_tokens) fail the case when the candidate has none or
 // another shape; the inner ones (layers, blocks) may be missing.
 CaseParity compare_traces(const std::string& name, const std::vector<TracedTensor>& reference,
                           const std::vector<TracedTensor>& candidate, const Fidelities& fidelities);

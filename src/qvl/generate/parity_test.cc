@@ -75,6 +75,24 @@ TEST(Parity, EqualTracesHaveNoError) {
   EXPECT_EQ(c.logits.greedy_tokens, 3);
 }
 
+// A fault that only single steps have (another kernel, another cache) must not hide behind a sound prompt.
+TEST(Parity, StepsAfterThePromptAreHeldToTheSameLimits) {
+  Trace reference = small_trace(), other = small_trace();
+  reference.push_back({"decode_logits", tensor({2, 3}, {0, 1, 9, 9, 0, 0})});
+  EXPECT_FALSE(compare_traces("none", reference, other, {}).failures.empty());
+  other.push_back({"decode_logits", tensor({2, 3}, {0, 1, 9, 9, 0, 0})});
+  EXPECT_TRUE(compare_traces("same", reference, other, {}).failures.empty());
+  EXPECT_EQ(compare_traces("same", reference, other, {}).decode.positions, 2);
+  get(other, "decode_logits") = tensor({2, 3}, {9, 1, 0, 9, 0, 0});
+  const CaseParity c =
+      compare_traces("wrong", reference, other, {Fidelity::kExact, Fidelity::kExact, Fidelity::kInt4});
+  ASSERT_FALSE(c.failures.empty());
+  EXPECT_EQ(c.failures[0].tensor, "decode_logits");
+  get(other, "decode_logits") = tensor({2, 3}, {0, 1, 9, std::numeric_limits<float>::quiet_NaN(), 0, 0});
+  EXPECT_FALSE(
+      compare_traces("nan", reference, other, {Fidelity::kExact, Fidelity::kExact, Fidelity::kInt4}).failures.empty());
+}
+
 TEST(Parity, FiguresAreThoseOfTheDefinition) {
   Trace other = small_trace();
   get(other, "layer0") = tensor({2, 2}, {2, 2, 6, -6});
@@ -217,7 +235,7 @@ TEST(Parity, EnginesAreComparedCaseByCase) {
   ASSERT_NE(out[1].worst(), nullptr);
   // The vision tensors come first though the last case has none.
   EXPECT_EQ(out[0].worst_by_tensor().front().name, "vision.merged");
-  EXPECT_EQ(out[0].worst_by_tensor().back().name, "logits");
+  EXPECT_EQ(out[0].worst_by_tensor().back().name, "decode_logits");
 }
 
 // An engine whose features of one level are slightly off: the report names that tensor as the first.

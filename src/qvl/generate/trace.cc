@@ -67,8 +67,7 @@ engine::VisionFeatures rows_of(const engine::VisionFeatures& f, int64_t begin, i
 }  // namespace
 
 std::vector<TracedTensor> trace_prefill(const engine::Engine& engine, const TraceInput& input,
-                                        int64_t greedy_tokens, const engine::ProgressFn& progress,
-                                        bool stages_only) {
+                                        const TraceOptions& options, const engine::ProgressFn& progress) {
   const model::ModelConfig& config = engine.config();
   if (input.ids.empty()) fail(ErrorCode::kInvalidArgument, "trace", "prompt", "at least one token", "none");
   const auto tokens = static_cast<int64_t>(input.ids.size());
@@ -91,7 +90,7 @@ std::vector<TracedTensor> trace_prefill(const engine::Engine& engine, const Trac
     if (name != "vision.patch_embed") add(name, std::move(value));
   };
   engine::StageHooks hooks{.trace = {}, .progress = progress};
-  if (!stages_only) hooks.trace = add_contracted;
+  if (!options.stages_only) hooks.trace = add_contracted;
 
   add("input_ids", id_tensor(input.ids));
   if (!input.image_grids.empty()) {
@@ -150,14 +149,17 @@ std::vector<TracedTensor> trace_prefill(const engine::Engine& engine, const Trac
   const auto vocabulary = static_cast<size_t>(logits.dim(1));
 
   std::vector<int32_t> said;
+  std::vector<float> decoded;
   std::span<const float> last = logits.as<float>().last(vocabulary);
   Sampler greedy({.greedy = true}, 0, static_cast<int64_t>(vocabulary));
   Tensor step_logits;
-  while (static_cast<int64_t>(said.size()) < greedy_tokens) {
+  while (static_cast<int64_t>(said.size()) < options.greedy_tokens) {
     said.push_back(greedy.sample(last));
-    if (static_cast<int64_t>(said.size()) == greedy_tokens || cache->length() >= config.text.max_positions)
+    if (static_cast<int64_t>(said.size()) == options.greedy_tokens || cache->length() >= config.text.max_positions)
       break;
-    const Tensor row = engine.embed().embed(std::span(&said.back(), 1));
+    const size_t i = said.size() - 1;
+    const int32_t token = i < options.follow.size() ? static_cast<int32_t>(options.follow[i]) : said[i];
+    const Tensor row = engine.embed().embed(std::span(&token, 1));
     const int64_t position = cache->length() + positions.delta;
     engine::DecoderInput next;
     next.embeds = &row;
@@ -166,9 +168,15 @@ std::vector<TracedTensor> trace_prefill(const engine::Engine& engine, const Trac
     step_logits = engine.decoder().forward(next, *cache, engine::LogitsMode::kLast,
                                            {.trace = {}, .progress = progress});
     last = step_logits.as<float>();
+    if (options.decode_logits) decoded.insert(decoded.end(), last.begin(), last.end());
   }
   if (!has("logits")) add("logits", std::move(logits));
   add("greedy_tokens", id_tensor(said));
+  if (options.decode_logits) {
+    Tensor steps(DType::kF32, {static_cast<int64_t>(decoded.size() / vocabulary), static_cast<int64_t>(vocabulary)});
+    std::copy(decoded.begin(), decoded.end(), steps.as<float>().begin());
+    add("decode_logits", std::move(steps));
+  }
   return out;
 }
 

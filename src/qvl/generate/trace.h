@@ -25,15 +25,25 @@ struct TracedTensor {
   Tensor value;
 };
 
+struct TraceOptions {
+  int64_t greedy_tokens = 0;  // after the prompt
+  // Leaves out what is inside the stages (vision.pos_embed, blocks, layers): less memory, and the engine runs as it
+  // does for an answer.
+  bool stages_only = false;
+  // Adds decode_logits [n - 1, V] of n greedy tokens: what each step after the prompt says about the next token.
+  bool decode_logits = false;
+  // Tokens that the steps go on with instead of the engine's own choices, so that two engines can be compared step by
+  // step although they would part; greedy_tokens stay the engine's own.
+  std::vector<int64_t> follow;
+};
+
 // In order of computation: input_ids [S], pixel_values, image_grid_thw [N, 3] and the video pair as far as
 // given, vision.pos_embed, vision.block{i}, vision.merged, vision.deepstack{j}, position_ids [3, S],
 // inputs_embeds [S, D], layer{i} [S, D] after DeepStack, logits [S, V], greedy_tokens [n]. Ids, grids,
 // positions and tokens are I64, all else F32. With images and videos, vision rows are those of the images,
 // then those of the videos. Greedy tokens go on whatever their meaning; fewer than asked for when the context
-// ends. `stages_only` leaves out what is inside the stages (vision.pos_embed, blocks, layers): less memory,
-// and the engine runs as it does for an answer. Throws kMismatch, kLimit, kCancelled.
+// ends. Throws kMismatch, kLimit, kCancelled.
 std::vector<TracedTensor> trace_prefill(const engine::Engine& engine, const TraceInput& input,
-                                        int64_t greedy_tokens, const engine::ProgressFn& progress = {},
-                                        bool stages_only = false);
+                                        const TraceOptions& options, const engine::ProgressFn& progress = {});
 
 }  // namespace qvl::generate

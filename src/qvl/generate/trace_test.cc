@@ -34,7 +34,7 @@ TEST(Trace, AgreesWithTheSession) {
   input.video_grids = {{2, 2, 4}};
   input.pixel_values = pixels(24, 1);
   input.pixel_values_videos = pixels(16, 100);
-  const auto traced = trace_prefill(*engine, input, 9);
+  const auto traced = trace_prefill(*engine, input, {.greedy_tokens = 9});
 
   EXPECT_EQ(find(traced, "input_ids").shape(), (Shape{23}));
   EXPECT_EQ(find(traced, "input_ids").dtype(), DType::kI64);
@@ -67,9 +67,30 @@ TEST(Trace, AgreesWithTheSession) {
   EXPECT_TRUE(std::equal(tokens.begin(), tokens.end(), said.begin(), said.end()));
 }
 
+TEST(Trace, StepsFollowTheTokensOfAnother) {
+  const FakeEngine engine;
+  const std::vector<int32_t> prompt = {1, 2, 3};
+  const auto own = trace_prefill(engine, {.ids = prompt}, {.greedy_tokens = 3, .decode_logits = true});
+  ASSERT_EQ(find(own, "decode_logits").shape(), (Shape{2, 64}));
+  const auto tokens = find(own, "greedy_tokens").as<int64_t>();
+  const std::vector<int64_t> other = {(tokens[0] + 1) % 50, (tokens[1] + 2) % 50, 9};
+  const auto traced =
+      trace_prefill(engine, {.ids = prompt}, {.greedy_tokens = 3, .decode_logits = true, .follow = other});
+  EXPECT_EQ(find(traced, "greedy_tokens").as<int64_t>()[0], tokens[0]);  // still its own choice
+  // A step's logits are those of the prompt with these tokens behind it.
+  std::vector<int32_t> longer = prompt;
+  for (size_t i = 0; i < 2; ++i) {
+    longer.push_back(static_cast<int32_t>(other[i]));
+    const auto whole = trace_prefill(engine, {.ids = longer}, {});
+    const auto want = find(whole, "logits").as<float>().last(64);
+    const auto got = find(traced, "decode_logits").as<float>().subspan(i * 64, 64);
+    EXPECT_TRUE(std::equal(want.begin(), want.end(), got.begin())) << i;
+  }
+}
+
 TEST(Trace, TextAloneHasNoVisionTensors) {
   const FakeEngine engine;
-  const auto traced = trace_prefill(engine, {.ids = {1, 2, 3}}, 0);
+  const auto traced = trace_prefill(engine, {.ids = {1, 2, 3}}, {.greedy_tokens = 0});
   for (const auto& t : traced) {
     EXPECT_EQ(t.name.find("vision"), std::string::npos);
     EXPECT_EQ(t.name.find("pixel"), std::string::npos);
@@ -79,23 +100,23 @@ TEST(Trace, TextAloneHasNoVisionTensors) {
 
 TEST(Trace, WhatDoesNotFitIsRefused) {
   FakeEngine engine;
-  EXPECT_THROW(trace_prefill(engine, {}, 1), Error);
-  EXPECT_THROW(trace_prefill(engine, {.ids = {1, 60, 2}}, 1), Error);  // a placeholder without picture
+  EXPECT_THROW(trace_prefill(engine, {}, {.greedy_tokens = 1}), Error);
+  EXPECT_THROW(trace_prefill(engine, {.ids = {1, 60, 2}}, {.greedy_tokens = 1}), Error);  // a placeholder without picture
   TraceInput input;
   input.ids = {1, 62, 60, 63};
   input.image_grids = {{1, 2, 2}};
-  EXPECT_THROW(trace_prefill(engine, input, 1), Error);  // a grid without pixels
+  EXPECT_THROW(trace_prefill(engine, input, {.greedy_tokens = 1}), Error);  // a grid without pixels
   input.pixel_values = pixels(8, 0);
-  EXPECT_THROW(trace_prefill(engine, input, 1), Error);  // twice the rows
+  EXPECT_THROW(trace_prefill(engine, input, {.greedy_tokens = 1}), Error);  // twice the rows
   input.pixel_values = pixels(4, 0);
-  EXPECT_NO_THROW(trace_prefill(engine, input, 1));
+  EXPECT_NO_THROW(trace_prefill(engine, input, {.greedy_tokens = 1}));
   input.image_grids = {{1, 3, 2}};
-  EXPECT_THROW(trace_prefill(engine, input, 1), Error);
+  EXPECT_THROW(trace_prefill(engine, input, {.greedy_tokens = 1}), Error);
   input.image_grids = {{-1, -2, 2}};
-  EXPECT_THROW(trace_prefill(engine, input, 1), Error);
+  EXPECT_THROW(trace_prefill(engine, input, {.greedy_tokens = 1}), Error);
   engine.config_.text.max_positions = 3;
-  EXPECT_THROW(trace_prefill(engine, {.ids = {1, 2, 3, 4}}, 1), Error);
-  EXPECT_EQ(find(trace_prefill(engine, {.ids = {1, 2}}, 9), "greedy_tokens").dim(0),
+  EXPECT_THROW(trace_prefill(engine, {.ids = {1, 2, 3, 4}}, {.greedy_tokens = 1}), Error);
+  EXPECT_EQ(find(trace_prefill(engine, {.ids = {1, 2}}, {.greedy_tokens = 9}), "greedy_tokens").dim(0),
             2);  // the context ends it
 }
 
