@@ -93,6 +93,10 @@ TEST(NativeTextPrefill, ResultsDoNotDependOnTheChunkSize) {
       const auto whole_cache = engine->decoder().new_cache();
       const Tensor whole = feed(*engine, prompt, 0, length, *whole_cache, engine::LogitsMode::kLast);
       const Tensor whole_next = step(*engine, 7, length + prompt.positions.delta, *whole_cache);
+      // What the last layer leaves out when only the last position is asked for changes nothing.
+      const auto all_cache = engine->decoder().new_cache();
+      const Tensor all = feed(*engine, prompt, 0, length, *all_cache, engine::LogitsMode::kAll);
+      EXPECT_TRUE(std::ranges::equal(all.as<float>().last(whole.as<float>().size()), whole.as<float>()));
       for (int64_t chunk : {1, 2, 3, 7, 16}) {
         const auto cache = engine->decoder().new_cache();
         Tensor last;

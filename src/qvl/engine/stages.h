@@ -48,6 +48,9 @@ class VisionStage {
   // Throws kMismatch when rows and grids disagree, kCancelled when progress says so.
   virtual VisionFeatures encode(std::span<const float> pixel_values, std::span<const image::Grid> grids,
                                 const StageHooks& hooks = {}) const = 0;
+  // No picture is expected for now: memory that can be had again (pages of mapped weights) goes back to the system.
+  // Results do not change, also not those of an encode() that runs meanwhile.
+  virtual void give_back() const {}
 };
 
 class EmbedStage {

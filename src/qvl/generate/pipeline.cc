@@ -300,6 +300,7 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
       answer.vision_ms += encode_ms;
       answer.vision_patches += patches;
     }
+    if (answer.vision_patches > 0) engine_->vision().give_back();
     collect_preprocess();
     const PrefillResult prefill = session_.prefill(prompt, [&](int64_t done, int64_t total) {
       if (callbacks.progress) callbacks.progress(Phase::kPrefill, done, total);

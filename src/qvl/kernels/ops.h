@@ -124,7 +124,7 @@ struct KvView {
 };
 
 // The decoder's step between projection and attention, for S new rows that follow `past` cached positions:
-//   q[S, heads*hd]   : per-head RMSNorm(q_norm), then M-RoPE, in place
+//   q[<=S, heads*hd] : of the last rows; per-head RMSNorm(q_norm), then M-RoPE, in place
 //   k[S, kv_heads*hd]: per-head RMSNorm(k_norm), then M-RoPE, written into the cache at past..past+S-1
 //   v[S, kv_heads*hd]: copied into the cache
 // cos, sin: float32 [S, hd/2]. bf16: cos and sin are rounded to bf16 first and the products and the sum are

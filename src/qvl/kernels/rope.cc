@@ -1,6 +1,7 @@
 // Rotary embedding: of the vision encoder (rope_vision, spec 5.3) and of the decoder, fused with the per-head
 // norms and the append to the paged cache (qk_norm_rope_append, spec 6.3, 6.4 and B).
 #include <cstring>
+#include <string>
 
 #include "qvl/kernels/kv_check.h"
 #include "qvl/kernels/op_check.h"
@@ -39,10 +40,12 @@ void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatri
   check_size(kWhere, "q columns (heads * head_dim)", heads * hd, q.cols);
   check_size(kWhere, "k columns (kv_heads * head_dim)", kv.kv_heads * hd, k.cols);
   check_size(kWhere, "v columns (kv_heads * head_dim)", kv.kv_heads * hd, v.cols);
-  check_size(kWhere, "k rows", q.rows, k.rows);
-  check_size(kWhere, "v rows", q.rows, v.rows);
+  if (q.rows > k.rows) {
+    fail(ErrorCode::kMismatch, kWhere, "q rows", "at most " + std::to_string(k.rows), std::to_string(q.rows));
+  }
+  check_size(kWhere, "v rows", k.rows, v.rows);
   if (past < 0) fail(ErrorCode::kInvalidArgument, kWhere, "past", ">= 0", std::to_string(past));
-  check_kv(kWhere, kv, q.rows > 0 ? past + q.rows : 0);
+  check_kv(kWhere, kv, k.rows > 0 ? past + k.rows : 0);
   check_pointer(kWhere, "q_norm", q_norm);
   check_pointer(kWhere, "k_norm", k_norm);
   check_pointer(kWhere, "cos", cos);
@@ -50,11 +53,12 @@ void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatri
 
   const RowKernels& kernels = row_kernels(ctx, q.dtype);
   const size_t head_bytes = static_cast<size_t>(hd) * dtype_size_bytes(kv.dtype);
-  for_rows(ctx, q.rows, q.cols + k.cols + v.cols, [&](int64_t r) {
+  const int64_t first_query = k.rows - q.rows;
+  for_rows(ctx, k.rows, q.cols + k.cols + v.cols, [&](int64_t r) {
     const float* row_cos = cos + r * half;
     const float* row_sin = sin + r * half;
-    for (int64_t h = 0; h < heads; ++h) {
-      std::byte* head = element(q.data, q.dtype, r * q.stride + h * hd);
+    for (int64_t h = 0; r >= first_query && h < heads; ++h) {
+      std::byte* head = element(q.data, q.dtype, (r - first_query) * q.stride + h * hd);
       kernels.norm_rope_head(head, hd, q_norm, eps, row_cos, row_sin, head);
     }
     const int64_t block = (past + r) / kv.block_tokens, slot = (past + r) % kv.block_tokens;

@@ -149,22 +149,31 @@ Tensor NativeDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsM
     const DecoderLayerWeights& w = weights_.layers[static_cast<size_t>(i)];
     const kernels::KvView kv = kv_cache->layer(i);
 
+    // Nobody reads what the last layer says about other positions than those whose logits are asked for.
+    const bool last = i + 1 == config_.num_layers && mode != LogitsMode::kAll && !hooks.trace && !hooks.linear_input;
+    const int64_t skipped = !last ? 0 : mode == LogitsMode::kLast ? rows - 1 : rows;
+    const auto kept = [&](Tensor& t) {
+      return kernels::Matrix{row_at(t, skipped), t.dtype(), rows - skipped, t.dim(1), t.dim(1)};
+    };
+
     kernels::rms_norm(context_, view(x), w.input_norm.data(), eps, view(y));
     observe({TensorRole::kTextQWeight, TensorRole::kTextKWeight, TensorRole::kTextVWeight}, i, y);
-    kernels::linear(context_, path, view(y), w.q, Activation::kNone, {}, view(q));
+    kernels::linear(context_, path, kept(y), w.q, Activation::kNone, {}, kept(q));
     kernels::linear(context_, path, view(y), w.k, Activation::kNone, {}, view(k));
     kernels::linear(context_, path, view(y), w.v, Activation::kNone, {}, view(v));
-    kernels::qk_norm_rope_append(context_, view(q), view(k), view(v), config_.num_heads, w.q_norm.data(),
+    kernels::qk_norm_rope_append(context_, kept(q), view(k), view(v), config_.num_heads, w.q_norm.data(),
                                  w.k_norm.data(), eps, cos.data(), sin.data(), past, kv);
-    kernels::attention_causal(context_, path, view(q), kv, config_.num_heads, past, scale, view(attended));
+    if (skipped == rows) break;
+    kernels::attention_causal(context_, path, kept(q), kv, config_.num_heads, past + skipped, scale,
+                              kept(attended));
     observe({TensorRole::kTextOWeight}, i, attended);
-    kernels::linear(context_, path, view(attended), w.o, Activation::kNone, view(x), view(x));
+    kernels::linear(context_, path, kept(attended), w.o, Activation::kNone, kept(x), kept(x));
 
-    kernels::rms_norm(context_, view(x), w.post_attention_norm.data(), eps, view(y));
+    kernels::rms_norm(context_, kept(x), w.post_attention_norm.data(), eps, kept(y));
     observe({TensorRole::kTextGateWeight, TensorRole::kTextUpWeight}, i, y);
-    kernels::linear_swiglu(context_, path, view(y), w.gate, w.up, view(hidden));
+    kernels::linear_swiglu(context_, path, kept(y), w.gate, w.up, kept(hidden));
     observe({TensorRole::kTextDownWeight}, i, hidden);
-    kernels::linear(context_, path, view(hidden), w.down, Activation::kNone, view(x), view(x));
+    kernels::linear(context_, path, kept(hidden), w.down, Activation::kNone, kept(x), kept(x));
 
     if (i < static_cast<int64_t>(input.deepstack.size())) {
       add_visual_rows(context_, x, input.visual_rows, input.deepstack[static_cast<size_t>(i)],

@@ -48,6 +48,12 @@ struct TextModel {
   std::unique_ptr<NativeDecoder> decoder;
 };
 
+void drop_vision(const TensorSource& source) {
+  for (const model::TensorSpec& spec : model::tensor_table(source.config())) {
+    if (model::is_vision_role(spec.role)) source.drop(spec.role, spec.layer);
+  }
+}
+
 OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const EngineOptions& options,
                          const StageSelection& selection, std::shared_ptr<ThreadPool> pool) {
   const kernels::Context context{pool.get(), options.kernels.empty()
@@ -72,7 +78,8 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     model->pool = pool;
     WeightBinder binder(*source, type, options.vision_precision == Precision::kAuto, *pool, on_bytes);
     model->stage =
-        std::make_unique<NativeVision>(config.vision, bind_vision(binder, config.vision), type, context);
+        std::make_unique<NativeVision>(config.vision, bind_vision(binder, config.vision), type, context,
+                                       [source] { drop_vision(*source); });
     stages.weight_bytes += binder.owned_bytes();
     model->owned = binder.take_owned();
     stages.vision = {model, model->stage.get()};

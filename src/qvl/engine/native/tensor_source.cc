@@ -40,6 +40,7 @@ class CheckpointSource : public TensorSource {
             .columns = view.size() / rows,
             .data = view.bytes};
   }
+  void drop(TensorRole role, int layer) const override { source_->drop(role, layer); }
 
  private:
   std::shared_ptr<const source::Source> source_;
@@ -77,6 +78,9 @@ class PackageSource : public TensorSource {
             .data = t.data,
             .scales = t.scales,
             .zero_points = t.zero_points};
+  }
+  void drop(TensorRole role, int layer) const override {
+    package_->drop(package_->get(model::tensor_name(role, layer)));
   }
 
  private:

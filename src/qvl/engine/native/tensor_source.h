@@ -36,6 +36,8 @@ class TensorSource {
   virtual bool tied_head() const = 0;
   // Throws kNotFound, kMismatch, kUnsupported naming file and tensor.
   virtual SourceTensor find(model::TensorRole role, int layer) const = 0;
+  // Gives the pages of a tensor back to the system; reading it brings them again.
+  virtual void drop(model::TensorRole role, int layer) const = 0;
   // BF16, F16 or F32: the precision that a stage's publisher chose, for Precision::kAuto.
   virtual DType stage_type(bool vision) const = 0;
 

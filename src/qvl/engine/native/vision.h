@@ -1,6 +1,7 @@
 // The vision stage: patches to merged tokens and DeepStack features (spec 5).
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "qvl/base/thread_pool.h"
@@ -13,13 +14,18 @@ namespace qvl::engine::native {
 
 class NativeVision : public VisionStage {
  public:
-  // The config, the weights' owners and the context outlive this stage.
+  // The config, the weights' owners and the context outlive this stage. `give_back` lets go of the weights' pages.
   NativeVision(const model::VisionConfig& config, VisionWeights weights, DType activation,
-               kernels::Context context)
-      : config_(config), weights_(std::move(weights)), activation_(activation), context_(context) {}
+               kernels::Context context, std::function<void()> give_back)
+      : config_(config),
+        weights_(std::move(weights)),
+        activation_(activation),
+        context_(context),
+        give_back_(std::move(give_back)) {}
 
   VisionFeatures encode(std::span<const float> pixel_values, std::span<const image::Grid> grids,
                         const StageHooks& hooks) const override;
+  void give_back() const override { give_back_(); }
 
  private:
   void embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,
@@ -32,6 +38,7 @@ class NativeVision : public VisionStage {
   VisionWeights weights_;
   DType activation_;
   kernels::Context context_;
+  std::function<void()> give_back_;
 };
 
 }  // namespace qvl::engine::native
