@@ -1,6 +1,7 @@
 // Linear layers over integer weights with activations rounded to int8: x is prepared once per call, then the loops of
 // linear_loop.h run over the kernels of int8_kernels.h (spec 6.4, 10).
 #include <algorithm>
+#include <cstring>
 
 #include "qvl/base/tensor.h"
 #include "qvl/kernels/dequantize.h"
@@ -104,7 +105,12 @@ UnsignedRows unsigned_rows(const Context& ctx, const Int8Kernels& kernels, const
     for (int64_t r = task * kRowsOfATask; r < std::min(matrix.rows, (task + 1) * kRowsOfATask); ++r) {
       uint8_t* q = reinterpret_cast<uint8_t*>(room) + r * x.stride;
       quantize(at(matrix, r, 0), matrix.cols, group, reinterpret_cast<int8_t*>(q), scales + r * x.scale_stride);
-      for (int64_t i = 0; i < x.stride; ++i) q[i] ^= 0x80;
+      for (int64_t i = 0; i < x.stride; i += 8) {
+        uint64_t eight;
+        std::memcpy(&eight, q + i, sizeof(eight));
+        eight ^= 0x8080808080808080u;
+        std::memcpy(q + i, &eight, sizeof(eight));
+      }
     }
   });
   return x;
