@@ -11,6 +11,7 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 
 namespace qvl::cli {
@@ -54,7 +55,10 @@ Outcome qvl(const std::vector<std::string>& arguments, const RunOptions& options
     close_fd(err.read_end);
     close_fd(err.write_end);
     winsize size{.ws_row = 24, .ws_col = 80, .ws_xpixel = 0, .ws_ypixel = 0};
-    if (openpty(&err.read_end, &err.write_end, nullptr, nullptr, &size) != 0) abort();
+    if (openpty(&err.read_end, &err.write_end, nullptr, nullptr, &size) != 0) {
+      std::perror("no pseudo-terminal for the test (is /dev/pts mounted?)");
+      abort();
+    }
     fcntl(err.read_end, F_SETFD, FD_CLOEXEC);
   }
   const auto start = Clock::now();
