@@ -43,20 +43,8 @@ void unpack(const Int8Weight& w, int64_t row, int64_t rows, int64_t column, int6
       const int64_t end = std::min(column + columns, (block + 1) * w.block);
       const float scale = int8_scale(w, r, block);
       T* to = out + (begin - column);
-      if (w.bits == 8) {
-        const int zero = w.zero_points == nullptr ? (w.is_signed ? 0 : 128)
-                                                  : std::to_integer<int>(w.zero_points[r * w.zero_stride + block]);
-        for (int64_t k = begin; k < end; ++k) {
-          const int q = w.is_signed ? static_cast<int8_t>(p[k]) : std::to_integer<int>(p[k]);
-          put(static_cast<float>(q - zero) * scale, to++);
-        }
-      } else {
-        const int zero = int8_zero_point(w, r, block);
-        for (int64_t k = begin; k < end; ++k) {
-          const int q = std::to_integer<int>(p[k / 2]) >> (k % 2 * 4) & 15;
-          put(static_cast<float>(q - zero) * scale, to++);
-        }
-      }
+      const int zero = int8_zero_point(w, r, block);
+      for (int64_t k = begin; k < end; ++k) put(static_cast<float>(int8_code(w, p, k) - zero) * scale, to++);
       begin = end;
     }
   }

@@ -16,24 +16,6 @@ namespace {
 
 using namespace avx512;
 
-struct F32 {
-  using Element = float;
-  static inline __m512 load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-  static inline void store(float* p, __mmask16 mask, __m512 v) { _mm512_mask_storeu_ps(p, mask, v); }
-  static inline __m512 round(__m512 v) { return v; }
-};
-
-struct BF16 {
-  using Element = BFloat16;
-  static inline __m512 load(const BFloat16* p, __mmask16 mask) {
-    return bf16_to_ps(_mm256_maskz_loadu_epi16(mask, p));
-  }
-  static inline void store(BFloat16* p, __mmask16 mask, __m512 v) {
-    _mm256_mask_storeu_epi16(p, mask, ps_to_bf16(v));
-  }
-  static inline __m512 round(__m512 v) { return round_to_bf16_ps(v); }
-};
-
 template <Activation kActivation>
 inline __m512 activate(__m512 v) {
   if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh_ps(v);

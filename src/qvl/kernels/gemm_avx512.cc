@@ -31,25 +31,6 @@ size_t panel_bytes(int64_t k) {
   return sizeof(float) * kPanelCols * static_cast<size_t>(k);
 }
 
-struct LoadF32 {
-  using Element = float;
-  static inline __m512 load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-};
-
-struct LoadBF16 {
-  using Element = BFloat16;
-  static inline __m512 load(const BFloat16* p, __mmask16 mask) {
-    return bf16_to_ps(_mm256_maskz_loadu_epi16(mask, p));
-  }
-};
-
-struct LoadF16 {
-  using Element = Float16;
-  static inline __m512 load(const Float16* p, __mmask16 mask) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
-  }
-};
-
 template <typename Load>
 void pack_avx512(const void* w, int64_t ldw, int64_t cols, int64_t k, void* packed) {
   using Element = typename Load::Element;
@@ -164,10 +145,10 @@ GemmKernel gemm_f32acc_avx512(bool widen_x) {
 }  // namespace
 
 void set_gemm_avx512(LinearKernels& kernels) {
-  kernels.gemm_f32_f32 = gemm_f32acc_avx512<LoadF32>(false);
-  kernels.gemm_f32_bf16 = gemm_f32acc_avx512<LoadBF16>(false);
-  kernels.gemm_f32_f16 = gemm_f32acc_avx512<LoadF16>(false);
-  kernels.gemm_bf16_bf16 = gemm_f32acc_avx512<LoadBF16>(true);
+  kernels.gemm_f32_f32 = gemm_f32acc_avx512<F32>(false);
+  kernels.gemm_f32_bf16 = gemm_f32acc_avx512<BF16>(false);
+  kernels.gemm_f32_f16 = gemm_f32acc_avx512<F16>(false);
+  kernels.gemm_bf16_bf16 = gemm_f32acc_avx512<BF16>(true);
 }
 
 const LinearKernels& linear_kernels_avx512() {

@@ -6,22 +6,13 @@
 
 #include "qvl/base/dtype.h"
 #include "qvl/kernels/linear_kernels.h"
+#include "qvl/kernels/widen.h"
 
 namespace qvl::kernels {
 namespace {
 
 constexpr int kTileRows = 4;
 constexpr int kPanelCols = 8;
-
-float widen(float v) {
-  return v;
-}
-float widen(BFloat16 v) {
-  return to_float(v);
-}
-float widen(Float16 v) {
-  return to_float(v);
-}
 
 size_t panel_bytes(int64_t k) {
   return sizeof(float) * kPanelCols * static_cast<size_t>(k);

@@ -2,6 +2,7 @@
 //
 // Weights of 4 bits never overflow those sums: 255 * 15 * 2 four times over fits. Weights of 8 bits do, unless the sign
 // moves from the weight to x first (128 * 127 * 2 fits). Otherwise as int8_avx512vnni.cc with half the lanes.
+#include "qvl/kernels/int8_gemv_loop.h"
 #include "qvl/kernels/int8_kernels.h"
 #include "qvl/kernels/int8_weight.h"
 
@@ -22,39 +23,11 @@ namespace {
 
 using namespace avx2;
 
-int64_t padded(int64_t k) {
-  return (k + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
-}
-
 // 8 elements, zeros from `count` on.
-struct LoadF32 {
-  using Element = float;
-  static inline __m256 load(const Element* p, int64_t count) {
-    if (count >= 8) return _mm256_loadu_ps(p);
-    alignas(32) float part[8] = {};
-    if (count > 0) std::memcpy(part, p, static_cast<size_t>(count) * sizeof(float));
-    return _mm256_load_ps(part);
-  }
-};
-
-inline __m128i load_halves(const void* p, int64_t count) {
-  if (count >= 8) return _mm_loadu_si128(static_cast<const __m128i*>(p));
-  alignas(16) uint16_t part[8] = {};
-  if (count > 0) std::memcpy(part, p, static_cast<size_t>(count) * sizeof(uint16_t));
-  return _mm_load_si128(reinterpret_cast<const __m128i*>(part));
+template <typename T>
+inline __m256 load_first(const typename T::Element* p, int64_t count) {
+  return count >= 8 ? T::load(p) : T::load_n(p, std::max<int64_t>(0, count));
 }
-
-struct LoadBF16 {
-  using Element = BFloat16;
-  static inline __m256 load(const Element* p, int64_t count) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_halves(p, count)), 16));
-  }
-};
-
-struct LoadF16 {
-  using Element = Float16;
-  static inline __m256 load(const Element* p, int64_t count) { return _mm256_cvtph_ps(load_halves(p, count)); }
-};
 
 // 32 bytes, zeros from `count` on.
 inline __m256i load_bytes(const std::byte* p, int64_t count) {
@@ -80,10 +53,10 @@ template <typename X>
 void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) {
   const typename X::Element* src = static_cast<const typename X::Element*>(x);
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-  for (int64_t g = 0; g < padded(k); g += group) {
+  for (int64_t g = 0; g < int8_padded(k); g += group) {
     __m256i bits = _mm256_setzero_si256();
     for (int64_t i = g; i < g + group; i += 8) {
-      bits = _mm256_max_epu32(bits, _mm256_and_si256(_mm256_castps_si256(X::load(src + i, k - i)), magnitude));
+      bits = _mm256_max_epu32(bits, _mm256_and_si256(_mm256_castps_si256(load_first<X>(src + i, k - i)), magnitude));
     }
     const float inverse = int8_inverse_scale(largest(bits), scales[g / group]);
     if (inverse == 0) {
@@ -92,8 +65,8 @@ void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales)
     }
     for (int64_t i = g; i < g + group; i += 16) {
       const __m256 factor = _mm256_set1_ps(inverse);
-      const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(X::load(src + i, k - i), factor));
-      const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(X::load(src + i + 8, k - i - 8), factor));
+      const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(load_first<X>(src + i, k - i), factor));
+      const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(load_first<X>(src + i + 8, k - i - 8), factor));
       const __m128i low = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
       const __m128i high = _mm_packs_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), _mm_packs_epi16(low, high));
@@ -108,13 +81,13 @@ void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales)
 constexpr int64_t kRecord4 = 128, kRecord8 = 64;
 
 size_t prepared_bytes(const Int8Weight& w) {
-  return static_cast<size_t>(w.bits == 4 ? padded(w.k) / 64 * kRecord4 : padded(w.k) / 32 * kRecord8);
+  return static_cast<size_t>(w.bits == 4 ? int8_padded(w.k) / 64 * kRecord4 : int8_padded(w.k) / 32 * kRecord8);
 }
 
 void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byte* dst) {
   const int64_t group = w.group();
   const int64_t lane_columns = w.bits == 4 ? 8 : 4;
-  for (int64_t i = 0; i < padded(w.k); i += 8 * lane_columns) {
+  for (int64_t i = 0; i < int8_padded(w.k); i += 8 * lane_columns) {
     float lane_scales[8];
     int32_t sums[8];
     for (int64_t lane = 0; lane < 8; ++lane) {
@@ -148,10 +121,8 @@ inline __m256i load_zero_points(const std::byte* p, int64_t count) {
 }
 
 constexpr int64_t kPrefetchBytes = 2048;
-constexpr int kWeightRows = 4;
 
-// c[n * apart] = sums of one row of x with kN rows of w that lie `apart` rows apart. kZero: zero points are stored;
-// kSigned: int8.
+// See int8_gemv_loop.h.
 template <typename Scale, int kBits, bool kZero, bool kSigned, int kN>
 inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
   constexpr int64_t kColumns = kBits == 4 ? 64 : 32;  // of one vector of weights
@@ -175,7 +146,7 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, fl
 #pragma GCC unroll 4
     for (int n = 0; n < kN; ++n) {
       const auto* row = reinterpret_cast<const typename Scale::Element*>(w.scales + n * apart * w.scale_stride);
-      scales[n] = Scale::load(row + block, blocks - block);
+      scales[n] = load_first<Scale>(row + block, blocks - block);
       zeros[n] = _mm256_set1_epi32(8);
       if constexpr (kZero) {
         zeros[n] = load_zero_points(w.zero_points + n * apart * w.zero_stride + block / 2, blocks - block);
@@ -216,44 +187,15 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, fl
   for (int n = 0; n < kN; ++n) c[n * apart] = sum_ps(acc[n]);
 }
 
-// The rows are read as kWeightRows streams, each in address order: memory serves streams of different pages faster than
-// one.
-template <typename Scale, int kBits, bool kZero, bool kSigned>
-void gemv_all(const std::byte* x, int64_t x_stride, int64_t m, Int8Weight w, int64_t n, float* c, int64_t ldc) {
-  const int64_t apart = n / kWeightRows;
-  for (int64_t j = 0; j < apart; ++j) {
-    for (int64_t r = 0; r < m; ++r) {
-      gemv_rows<Scale, kBits, kZero, kSigned, kWeightRows>(x + r * x_stride, w, apart, c + r * ldc + j);
-    }
-    w = w.rows_from(1);
+struct Avx2 {
+  using F32 = avx2::F32;
+  using BF16 = avx2::BF16;
+  using F16 = avx2::F16;
+  template <typename Scale, int kBits, bool kZero, bool kSigned, int kN>
+  static void rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
+    gemv_rows<Scale, kBits, kZero, kSigned, kN>(x, w, apart, c);
   }
-  w = w.rows_from((kWeightRows - 1) * apart);
-  for (int64_t j = kWeightRows * apart; j < n; ++j) {
-    for (int64_t r = 0; r < m; ++r) {
-      gemv_rows<Scale, kBits, kZero, kSigned, 1>(x + r * x_stride, w, 1, c + r * ldc + j);
-    }
-    w = w.rows_from(1);
-  }
-}
-
-template <typename Scale>
-void gemv_scale(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c,
-                int64_t ldc) {
-  if (w.bits == 8) {
-    w.is_signed ? gemv_all<Scale, 8, false, true>(x, x_stride, m, w, n, c, ldc)
-                : gemv_all<Scale, 8, false, false>(x, x_stride, m, w, n, c, ldc);
-  } else if (w.zero_points != nullptr) {
-    gemv_all<Scale, 4, true, false>(x, x_stride, m, w, n, c, ldc);
-  } else {
-    gemv_all<Scale, 4, false, false>(x, x_stride, m, w, n, c, ldc);
-  }
-}
-
-void gemv(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
-  if (w.scale_type == DType::kF32) gemv_scale<LoadF32>(x, x_stride, m, w, n, c, ldc);
-  if (w.scale_type == DType::kBF16) gemv_scale<LoadBF16>(x, x_stride, m, w, n, c, ldc);
-  if (w.scale_type == DType::kF16) gemv_scale<LoadF16>(x, x_stride, m, w, n, c, ldc);
-}
+};
 
 // ---- GEMM ----
 // Panel: for each group of columns [16] weight scales, [16] corrections, [group / 4][16][4] signed values.
@@ -384,9 +326,9 @@ void tile(const Int8TileArgs& t) {
 }  // namespace
 
 const Int8Kernels& int8_kernels_avx2() {
-  static const Int8Kernels kernels = {quantize<LoadF32>,
-                                      quantize<LoadBF16>,
-                                      {prepared_bytes, prepare, gemv},
+  static const Int8Kernels kernels = {quantize<F32>,
+                                      quantize<BF16>,
+                                      {prepared_bytes, prepare, int8_gemv<Avx2>},
                                       {kTileRows, kPanelCols, panel_bytes, pack, tile}};
   return kernels;
 }

@@ -6,6 +6,7 @@
 //
 // GEMM. Panel: for each group of columns [32] weight scales, [32] corrections, [group / 4][32][4] signed values. Tile:
 // 6 rows x 32 outputs; x is unsigned (q + 128), what that adds is in the corrections.
+#include "qvl/kernels/int8_gemv_loop.h"
 #include "qvl/kernels/int8_kernels.h"
 #include "qvl/kernels/int8_weight.h"
 
@@ -26,38 +27,15 @@ namespace {
 
 using namespace avx512;
 
-int64_t padded(int64_t k) {
-  return (k + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
-}
-
 __mmask64 first_bytes(int64_t n) {
   return n >= 64 ? ~__mmask64{0} : n <= 0 ? __mmask64{0} : (__mmask64{1} << n) - 1;
 }
-
-struct LoadF32 {
-  using Element = float;
-  static inline __m512 load(const void* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-};
-
-struct LoadBF16 {
-  using Element = BFloat16;
-  static inline __m512 load(const void* p, __mmask16 mask) {
-    return bf16_to_ps(_mm256_maskz_loadu_epi16(mask, p));
-  }
-};
-
-struct LoadF16 {
-  using Element = Float16;
-  static inline __m512 load(const void* p, __mmask16 mask) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
-  }
-};
 
 template <typename X>
 void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) {
   const typename X::Element* src = static_cast<const typename X::Element*>(x);
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  for (int64_t g = 0; g < padded(k); g += group) {
+  for (int64_t g = 0; g < int8_padded(k); g += group) {
     __m512i bits = _mm512_setzero_si512();
     for (int64_t i = g; i < g + group; i += 16) {
       const __m512 v = X::load(src + i, first_lanes(std::clamp<int64_t>(k - i, 0, 16)));
@@ -83,7 +61,7 @@ void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales)
 constexpr int64_t kRecord4 = 256, kRecord8 = 192;
 
 size_t prepared_bytes(const Int8Weight& w) {
-  return static_cast<size_t>(w.bits == 4 ? padded(w.k) / 128 * kRecord4 : padded(w.k) / 64 * kRecord8);
+  return static_cast<size_t>(w.bits == 4 ? int8_padded(w.k) / 128 * kRecord4 : int8_padded(w.k) / 64 * kRecord8);
 }
 
 void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byte* dst) {
@@ -91,7 +69,7 @@ void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byt
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i ones = _mm512_set1_epi8(1);
   if (w.bits == 8) {
-    for (int64_t i = 0; i < padded(w.k); i += 64, dst += kRecord8) {
+    for (int64_t i = 0; i < int8_padded(w.k); i += 64, dst += kRecord8) {
       const __m512i v = _mm512_loadu_si512(q + i);
       const __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, v);
       const __m512i column =
@@ -106,7 +84,7 @@ void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byt
   // Bytes 0, 2, 4, ... of two vectors, or 1, 3, 5, ...
   const __m512i low = _mm512_set1_epi16(0xff);
   const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-  for (int64_t i = 0; i < padded(w.k); i += 128, dst += kRecord4) {
+  for (int64_t i = 0; i < int8_padded(w.k); i += 128, dst += kRecord4) {
     const __m512i a = _mm512_loadu_si512(q + i), b = _mm512_loadu_si512(q + i + 64);
     const __m512i even = _mm512_permutexvar_epi64(
         order, _mm512_packus_epi16(_mm512_and_si512(a, low), _mm512_and_si512(b, low)));
@@ -135,10 +113,8 @@ inline __m512 load_zero_points(const std::byte* p, int64_t count) {
 }
 
 constexpr int64_t kPrefetchBytes = 2048;
-constexpr int kWeightRows = 4;
 
-// c[n * apart] = sums of one row of x with kN rows of w that lie `apart` rows apart. kZero: zero points are stored;
-// kSigned: int8.
+// See int8_gemv_loop.h.
 template <typename Scale, int kBits, bool kZero, bool kSigned, int kN>
 inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
   constexpr int64_t kColumns = kBits == 4 ? 128 : 64;  // of one vector of weights
@@ -214,44 +190,15 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, fl
   for (int n = 0; n < kN; ++n) c[n * apart] = sum_ps(acc[n]);
 }
 
-// The rows are read as kWeightRows streams, each in address order: memory serves streams of different pages faster than
-// one.
-template <typename Scale, int kBits, bool kZero, bool kSigned>
-void gemv_all(const std::byte* x, int64_t x_stride, int64_t m, Int8Weight w, int64_t n, float* c, int64_t ldc) {
-  const int64_t apart = n / kWeightRows;
-  for (int64_t j = 0; j < apart; ++j) {
-    for (int64_t r = 0; r < m; ++r) {
-      gemv_rows<Scale, kBits, kZero, kSigned, kWeightRows>(x + r * x_stride, w, apart, c + r * ldc + j);
-    }
-    w = w.rows_from(1);
+struct Avx512Vnni {
+  using F32 = avx512::F32;
+  using BF16 = avx512::BF16;
+  using F16 = avx512::F16;
+  template <typename Scale, int kBits, bool kZero, bool kSigned, int kN>
+  static void rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
+    gemv_rows<Scale, kBits, kZero, kSigned, kN>(x, w, apart, c);
   }
-  w = w.rows_from((kWeightRows - 1) * apart);
-  for (int64_t j = kWeightRows * apart; j < n; ++j) {
-    for (int64_t r = 0; r < m; ++r) {
-      gemv_rows<Scale, kBits, kZero, kSigned, 1>(x + r * x_stride, w, 1, c + r * ldc + j);
-    }
-    w = w.rows_from(1);
-  }
-}
-
-template <typename Scale>
-void gemv_scale(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c,
-                int64_t ldc) {
-  if (w.bits == 8) {
-    w.is_signed ? gemv_all<Scale, 8, false, true>(x, x_stride, m, w, n, c, ldc)
-                : gemv_all<Scale, 8, false, false>(x, x_stride, m, w, n, c, ldc);
-  } else if (w.zero_points != nullptr) {
-    gemv_all<Scale, 4, true, false>(x, x_stride, m, w, n, c, ldc);
-  } else {
-    gemv_all<Scale, 4, false, false>(x, x_stride, m, w, n, c, ldc);
-  }
-}
-
-void gemv(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
-  if (w.scale_type == DType::kF32) gemv_scale<LoadF32>(x, x_stride, m, w, n, c, ldc);
-  if (w.scale_type == DType::kBF16) gemv_scale<LoadBF16>(x, x_stride, m, w, n, c, ldc);
-  if (w.scale_type == DType::kF16) gemv_scale<LoadF16>(x, x_stride, m, w, n, c, ldc);
-}
+};
 
 // ---- GEMM ----
 
@@ -345,11 +292,11 @@ void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth
     }
     const Int8Weight part = w.rows_from(16 * v);
     if (w.scale_type == DType::kF32) {
-      pack_scales<LoadF32>(part, present, begin, depth / group, packed + v * 64, group_bytes);
+      pack_scales<F32>(part, present, begin, depth / group, packed + v * 64, group_bytes);
     } else if (w.scale_type == DType::kBF16) {
-      pack_scales<LoadBF16>(part, present, begin, depth / group, packed + v * 64, group_bytes);
+      pack_scales<BF16>(part, present, begin, depth / group, packed + v * 64, group_bytes);
     } else {
-      pack_scales<LoadF16>(part, present, begin, depth / group, packed + v * 64, group_bytes);
+      pack_scales<F16>(part, present, begin, depth / group, packed + v * 64, group_bytes);
     }
     for (int64_t g = 0; g < depth / group; ++g) {
       // x has 128 too much: minus 128 times the sum of the weights.
@@ -458,9 +405,9 @@ void tile(const Int8TileArgs& t) {
 }  // namespace
 
 const Int8Kernels& int8_kernels_avx512vnni() {
-  static const Int8Kernels kernels = {quantize<LoadF32>,
-                                      quantize<LoadBF16>,
-                                      {prepared_bytes, prepare, gemv},
+  static const Int8Kernels kernels = {quantize<F32>,
+                                      quantize<BF16>,
+                                      {prepared_bytes, prepare, int8_gemv<Avx512Vnni>},
                                       {kTileRows, kPanelCols, panel_bytes, pack, tile}};
   return kernels;
 }

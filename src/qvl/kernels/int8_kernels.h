@@ -17,6 +17,9 @@ namespace qvl::kernels {
 // Columns of prepared rows are padded with zeros to a multiple of this: the widest group, and what a vector of
 // 4-bit weights holds.
 inline constexpr int64_t kInt8Pad = 128;
+inline int64_t int8_padded(int64_t k) {
+  return (k + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
+}
 
 // Some rows of an integer weight, the pointers at the first of them.
 struct Int8Weight {
@@ -24,7 +27,7 @@ struct Int8Weight {
   int64_t data_stride = 0;  // bytes a row
   const std::byte* scales = nullptr;
   int64_t scale_stride = 0;                  // bytes a row
-  const std::byte* zero_points = nullptr;    // 4 bits only, two a byte; null: 8 or 128, or 0 with is_signed
+  const std::byte* zero_points = nullptr;    // as quant/format.h; null: 8 or 128, or 0 with is_signed
   int64_t zero_stride = 0;                   // bytes a row
   DType scale_type = DType::kF32;            // F32, BF16 or F16
   int bits = 4;                              // 4 or 8

@@ -7,6 +7,7 @@
 
 #include "qvl/kernels/int8_kernels.h"
 #include "qvl/kernels/int8_weight.h"
+#include "qvl/kernels/widen.h"
 
 namespace qvl::kernels {
 namespace {
@@ -14,17 +15,10 @@ namespace {
 constexpr int kTileRows = 4;
 constexpr int kPanelCols = 8;
 
-float widen(float v) {
-  return v;
-}
-float widen(BFloat16 v) {
-  return to_float(v);
-}
-
 template <typename X>
 void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) {
   const X* src = static_cast<const X*>(x);
-  const int64_t padded = (k + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
+  const int64_t padded = int8_padded(k);
   for (int64_t g = 0; g < padded; g += group) {
     // As integers, so that a NaN is the largest value.
     uint32_t bits = 0;
@@ -41,18 +35,18 @@ void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales)
 
 // Prepared: [padded k] q, then the scales.
 size_t prepared_bytes(const Int8Weight& w) {
-  const int64_t padded = (w.k + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
+  const int64_t padded = int8_padded(w.k);
   return static_cast<size_t>(padded) + sizeof(float) * static_cast<size_t>(padded / w.group());
 }
 
 void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byte* dst) {
-  const int64_t padded = (w.k + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
+  const int64_t padded = int8_padded(w.k);
   std::memcpy(dst, q, static_cast<size_t>(padded));
   std::memcpy(dst + padded, scales, sizeof(float) * static_cast<size_t>(padded / w.group()));
 }
 
 void gemv(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
-  const int64_t padded = (w.k + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
+  const int64_t padded = int8_padded(w.k);
   for (int64_t j = 0; j < n; ++j) {
     for (int64_t r = 0; r < m; ++r) {
       const int8_t* q = reinterpret_cast<const int8_t*>(x + r * x_stride);

@@ -41,17 +41,20 @@ inline float int8_scale(const Int8Weight& w, int64_t row, int64_t block) {
 
 inline int int8_zero_point(const Int8Weight& w, int64_t row, int64_t block) {
   if (w.zero_points == nullptr) return w.is_signed ? 0 : w.bits == 4 ? 8 : 128;
-  const int both = std::to_integer<int>(w.zero_points[row * w.zero_stride + block / 2]);
-  return both >> (block % 2 * 4) & 15;
+  const std::byte* p = w.zero_points + row * w.zero_stride;
+  if (w.bits == 8) return std::to_integer<int>(p[block]);
+  return std::to_integer<int>(p[block / 2]) >> (block % 2 * 4) & 15;
+}
+
+// What is stored, q, in column k of the row at `p`.
+inline int int8_code(const Int8Weight& w, const std::byte* p, int64_t k) {
+  if (w.bits == 4) return std::to_integer<int>(p[k / 2]) >> (k % 2 * 4) & 15;
+  return w.is_signed ? static_cast<int8_t>(p[k]) : std::to_integer<int>(p[k]);
 }
 
 // q - zero point.
 inline int int8_value(const Int8Weight& w, int64_t row, int64_t k) {
-  const std::byte* p = w.data + row * w.data_stride;
-  if (w.bits == 8) {
-    return w.is_signed ? static_cast<int8_t>(p[k]) : std::to_integer<int>(p[k]) - 128;
-  }
-  return (std::to_integer<int>(p[k / 2]) >> (k % 2 * 4) & 15) - int8_zero_point(w, row, k / w.block);
+  return int8_code(w, w.data + row * w.data_stride, k) - int8_zero_point(w, row, k / w.block);
 }
 
 }  // namespace qvl::kernels

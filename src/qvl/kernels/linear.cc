@@ -94,7 +94,7 @@ const std::byte* weight_at(const Weight& w, int64_t row, int64_t col) {
          (row * w.in + col) * static_cast<int64_t>(dtype_size_bytes(w.dtype));
 }
 
-// The same weight with its rows in floats of the activation type, unpacked when asked for.
+// Of the floats that meet x in a float product: integer weights are unpacked to the activation type.
 DType product_type(const Weight& w, DType x) {
   return is_integer(w) ? x : w.dtype;
 }
@@ -233,14 +233,17 @@ void linear_swiglu(const Context& ctx, LinearPath path, ConstMatrix x, const Wei
 void weight_row(const Weight& w, int64_t row, DType type, void* out) {
   constexpr std::string_view kWhere = "weight row";
   check_integer(kWhere, w);
-  if (!is_integer(w)) fail(ErrorCode::kUnsupported, kWhere, "type", "an integer format", dtype_name(w.dtype));
   if (type != DType::kF32 && type != DType::kBF16) {
     fail(ErrorCode::kUnsupported, kWhere, "type of the result", "F32 or BF16", dtype_name(type));
   }
   if (row < 0 || row >= w.out) {
     fail(ErrorCode::kInvalidArgument, kWhere, "row", "0.." + std::to_string(w.out - 1), std::to_string(row));
   }
-  dequantize_block(w, row, 1, 0, w.in, type, static_cast<std::byte*>(out));
+  if (is_integer(w)) {
+    dequantize_block(w, row, 1, 0, w.in, type, static_cast<std::byte*>(out));
+  } else {
+    convert_elements(weight_at(w, row, 0), w.dtype, out, type, w.in);
+  }
 }
 
 void add_rows(const Context& ctx, Matrix x, ConstMatrix y) {

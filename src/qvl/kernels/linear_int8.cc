@@ -12,10 +12,6 @@
 namespace qvl::kernels {
 namespace {
 
-int64_t padded(int64_t k) {
-  return div_up(k, kInt8Pad) * kInt8Pad;
-}
-
 // Rows of x as unsigned bytes q + 128 with their scales, for the tiles.
 struct UnsignedRows {
   const uint8_t* q = nullptr;
@@ -87,15 +83,15 @@ class Int8Gemm {
 
 // All rows of x rounded in groups of `group`, in `room` of unsigned_bytes().
 size_t unsigned_bytes(int64_t rows, int64_t k, int64_t group) {
-  return align_up(static_cast<size_t>(rows * padded(k)) +
-                  sizeof(float) * static_cast<size_t>(rows * (padded(k) / group)));
+  return align_up(static_cast<size_t>(rows * int8_padded(k)) +
+                  sizeof(float) * static_cast<size_t>(rows * (int8_padded(k) / group)));
 }
 
 UnsignedRows unsigned_rows(const Context& ctx, const Int8Kernels& kernels, const ConstMatrix& matrix, int64_t group,
                            std::byte* room) {
   const auto quantize = matrix.dtype == DType::kF32 ? kernels.quantize_f32 : kernels.quantize_bf16;
   UnsignedRows x;
-  x.stride = padded(matrix.cols);
+  x.stride = int8_padded(matrix.cols);
   x.scale_stride = x.stride / group;
   x.q = reinterpret_cast<uint8_t*>(room);
   float* scales = reinterpret_cast<float*>(room + matrix.rows * x.stride);
@@ -142,20 +138,20 @@ void run_int8(const Context& ctx, LinearPath path, const Call& call) {
     }
     constexpr int64_t kSmallestGroup = 16;
     std::byte* room = scratch<Scratch::kPreparedX>(
-        static_cast<size_t>(rows * (strides[0] + strides[1]) + padded(k)) +
-        sizeof(float) * static_cast<size_t>(padded(k) / kSmallestGroup));
+        static_cast<size_t>(rows * (strides[0] + strides[1]) + int8_padded(k)) +
+        sizeof(float) * static_cast<size_t>(int8_padded(k) / kSmallestGroup));
     int8_t* q = reinterpret_cast<int8_t*>(room + rows * (strides[0] + strides[1]));
-    float* scales = reinterpret_cast<float*>(q + padded(k));
-    const std::byte* prepared[2] = {room, shared ? room : room + rows * strides[0]};
+    float* scales = reinterpret_cast<float*>(q + int8_padded(k));
+    std::byte* prepared[2] = {room, room + rows * strides[0]};
     for (int i = 0; i < preparations; ++i) {
       for (int64_t r = 0; r < rows; ++r) {
         quantize(at(call.x, r, 0), k, weights[i].group(), q, scales);
-        kernels.gemv.prepare(weights[i], q, scales, room + i * rows * strides[0] + r * strides[i]);
+        kernels.gemv.prepare(weights[i], q, scales, prepared[i] + r * strides[i]);
       }
     }
-    if (shared) strides[1] = strides[0];
     run_gemv(ctx, call, first.data_stride, [&](int i, int64_t col, int64_t n, float* c, int64_t ldc) {
-      kernels.gemv.run(prepared[i], strides[i], rows, weights[i].rows_from(col), n, c, ldc);
+      const int p = shared ? 0 : i;
+      kernels.gemv.run(prepared[p], strides[p], rows, weights[i].rows_from(col), n, c, ldc);
     });
     return;
   }

@@ -94,8 +94,8 @@ void linear(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& w,
 void linear_swiglu(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& gate, const Weight& up,
                    Matrix y);
 
-// out [in] of `type`, F32 or BF16: row `row` of a weight in an integer format, (q - zero point) * scale rounded once (the
-// embedding of a token, spec 6.1).
+// out [in] of `type`, F32 or BF16: row `row` of a weight as it is stored, or (q - zero point) * scale, rounded once (the
+// embedding of a token, spec 6.1). Throws kInvalidArgument for a row that is not there.
 void weight_row(const Weight& w, int64_t row, DType type, void* out);
 
 // y = LayerNorm(x) * weight + bias over each row, biased variance (spec 5.4). y may be x.

@@ -57,7 +57,8 @@ void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatri
   for_rows(ctx, k.rows, q.cols + k.cols + v.cols, [&](int64_t r) {
     const float* row_cos = cos + r * half;
     const float* row_sin = sin + r * half;
-    for (int64_t h = 0; r >= first_query && h < heads; ++h) {
+    const int64_t query_heads = r < first_query ? 0 : heads;
+    for (int64_t h = 0; h < query_heads; ++h) {
       std::byte* head = element(q.data, q.dtype, (r - first_query) * q.stride + h * hd);
       kernels.norm_rope_head(head, hd, q_norm, eps, row_cos, row_sin, head);
     }

@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "qvl/base/dtype.h"
+
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
 
@@ -105,6 +107,32 @@ QVL_VEC_INLINE __m512 round_to_bf16_ps(__m512 v) {
 QVL_VEC_INLINE __mmask16 first_lanes(int64_t n) {
   return static_cast<__mmask16>((1u << n) - 1u);
 }
+
+// Element types by name: the lanes of a mask, zeros elsewhere; what is not in the mask is not touched.
+struct F32 {
+  using Element = float;
+  QVL_VEC_INLINE __m512 load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
+  QVL_VEC_INLINE void store(float* p, __mmask16 mask, __m512 v) { _mm512_mask_storeu_ps(p, mask, v); }
+  QVL_VEC_INLINE __m512 round(__m512 v) { return v; }
+};
+
+struct BF16 {
+  using Element = BFloat16;
+  QVL_VEC_INLINE __m512 load(const BFloat16* p, __mmask16 mask) {
+    return bf16_to_ps(_mm256_maskz_loadu_epi16(mask, p));
+  }
+  QVL_VEC_INLINE void store(BFloat16* p, __mmask16 mask, __m512 v) {
+    _mm256_mask_storeu_epi16(p, mask, ps_to_bf16(v));
+  }
+  QVL_VEC_INLINE __m512 round(__m512 v) { return round_to_bf16_ps(v); }
+};
+
+struct F16 {
+  using Element = Float16;
+  QVL_VEC_INLINE __m512 load(const Float16* p, __mmask16 mask) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
+  }
+};
 
 // Lanes 0..7 and 8..15. The zero-masking form: GCC 12 warns about its own plain one (GCC bug 105593).
 QVL_VEC_INLINE __m256 lower_half_ps(__m512 v) {

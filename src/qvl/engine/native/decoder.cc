@@ -54,19 +54,12 @@ void add_visual_rows(const kernels::Context& context, Tensor& x, std::span<const
 Tensor NativeEmbed::embed(std::span<const int32_t> ids) const {
   const kernels::Weight& table = weights_.embedding;
   Tensor out(activation_, {static_cast<int64_t>(ids.size()), table.in});
-  const size_t row_bytes = static_cast<size_t>(table.in) * dtype_size_bytes(table.dtype);  // of floats
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= table.out) {
       fail(ErrorCode::kInvalidArgument, "embed", "token id", "0.." + std::to_string(table.out - 1),
            std::to_string(ids[i]));
     }
-    std::byte* to = row_at(out, static_cast<int64_t>(i));
-    if (table.format.kind != quant::Kind::kFloat) {
-      kernels::weight_row(table, ids[i], activation_, to);
-      continue;
-    }
-    convert_elements(static_cast<const std::byte*>(table.data) + static_cast<size_t>(ids[i]) * row_bytes,
-                     table.dtype, to, activation_, table.in);
+    kernels::weight_row(table, ids[i], activation_, row_at(out, static_cast<int64_t>(i)));
   }
   return out;
 }
