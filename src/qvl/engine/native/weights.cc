@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <utility>
 
-#include "qvl/quant/block_codec.h"
 
 namespace qvl::engine::native {
 namespace {
 
-// Rows that one task converts: its float32 copy stays in the cache.
+// Rows that one task converts.
 constexpr int64_t kRowsOfATask = 32;
 
 }  // namespace
@@ -35,29 +34,18 @@ Tensor& WeightBinder::own(Tensor tensor) {
 }
 
 Tensor WeightBinder::converted(const SourceTensor& source, DType type) const {
-  const auto& [format, rows, columns, data, scales, zero_points] = source;
-  Tensor out(type, {rows, columns});
-  const size_t item = dtype_size_bytes(type);
-  const int64_t tasks = (rows + kRowsOfATask - 1) / kRowsOfATask;
-  const auto row_bytes = [&](std::span<const std::byte> all, int64_t first, int64_t count) {
-    const size_t one = all.size() / static_cast<size_t>(rows);
-    return all.subspan(static_cast<size_t>(first) * one, static_cast<size_t>(count) * one);
+  // Opening a package refuses integers for anything but matrices, and those are used as they are.
+  const DType stored = source.format.float_type;
+  Tensor out(type, {source.rows, source.columns});
+  const auto row_of = [columns = source.columns](auto* data, int64_t row, DType item) {
+    return data + static_cast<size_t>(row * columns) * dtype_size_bytes(item);
   };
+  const int64_t tasks = (source.rows + kRowsOfATask - 1) / kRowsOfATask;
   pool_.parallel_for(tasks, [&](int64_t task, int) {
     const int64_t first = task * kRowsOfATask;
-    const int64_t count = std::min(kRowsOfATask, rows - first);
-    const int64_t elements = count * columns;
-    auto* target = static_cast<std::byte*>(out.data()) + static_cast<size_t>(first * columns) * item;
-    if (format.kind == quant::Kind::kFloat) {
-      convert_elements(row_bytes(data, first, count).data(), format.float_type, target, type, elements);
-      return;
-    }
-    std::vector<float> values(static_cast<size_t>(elements));
-    quant::dequantize(format, count, columns,
-                      {row_bytes(data, first, count), row_bytes(scales, first, count),
-                       row_bytes(zero_points, first, count)},
-                      values);
-    convert_elements(values.data(), DType::kF32, target, type, elements);
+    const int64_t count = std::min(kRowsOfATask, source.rows - first);
+    convert_elements(row_of(source.data.data(), first, stored), stored,
+                     row_of(static_cast<std::byte*>(out.data()), first, type), type, count * source.columns);
   });
   return out;
 }
