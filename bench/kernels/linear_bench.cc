@@ -203,11 +203,7 @@ class Bench {
       for (size_t i = 0; i < w.size(); ++i) run(LinearPath::kGemv, x, w[i], swiglu ? &up[i] : nullptr, y);
     });
     limit = std::max(limit, read_bandwidth());
-    const double median = bytes * static_cast<double>(copies) / seconds.median * 1e-9;
-    const double best = bytes * static_cast<double>(copies) / seconds.best * 1e-9;
-    std::printf("%-58s %7.2f (best %7.2f) GB/s    %5.1f %% (%5.1f %%) of %.2f\n", title.c_str(), median, best,
-                100 * median / limit, 100 * best / limit, limit);
-    std::fflush(stdout);
+    print_bandwidth(title, bytes * static_cast<double>(copies), seconds, limit);
   }
 
   // Integer weights, activations rounded to int8; `swiglu` with a second weight.
@@ -251,14 +247,17 @@ class Bench {
       for (size_t i = 0; i < w.size(); ++i) run_int8(LinearPath::kGemv, x, w[i], swiglu ? &up[i] : nullptr, y);
     });
     limit = std::max(limit, read_bandwidth());
-    const double median = bytes * static_cast<double>(copies) / seconds.median * 1e-9;
-    const double best = bytes * static_cast<double>(copies) / seconds.best * 1e-9;
+    print_bandwidth(title, bytes * static_cast<double>(copies), seconds, limit);
+  }
+
+ private:
+  static void print_bandwidth(const std::string& title, double bytes, const Timing& seconds, double limit) {
+    const double median = bytes / seconds.median * 1e-9, best = bytes / seconds.best * 1e-9;
     std::printf("%-58s %7.2f (best %7.2f) GB/s    %5.1f %% (%5.1f %%) of %.2f\n", title.c_str(), median, best,
                 100 * median / limit, 100 * best / limit, limit);
     std::fflush(stdout);
   }
 
- private:
   static std::string int8_label(const char* path, const char* name, const quant::Format& format, int64_t m, int64_t k,
                                 int64_t n) {
     return std::string(path) + " " + name + " " + format.name() + " [" + std::to_string(m) + "," + std::to_string(k) +

@@ -67,7 +67,7 @@ void expect_failure(const Outcome& o, int exit_code, const std::vector<std::stri
 }
 
 class ExportFailures : public ::testing::Test {
- protected:
+ public:
   static void SetUpTestSuite() {
     root() = fs::temp_directory_path() / ("qvl_export_failure_test_" + std::to_string(getpid()));
     fs::remove_all(root());
@@ -139,57 +139,57 @@ std::function<bool()> appeared(const fs::path& here, const char* file) {
   };
 }
 
-TEST_F(ExportFailures, CtrlCAtAnyMomentLeavesNothing) {
-  int stopped = 0;
+// An export that gets `signal` at every moment, beside nothing and over an old package: check(replace, outcome) sees each
+// that it ended, done() each that was faster than we. Returns how many it ended, of 10.
+int at_every_moment(ExportFailures& test, int signal, const std::function<void(bool, const Outcome&)>& check,
+                    const std::function<void()>& done) {
+  int ended = 0;
   for (const bool replace : {false, true}) {
     for (const Moment& moment : kMoments) {
       SCOPED_TRACE(std::string(moment.name) + (replace ? ", replacing" : ""));
-      SetUp();
-      if (replace) put_old_package();
-      const Outcome o = run(replace ? Names{"--replace"} : Names{},
-                            {.signal_when = appeared(here_, moment.file), .signal = SIGINT});
-      if (o.exit_code == 0) {  // it was faster than we
-        expect_complete(out());
+      test.SetUp();
+      if (replace) test.put_old_package();
+      const Outcome o = test.run(replace ? Names{"--replace"} : Names{},
+                                 {.signal_when = appeared(test.here_, moment.file), .signal = signal});
+      if (o.exit_code == 0) {
+        done();
         continue;
       }
-      ++stopped;
-      expect_failure(o, 130, {"interrupted; ", out().string()});
-      if (replace) {
-        expect_old_package_untouched();
-      } else {
-        EXPECT_EQ(names(here_), Names{});
-      }
+      ++ended;
+      check(replace, o);
     }
   }
-  EXPECT_GE(stopped, 6) << "of 10 moments";
+  return ended;
+}
+
+TEST_F(ExportFailures, CtrlCAtAnyMomentLeavesNothing) {
+  const auto check = [this](bool replace, const Outcome& o) {
+    expect_failure(o, 130, {"interrupted; ", out().string()});
+    if (replace) {
+      expect_old_package_untouched();
+    } else {
+      EXPECT_EQ(names(here_), Names{});
+    }
+  };
+  EXPECT_GE(at_every_moment(*this, SIGINT, check, [this] { expect_complete(out()); }), 6) << "of 10 moments";
 }
 
 TEST_F(ExportFailures, WhatAKilledExportLeavesIsRemovedByTheNext) {
-  int killed = 0;
-  for (const bool replace : {false, true}) {
-    for (const Moment& moment : kMoments) {
-      SCOPED_TRACE(std::string(moment.name) + (replace ? ", replacing" : ""));
-      SetUp();
-      if (replace) put_old_package();
-      const Outcome o = run(replace ? Names{"--replace"} : Names{},
-                            {.signal_when = appeared(here_, moment.file), .signal = SIGKILL});
-      if (o.exit_code == 0) continue;
-      ++killed;
-      EXPECT_EQ(o.exit_code, 128 + SIGKILL);
-      EXPECT_EQ(o.err, "");
-      EXPECT_EQ(names(here_).size(), replace ? 2U : 1U);
-      if (replace) {
-        EXPECT_EQ(contents(out()), contents(old_package()));
-      } else {
-        EXPECT_FALSE(fs::exists(out()));
-      }
-      const Outcome next = run(replace ? Names{"--replace", "--verify", "none"} : Names{"--verify", "none"});
-      EXPECT_EQ(next.exit_code, 0) << next.err;
-      EXPECT_EQ(names(here_), Names{"out"});
-      expect_complete(out());
+  const auto check = [this](bool replace, const Outcome& o) {
+    EXPECT_EQ(o.exit_code, 128 + SIGKILL);
+    EXPECT_EQ(o.err, "");
+    EXPECT_EQ(names(here_).size(), replace ? 2U : 1U);
+    if (replace) {
+      EXPECT_EQ(contents(out()), contents(old_package()));
+    } else {
+      EXPECT_FALSE(fs::exists(out()));
     }
-  }
-  EXPECT_GE(killed, 6) << "of 10 moments";
+    const Outcome next = run(replace ? Names{"--replace", "--verify", "none"} : Names{"--verify", "none"});
+    EXPECT_EQ(next.exit_code, 0) << next.err;
+    EXPECT_EQ(names(here_), Names{"out"});
+    expect_complete(out());
+  };
+  EXPECT_GE(at_every_moment(*this, SIGKILL, check, [] {}), 6) << "of 10 moments";
 }
 
 TEST_F(ExportFailures, FilesThatMayNotGrowEndItWithALine) {
