@@ -115,10 +115,11 @@ def main():
                 if fmt == "int8 row":
                     # an activation of 255 in uint8 with zero point 0 and scale 1/255: exact integers
                     x = (eye * 255).astype(np.uint8)
-                    b = np.frombuffer(read("data"), np.int8).reshape(n, k)
+                    b = np.frombuffer(read("data"), np.uint8).reshape(n, k)
                     y = run_model([helper.make_node("Transpose", ["b"], ["bt"], perm=[1, 0]),
-                                   helper.make_node("MatMulInteger", ["x", "bt"], ["y"])],
-                                  [("x", TensorProto.UINT8, [k, k], x)], ("y", TensorProto.INT32, [k, n]), [tensor("b", b)])
+                                   helper.make_node("MatMulInteger", ["x", "bt", "", "b_zero"], ["y"])],
+                                  [("x", TensorProto.UINT8, [k, k], x)], ("y", TensorProto.INT32, [k, n]),
+                                  [tensor("b", b), tensor("b_zero", np.array(128, np.uint8))])
                     got = (y.astype(np.float32) / 255 * np.frombuffer(read("scales"), np.float32)).T
                     checks["MatMulInteger"] += 1
                     if not np.array_equal(got, back):

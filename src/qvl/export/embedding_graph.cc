@@ -6,6 +6,7 @@
 #include "qvl/export/graph_options.h"
 #include "qvl/export/graphs.h"
 #include "qvl/package/graph_io.h"
+#include "qvl/quant/block_codec.h"
 
 namespace qvl::exporting {
 namespace {
@@ -57,7 +58,8 @@ Value embedded(GraphBuilder& g, const StoredTensor& e, const Value& ids, bool pl
       return f.float_type == DType::kF32 ? rows : g.cast(rows, DType::kF32);
     }
     case quant::Kind::kRow8: {
-      const Value rows = g.cast(g.gather(declare(g, e.data), ids), DType::kF32);
+      const auto zero = static_cast<float>(quant::default_zero_point(f));
+      const Value rows = g.sub(g.cast(g.gather(declare(g, e.data), ids), DType::kF32), g.f32(zero));
       return g.mul(rows, g.unsqueeze(g.gather(declare(g, *e.scales), ids), {2}));
     }
     case quant::Kind::kBlock:

@@ -5,6 +5,7 @@
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/package/graph_io.h"
+#include "qvl/quant/block_codec.h"
 
 namespace qvl::exporting {
 namespace {
@@ -65,11 +66,17 @@ Value gemm(GraphBuilder& graph, Value x, Value w, Value bias) {
   return graph.node("Gemm", {std::move(x), std::move(w), std::move(bias)}, {{"transB", int64_t{1}}});
 }
 
-// The activations are quantised per call, unsigned with a zero point; ONNX Runtime fuses the whole chain.
+Value row8_zero_point(GraphBuilder& graph) {
+  const auto zero = static_cast<std::byte>(quant::default_zero_point(quant::Format::row8()));
+  return graph.constant(DType::kU8, {}, std::span(&zero, 1));
+}
+
+// The activations are quantised per call, unsigned with a zero point; ONNX Runtime fuses the whole chain. The weights
+// are unsigned as well: uint8 times int8 saturates there on processors without VNNI.
 Value integer_linear(GraphBuilder& graph, Value x, const StoredTensor& w, Value bias) {
   const std::vector<Value> quantized = graph.nodes("DynamicQuantizeLinear", {std::move(x)}, 3);
   const Value transposed = graph.outermost().transpose(declare(graph, w.data), {1, 0});
-  const Value sums = graph.node("MatMulInteger", {quantized[0], transposed, quantized[2]});
+  const Value sums = graph.node("MatMulInteger", {quantized[0], transposed, quantized[2], row8_zero_point(graph)});
   const Value scale = graph.mul(quantized[1], declare(graph, *w.scales));
   const Value y = graph.mul(graph.cast(sums, DType::kF32), scale);
   return bias ? graph.add(y, bias) : y;
@@ -129,7 +136,7 @@ const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
       }
       break;
     case quant::Kind::kRow8:
-      tensor.data = part(spec.name, DType::kI8, {rows, columns}, data_bytes);
+      tensor.data = part(spec.name, DType::kU8, {rows, columns}, data_bytes);
       tensor.scales = part(scales, DType::kF32, {rows}, scale_bytes);
       break;
   }

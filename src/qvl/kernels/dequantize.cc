@@ -17,10 +17,10 @@ Int8Weight int8_view(const Weight& w) {
   view.zero_stride = static_cast<int64_t>(w.format.zero_point_bytes(1, w.in));
   view.scale_type = w.format.scale_type;
   view.bits = w.format.bits;
-  view.is_signed = w.format.kind == quant::Kind::kRow8;
   // One scale a row is one block that holds the row.
-  view.block = view.is_signed ? std::max<int64_t>(kInt8Pad, std::bit_ceil(static_cast<uint64_t>(w.in)))
-                              : w.format.block;
+  view.block = w.format.kind == quant::Kind::kRow8
+                   ? std::max<int64_t>(kInt8Pad, std::bit_ceil(static_cast<uint64_t>(w.in)))
+                   : w.format.block;
   view.k = w.in;
   return view;
 }

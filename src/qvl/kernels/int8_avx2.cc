@@ -123,7 +123,7 @@ inline __m256i load_zero_points(const std::byte* p, int64_t count) {
 constexpr int64_t kPrefetchBytes = 2048;
 
 // See int8_gemv_loop.h.
-template <typename Scale, int kBits, bool kZero, bool kSigned, int kN>
+template <typename Scale, int kBits, bool kZero, int kN>
 inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
   constexpr int64_t kColumns = kBits == 4 ? 64 : 32;  // of one vector of weights
   constexpr int64_t kRecord = kBits == 4 ? kRecord4 : kRecord8;
@@ -172,7 +172,7 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, fl
           const __m256i zero = kZero ? _mm256_permutevar8x32_epi32(zeros[n], index) : zeros[n];
           dot = _mm256_sub_epi32(widen_pairs(_mm256_add_epi16(low, high)), _mm256_mullo_epi32(zero, x_sum));
         } else {
-          if constexpr (!kSigned) v = _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(0x80)));
+          v = _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(0x80)));
           dot = widen_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(x0, v)));
         }
         const __m256 scale = _mm256_mul_ps(x_scale, _mm256_permutevar8x32_ps(scales[n], index));
@@ -191,9 +191,9 @@ struct Avx2 {
   using F32 = avx2::F32;
   using BF16 = avx2::BF16;
   using F16 = avx2::F16;
-  template <typename Scale, int kBits, bool kZero, bool kSigned, int kN>
+  template <typename Scale, int kBits, bool kZero, int kN>
   static void rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
-    gemv_rows<Scale, kBits, kZero, kSigned, kN>(x, w, apart, c);
+    gemv_rows<Scale, kBits, kZero, kN>(x, w, apart, c);
   }
 };
 

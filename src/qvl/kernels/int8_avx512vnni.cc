@@ -115,7 +115,7 @@ inline __m512 load_zero_points(const std::byte* p, int64_t count) {
 constexpr int64_t kPrefetchBytes = 2048;
 
 // See int8_gemv_loop.h.
-template <typename Scale, int kBits, bool kZero, bool kSigned, int kN>
+template <typename Scale, int kBits, bool kZero, int kN>
 inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
   constexpr int64_t kColumns = kBits == 4 ? 128 : 64;  // of one vector of weights
   constexpr int64_t kRecord = kBits == 4 ? kRecord4 : kRecord8;
@@ -161,7 +161,6 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, fl
           dot = _mm512_dpbusd_epi32(dot, _mm512_and_si512(v, nibble), x0);
           dot = _mm512_dpbusd_epi32(dot, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), x1);
         } else {
-          if constexpr (kSigned) v = _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80)));
           dot = _mm512_dpbusd_epi32(dot, v, x0);
         }
         __m512 sum = _mm512_cvtepi32_ps(dot);
@@ -194,9 +193,9 @@ struct Avx512Vnni {
   using F32 = avx512::F32;
   using BF16 = avx512::BF16;
   using F16 = avx512::F16;
-  template <typename Scale, int kBits, bool kZero, bool kSigned, int kN>
+  template <typename Scale, int kBits, bool kZero, int kN>
   static void rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
-    gemv_rows<Scale, kBits, kZero, kSigned, kN>(x, w, apart, c);
+    gemv_rows<Scale, kBits, kZero, kN>(x, w, apart, c);
   }
 };
 
@@ -211,12 +210,11 @@ size_t panel_bytes(int64_t depth, int64_t group) {
 }
 
 // 64 columns from `column` of one row, `p` pointing at the row, as signed bytes; zeros beyond the last.
-template <int kBits, bool kZero, bool kSigned>
+template <int kBits, bool kZero>
 inline __m512i unpack64(const Int8Weight& w, const std::byte* p, int64_t row, int64_t column) {
   const int64_t left = w.k - column;
   if constexpr (kBits == 8) {
     const __m512i v = left >= 64 ? _mm512_loadu_si512(p + column) : _mm512_maskz_loadu_epi8(first_bytes(left), p + column);
-    if constexpr (kSigned) return v;
     return _mm512_maskz_sub_epi8(first_bytes(left), v, _mm512_set1_epi8(static_cast<char>(128)));
   } else {
     const int64_t bytes = w.data_stride - column / 2;
@@ -264,7 +262,7 @@ void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t gr
   }
 }
 
-template <int kBits, bool kZero, bool kSigned>
+template <int kBits, bool kZero>
 void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) {
   const int64_t group = w.group();
   const int64_t group_bytes = kPanelCols * (8 + group);
@@ -279,7 +277,7 @@ void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth
         // The rows of a panel are too many streams for the processor to foresee: ask for those of the next one.
         _mm_prefetch(reinterpret_cast<const char*>(p + kPanelCols * w.data_stride + column * kBits / 8), _MM_HINT_T0);
         const bool inside = n < present && column < w.k;
-        words[n] = _mm512_castsi512_ps(inside ? unpack64<kBits, kZero, kSigned>(w, p, row, column)
+        words[n] = _mm512_castsi512_ps(inside ? unpack64<kBits, kZero>(w, p, row, column)
                                               : _mm512_setzero_si512());
       }
       transpose_16x16(words);
@@ -313,11 +311,10 @@ void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth
 
 void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) {
   if (w.bits == 8) {
-    w.is_signed ? pack_values<8, false, true>(w, cols, begin, depth, packed)
-                : pack_values<8, false, false>(w, cols, begin, depth, packed);
+    pack_values<8, false>(w, cols, begin, depth, packed);
   } else {
-    w.zero_points != nullptr ? pack_values<4, true, false>(w, cols, begin, depth, packed)
-                             : pack_values<4, false, false>(w, cols, begin, depth, packed);
+    w.zero_points != nullptr ? pack_values<4, true>(w, cols, begin, depth, packed)
+                             : pack_values<4, false>(w, cols, begin, depth, packed);
   }
 }
 

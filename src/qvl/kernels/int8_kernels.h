@@ -27,11 +27,10 @@ struct Int8Weight {
   int64_t data_stride = 0;  // bytes a row
   const std::byte* scales = nullptr;
   int64_t scale_stride = 0;                  // bytes a row
-  const std::byte* zero_points = nullptr;    // as quant/format.h; null: 8 or 128, or 0 with is_signed
+  const std::byte* zero_points = nullptr;    // as quant/format.h; null: 8 or 128
   int64_t zero_stride = 0;                   // bytes a row
   DType scale_type = DType::kF32;            // F32, BF16 or F16
   int bits = 4;                              // 4 or 8
-  bool is_signed = false;                    // 8 bits: int8 instead of uint8 around 128
   int64_t block = 0;                         // columns that share a scale: a power of two from 16
   int64_t k = 0;                             // columns
 

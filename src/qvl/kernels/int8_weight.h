@@ -40,7 +40,7 @@ inline float int8_scale(const Int8Weight& w, int64_t row, int64_t block) {
 }
 
 inline int int8_zero_point(const Int8Weight& w, int64_t row, int64_t block) {
-  if (w.zero_points == nullptr) return w.is_signed ? 0 : w.bits == 4 ? 8 : 128;
+  if (w.zero_points == nullptr) return w.bits == 4 ? 8 : 128;
   const std::byte* p = w.zero_points + row * w.zero_stride;
   if (w.bits == 8) return std::to_integer<int>(p[block]);
   return std::to_integer<int>(p[block / 2]) >> (block % 2 * 4) & 15;
@@ -49,7 +49,7 @@ inline int int8_zero_point(const Int8Weight& w, int64_t row, int64_t block) {
 // What is stored, q, in column k of the row at `p`.
 inline int int8_code(const Int8Weight& w, const std::byte* p, int64_t k) {
   if (w.bits == 4) return std::to_integer<int>(p[k / 2]) >> (k % 2 * 4) & 15;
-  return w.is_signed ? static_cast<int8_t>(p[k]) : std::to_integer<int>(p[k]);
+  return std::to_integer<int>(p[k]);
 }
 
 // q - zero point.

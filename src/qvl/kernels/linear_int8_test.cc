@@ -44,8 +44,7 @@ const std::vector<Format>& formats() {
 struct IntegerWeight {
   IntegerWeight(const Format& f, int64_t n, int64_t k, std::mt19937& rng) : format(f), out(n), in(k) {
     quant::Codes codes;
-    const bool row8 = f.kind == quant::Kind::kRow8;
-    const int low = row8 ? -127 : 0, high = row8 ? 127 : (1 << f.bits) - 1;
+    const int low = f.kind == quant::Kind::kRow8 ? 1 : 0, high = (1 << f.bits) - 1;
     std::uniform_int_distribution<int> code(low, high);
     std::normal_distribution<float> normal(0.0f, 0.02f);
     for (int64_t i = 0; i < n * k; ++i) codes.q.push_back(static_cast<int16_t>(code(rng)));

@@ -223,9 +223,7 @@ void check_tensor(std::string_view where, const std::map<std::string, uint64_t, 
     fail(ErrorCode::kFormat, at, "rows and columns", "positive and at most 2^46 elements",
          std::to_string(t.rows) + " x " + std::to_string(t.columns));
   }
-  DType data_type = DType::kU8;
-  if (t.format.kind == quant::Kind::kFloat) data_type = t.format.float_type;
-  if (t.format.kind == quant::Kind::kRow8) data_type = DType::kI8;
+  const DType data_type = t.format.kind == quant::Kind::kFloat ? t.format.float_type : DType::kU8;
   check_part(where, files, t, t.data, {"data", data_type, t.format.data_bytes(t.rows, t.columns)}, places);
 
   const auto optional = [&](const std::optional<TensorPart>& part, const PartRule& rule) {

@@ -18,7 +18,7 @@
 namespace qvl::package {
 
 // Raised when a reader of the old version would misread the new one.
-inline constexpr int64_t kFormatVersion = 1;
+inline constexpr int64_t kFormatVersion = 2;  // 2: int8 rows are unsigned
 // Every part of a tensor starts at a multiple of this in its file.
 inline constexpr uint64_t kPartAlignmentBytes = 64;
 

@@ -105,7 +105,7 @@ TEST(Manifest, EveryFaultIsNamed) {
   expect_refused([](Manifest& m) { m.other_files[0].file = "text.data"; }, kFormat, "listed twice");
   expect_refused([](Manifest& m) { m.other_files[0].file = "qvl.json"; }, kFormat, "listed twice");
   expect_refused([](Manifest& m) { m.other_files[0].sha256 = "abc"; }, kFormat, "config.json");
-  expect_refused([](Manifest& m) { m.format_version = 2; }, kUnsupported, "format version");
+  expect_refused([](Manifest& m) { m.format_version = package::kFormatVersion + 1; }, kUnsupported, "format version");
   expect_refused([](Manifest& m) { m.static_sizes->grid_h = 0; }, kFormat, "grid_h");
   expect_refused([](Manifest& m) { m.static_sizes->context_tokens = 8; }, kFormat, "sequence");
 }

@@ -101,7 +101,6 @@ QuantizedSpan row_span(const Format& format, int64_t rows, int64_t columns, cons
 }
 
 int default_zero_point(const Format& format) {
-  if (format.kind != Kind::kBlock) return 0;
   return format.bits == 4 ? 8 : 128;
 }
 
@@ -115,8 +114,8 @@ void pack(const Format& format, int64_t rows, int64_t columns, const Codes& code
   require_size("zero points", format.zero_points ? block_elements : 0, codes.zero_points.size(), " values");
 
   const bool row8 = format.kind == Kind::kRow8;
-  const int low = row8 ? -127 : 0;
-  const int high = row8 ? 127 : (1 << format.bits) - 1;
+  const int low = row8 ? 1 : 0;
+  const int high = (1 << format.bits) - 1;
   const size_t scale_size = dtype_size_bytes(format.scale_type);
   for (size_t i = 0; i < block_elements; ++i) {
     std::byte* to = out.scales.data() + i * scale_size;
@@ -168,8 +167,7 @@ Codes unpack(const Format& format, int64_t rows, int64_t columns, const ConstQua
     const std::byte* data = in.data.data() + static_cast<size_t>(r) * data_stride;
     int16_t* q = codes.q.data() + r * columns;
     for (int64_t k = 0; k < columns; ++k) {
-      q[k] = format.kind == Kind::kRow8 ? static_cast<int16_t>(static_cast<int8_t>(data[k]))
-                                        : static_cast<int16_t>(read_packed(data, format.bits, k));
+      q[k] = static_cast<int16_t>(read_packed(data, format.bits, k));
     }
     if (!format.zero_points) continue;
     for (int64_t b = 0; b < blocks; ++b) {

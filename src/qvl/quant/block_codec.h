@@ -53,14 +53,14 @@ class QuantizedMatrix {
 QuantizedSpan row_span(const Format& format, int64_t rows, int64_t columns, const QuantizedSpan& all,
                        int64_t first, int64_t count);
 
-// One matrix taken apart. Blocks: q is the stored unsigned value, [rows, columns]; kRow8: the signed one.
+// One matrix taken apart: q is the stored value, [rows, columns].
 struct Codes {
   std::vector<int16_t> q;            // [rows, columns]
   std::vector<float> scales;         // [rows, block_count]
   std::vector<int16_t> zero_points;  // [rows, block_count]; empty: the format's constant
 };
 
-// The constant zero point: 8, 128, or 0 for kRow8.
+// The constant zero point: 8 or 128.
 int default_zero_point(const Format& format);
 
 // Writes codes into `out`, every byte of it: padding of the last block becomes the block's zero point (it

@@ -16,7 +16,7 @@ Codes random_codes(const Format& format, int64_t rows, int64_t columns, uint32_t
   Codes codes;
   for (int64_t i = 0; i < rows * columns; ++i) {
     const int v = static_cast<int>(rng() % (format.kind == Kind::kRow8 ? 255 : 1u << format.bits));
-    codes.q.push_back(static_cast<int16_t>(format.kind == Kind::kRow8 ? v - 127 : v));
+    codes.q.push_back(static_cast<int16_t>(format.kind == Kind::kRow8 ? v + 1 : v));
   }
   for (int64_t i = 0; i < rows * blocks; ++i) {
     // Few bits of mantissa: every scale type holds it.
@@ -52,7 +52,7 @@ TEST(BlockCodec, BitsWrittenOut) {
 
 TEST(BlockCodec, ConstantZeroPoints) {
   std::vector<float> w(16);
-  for (const auto& [name, zero] : {std::pair{"int4 b16", 8}, {"int8 b16", 128}, {"int8 row", 0}}) {
+  for (const auto& [name, zero] : {std::pair{"int4 b16", 8}, {"int8 b16", 128}, {"int8 row", 128}}) {
     const Format format = parse_format(name);
     EXPECT_EQ(default_zero_point(format), zero);
     Codes codes;

@@ -18,7 +18,8 @@ enum class Kind {
   // unless stored: then uint8 [N, ceil(blocks*bits/8)], low nibble first. scales [N, blocks]; a scale may be
   // negative.
   kBlock,
-  // int8 [N, K], one float32 scale a row, zero point 0: w = q * scale, -127 <= q <= 127.
+  // uint8 [N, K], one float32 scale a row: w = (q - 128) * scale, 1 <= q <= 255. Unsigned, because ONNX Runtime's
+  // products of uint8 with int8 saturate on processors without VNNI (docs/onnx.md).
   kRow8,
 };
 

@@ -354,7 +354,6 @@ void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, type
         }
         packed = V::bit_or(packed, V::shift_left(code, task.bits * j));
       }
-      if (task.row8) packed = V::bit_xor(packed, V::set1_int(static_cast<int32_t>(0x80808080u)));
       V::store_int(words + word * kPanelRows, packed);
     }
     if (!kWeighted) {
