@@ -67,6 +67,7 @@ Outcome qvl(const std::vector<std::string>& arguments, const RunOptions& options
     dup2(in.read_end, STDIN_FILENO);
     dup2(out.write_end, STDOUT_FILENO);
     dup2(err.write_end, STDERR_FILENO);
+    setenv("QVL_IMAGE_MEMORY", "off", 1);  // tests neither find nor leave anything in the user's folder
     for (const std::string& e : options.environment) putenv(const_cast<char*>(e.c_str()));
     signal(SIGPIPE, SIG_DFL);
     if (options.in_child) options.in_child();

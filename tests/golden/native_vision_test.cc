@@ -1,6 +1,7 @@
 // What holds for the native vision stage beyond the shared table of vision_test.cc: exactness to the bit,
 // errors.
 #include <algorithm>
+#include <cstring>
 #include <map>
 
 #include "qvl/base/error.h"
@@ -31,6 +32,31 @@ TEST(NativeVisionStage, ImagesDoNotInfluenceEachOther) {
       EXPECT_TRUE(std::ranges::equal(alone.as<float>(), part)) << variant_name(variant);
       row += n;
       merged_row += g.merged_tokens();
+    }
+  }
+}
+
+// A frame's features are the same bits whatever stands before and behind it: frames that repeat are encoded once.
+TEST(NativeVisionStage, FramesDoNotInfluenceEachOther) {
+  const auto file = checkpoint::SafetensorsFile::open(fixture_path("vision/video.safetensors"));
+  const std::vector<float> pixels = f32(file, "pixel_values");
+  const image::Grid grid = grids(file, "grid_thw").at(0);
+  ASSERT_GT(grid.t, 1);
+  const auto frame_pixels = static_cast<size_t>(grid.h * grid.w) * 1536;
+  for (const Variant& variant : variants()) {
+    const auto engine = tiny_engine(variant);
+    ASSERT_TRUE(engine->vision().frames_are_independent());
+    const engine::VisionFeatures video = engine->vision().encode(std::span(pixels).first(grid.t * frame_pixels), {&grid, 1});
+    for (int64_t t = 0; t < grid.t; ++t) {
+      const image::Grid one{1, grid.h, grid.w};
+      const engine::VisionFeatures alone = engine->vision().encode(
+          std::span(pixels).subspan(static_cast<size_t>(t) * frame_pixels, frame_pixels), {&one, 1});
+      const auto expect_part = [&](const Tensor& part, const Tensor& whole) {
+        const auto* rows = static_cast<const std::byte*>(whole.data()) + static_cast<size_t>(t) * part.size_bytes();
+        EXPECT_EQ(std::memcmp(part.data(), rows, part.size_bytes()), 0) << variant_name(variant) << " frame " << t;
+      };
+      expect_part(alone.merged, video.merged);
+      for (size_t j = 0; j < alone.deepstack.size(); ++j) expect_part(alone.deepstack[j], video.deepstack[j]);
     }
   }
 }

@@ -34,7 +34,8 @@ def check(ok, what):
 
 
 def run(*command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True,
+                          env={**os.environ, "QVL_IMAGE_MEMORY": "off"}).stdout
 
 
 def export(folder, *options):

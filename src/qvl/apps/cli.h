@@ -86,6 +86,13 @@ struct VisualChoice {
 };
 void add_visual_options(CLI::App& app, VisualChoice& choice);
 
+// Where what is known about pictures is kept beyond this process.
+struct MemoryChoice {
+  std::string place;  // a folder, "off", or empty: QVL_IMAGE_MEMORY, else the user's cache folder
+  uint64_t max_bytes = generate::kDefaultDiskMemoryBytes;
+};
+void add_memory_options(CLI::App& app, MemoryChoice& choice);
+
 struct GenerationChoice {
   generate::SamplingOverrides sampling;
   std::optional<uint64_t> seed;
@@ -113,6 +120,10 @@ struct OpenModel {
 // Runtime, kCancelled after Ctrl-C.
 OpenModel open_model(const std::filesystem::path& folder, const EngineChoice& choice, ProgressBar& bar,
                      bool with_assets = true);
+
+// Null when it is off, or when there is neither a choice nor a home folder. Call it once the model is open: what is
+// kept is filed under the libraries that are loaded by then.
+std::shared_ptr<generate::DiskMemory> open_disk_memory(const MemoryChoice& choice, const OpenModel& model);
 
 // The stages of a package as `choice` says, in one engine. Throws UsageError for a --vision-dtype or
 // --text-dtype of an ONNX stage, and what the engines throw.

@@ -26,6 +26,7 @@ struct ChatOptions {
   GenerationChoice generation;
   VisualChoice visuals;
   PixelChoice pixels;
+  MemoryChoice memory;
 };
 
 class Chat {
@@ -151,7 +152,7 @@ int chat(const ChatOptions& o) {
   const OpenModel model = open_model(folder, o.engine, bar);
   generate::Pipeline pipeline(model.engine, model.assets,
                               std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes),
-                              o.generation.prefill_chunk);
+                              o.generation.prefill_chunk, open_disk_memory(o.memory, model));
   Chat conversation(pipeline, o.generation.options(*model.assets), pixels, o, model.load_ms);
   for (generate::VisualInput input : inputs) {
     if (input.kind == generate::VisualInput::Kind::kFrameFolder) input.native_fps = o.visuals.fps;
@@ -196,6 +197,7 @@ Registration register_chat(CLI::App& app) {
       ->type_name("FOLDER");
   add_visual_options(*command, options->visuals);
   add_pixel_options(*command, options->pixels);
+  add_memory_options(*command, options->memory);
   add_generation_options(*command, options->generation);
   add_engine_options(*command, options->engine);
   return {command, [options] { return chat(*options); }};

@@ -19,6 +19,7 @@ struct RunOptions {
   GenerationChoice generation;
   VisualChoice visuals;
   PixelChoice pixels;
+  MemoryChoice memory;
   bool json = false;
 };
 
@@ -70,7 +71,7 @@ int run(const RunOptions& o) {
   const generate::AnswerOptions options = o.generation.options(*model.assets);
   generate::Pipeline pipeline(model.engine, model.assets,
                               std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes),
-                              o.generation.prefill_chunk);
+                              o.generation.prefill_chunk, open_disk_memory(o.memory, model));
   std::vector<std::shared_ptr<generate::Visual>> visuals = pipeline.load(inputs, pixels);
 
   std::vector<generate::ChatMessage> conversation;
@@ -116,6 +117,7 @@ Registration register_run(CLI::App& app) {
       ->type_name("TEXT");
   add_visual_options(*command, options->visuals);
   add_pixel_options(*command, options->pixels);
+  add_memory_options(*command, options->memory);
   add_generation_options(*command, options->generation);
   add_engine_options(*command, options->engine);
   command->add_flag("--json", options->json, "One JSON object on stdout instead of the text");

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "qvl/base/error.h"
+#include "qvl/base/file_stamp.h"
 
 namespace qvl {
 namespace {
@@ -28,11 +29,11 @@ class Fd {
   int fd_;
 };
 
-size_t regular_file_size(const Fd& fd, const std::filesystem::path& path) {
+struct stat regular_file(const Fd& fd, const std::filesystem::path& path) {
   struct stat st {};
   if (::fstat(fd.get(), &st) != 0) fail_errno(path.string(), "cannot stat");
   if (!S_ISREG(st.st_mode)) fail(ErrorCode::kIo, path.string(), "not a regular file");
-  return static_cast<size_t>(st.st_size);
+  return st;
 }
 
 }  // namespace
@@ -41,7 +42,9 @@ MappedFile MappedFile::open(const std::filesystem::path& path) {
   Fd fd(path);
   MappedFile file;
   file.path_ = path;
-  file.size_bytes_ = regular_file_size(fd, path);
+  const struct stat status = regular_file(fd, path);
+  file.stamp_ = file_stamp(status);
+  file.size_bytes_ = static_cast<size_t>(status.st_size);
   if (file.size_bytes_ == 0) return file;
   void* p = ::mmap(nullptr, file.size_bytes_, PROT_READ, MAP_SHARED, fd.get(), 0);
   if (p == MAP_FAILED) {
@@ -57,11 +60,13 @@ MappedFile MappedFile::open(const std::filesystem::path& path) {
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : path_(std::move(other.path_)),
+      stamp_(std::move(other.stamp_)),
       data_(std::exchange(other.data_, nullptr)),
       size_bytes_(std::exchange(other.size_bytes_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
+  std::swap(stamp_, other.stamp_);
   std::swap(data_, other.data_);
   std::swap(size_bytes_, other.size_bytes_);
   return *this;
@@ -88,7 +93,7 @@ void MappedFile::drop(size_t offset, size_t length_bytes) const {
 
 std::string read_file(const std::filesystem::path& path, size_t max_bytes) {
   Fd fd(path);
-  const size_t size = regular_file_size(fd, path);
+  const auto size = static_cast<size_t>(regular_file(fd, path).st_size);
   if (size > max_bytes) {
     fail(ErrorCode::kLimit, path.string(), "file size in bytes", "at most " + std::to_string(max_bytes),
          std::to_string(size));

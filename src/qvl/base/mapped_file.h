@@ -22,6 +22,8 @@ class MappedFile {
   // Valid while this object lives.
   std::span<const std::byte> bytes() const { return {data_, size_bytes_}; }
   const std::filesystem::path& path() const { return path_; }
+  // file_stamp() of the file as it was opened.
+  const std::string& stamp() const { return stamp_; }
 
   // Asks the system to read ahead / to drop the pages of a range (clipped to the file). Only hints.
   void will_need(size_t offset, size_t length_bytes) const;
@@ -32,6 +34,7 @@ class MappedFile {
   void advise(size_t offset, size_t length_bytes, int advice) const;
 
   std::filesystem::path path_;
+  std::string stamp_;
   const std::byte* data_ = nullptr;
   size_t size_bytes_ = 0;
 };

@@ -7,6 +7,7 @@
 
 #include "qvl/base/error.h"
 #include "qvl/base/log.h"
+#include "qvl/base/sha256.h"
 
 namespace qvl::checkpoint {
 namespace {
@@ -221,6 +222,16 @@ const TensorView& Checkpoint::get(std::string_view name, const Shape& shape) con
 
 bool Checkpoint::has_file(std::string_view name) const {
   return is_file(folder_ / name);
+}
+
+std::string Checkpoint::identity() const {
+  Sha256 hash;
+  hash.add(config_.dump());
+  for (const SafetensorsFile& file : files_) {
+    hash.add("\n" + file.path().filename().string() + " " + file.mapping().stamp() + "\n");
+    hash.add(file.header());
+  }
+  return "checkpoint " + hash.finish();
 }
 
 void Checkpoint::prefetch() const {

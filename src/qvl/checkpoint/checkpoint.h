@@ -53,6 +53,9 @@ class Checkpoint {
   // Bytes of tensor data in all files.
   size_t total_bytes() const { return total_bytes_; }
   size_t file_count() const { return files_.size(); }
+  // SHA-256 over config.json and, file by file, name, header and stamp (base/file_stamp.h): names the weights without
+  // reading them.
+  std::string identity() const;
   // How many names had to be rewritten to the canonical spelling.
   size_t renamed_count() const { return renamed_count_; }
 

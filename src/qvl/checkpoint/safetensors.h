@@ -61,6 +61,8 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const std::filesystem::path& path() const { return file_.path(); }
   const MappedFile& mapping() const { return file_; }
+  // Length and JSON at the start of the file.
+  std::span<const std::byte> header() const { return file_.bytes().first(file_.bytes().size() - data_bytes_); }
   // Bytes of tensor data, without the header.
   size_t data_bytes() const { return data_bytes_; }
 

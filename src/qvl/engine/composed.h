@@ -28,6 +28,8 @@ struct OpenedStages {
   std::string text_name;
   std::string isa;  // "avx512bf16", "onnxruntime 1.32.0"
   int64_t weight_bytes = 0;
+  std::string vision_identity;  // as in EngineInfo
+  std::string text_identity;
 };
 
 // Vision from the first, embedding and decoder from the second. `pool` computes between the stages (and

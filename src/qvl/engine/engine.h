@@ -39,6 +39,10 @@ struct EngineInfo {
   int threads = 0;
   int64_t parameters = 0;
   int64_t weight_bytes = 0;  // mapped and owned
+  // Name what the bits of a stage's results depend on besides its input and the program: weights, precision, kernels.
+  // Equal only when results are. Empty: unknown, so results must not be kept beyond this engine.
+  std::string vision_identity;
+  std::string text_identity;
 };
 
 class Engine {

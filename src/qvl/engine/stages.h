@@ -3,6 +3,7 @@
 // may be called from several threads at once; all changing state sits in the KvCache that the caller owns.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -44,6 +45,9 @@ struct VisionFeatures {
 class VisionStage {
  public:
   virtual ~VisionStage() = default;
+  // True: the rows of a frame (one t of a grid) are the same bits whatever else is encoded with it and wherever it
+  // stands, so that frames that repeat need encoding once.
+  virtual bool frames_are_independent() const { return false; }
   // pixel_values: float32 [P, 1536] in the row order of spec 3.4, P = sum over grids of t*h*w.
   // Throws kMismatch when rows and grids disagree, kCancelled when progress says so.
   virtual VisionFeatures encode(std::span<const float> pixel_values, std::span<const image::Grid> grids,
@@ -61,6 +65,10 @@ class EmbedStage {
   virtual Tensor embed(std::span<const int32_t> ids) const = 0;
 };
 
+// Where a saved cache goes to and comes from, piece by piece: the whole of `bytes` is taken or filled.
+using ByteSink = std::function<void(std::span<const std::byte> bytes)>;
+using ByteSource = std::function<void(std::span<std::byte> bytes)>;
+
 // One timeline: keys and values of every position so far. Made by the decoder that uses it; not thread-safe.
 class KvCache {
  public:
@@ -69,6 +77,18 @@ class KvCache {
   // Forgets all positions >= length; throws kInvalidArgument when length is above length().
   virtual void truncate(int64_t length) = 0;
   virtual size_t size_bytes() const = 0;
+
+  // The form of what save() writes, in words: load() reads what was saved under equal words. Empty: a cache of this
+  // kind cannot be saved.
+  virtual std::string saved_form() const { return {}; }
+  // Bytes that save() writes for positions [0, length).
+  virtual uint64_t saved_bytes(int64_t length) const;
+  // Writes positions [0, length), bit for bit. Throws kInvalidArgument when length is above length(), kUnsupported
+  // without a saved_form(), and what the sink throws.
+  virtual void save(int64_t length, const ByteSink& sink) const;
+  // Makes an empty cache hold what was saved with this length. Throws kInvalidArgument when it is not empty,
+  // kUnsupported without a saved_form(), and what the source throws; it is then empty.
+  virtual void load(int64_t length, const ByteSource& source);
 };
 
 struct DecoderInput {

@@ -28,6 +28,16 @@ struct FakeCache final : engine::KvCache {
     hashes.resize(static_cast<size_t>(length));
   }
   size_t size_bytes() const override { return hashes.size() * sizeof(uint64_t); }
+  std::string saved_form() const override { return "fake"; }
+  uint64_t saved_bytes(int64_t length) const override { return static_cast<uint64_t>(length) * sizeof(uint64_t); }
+  void save(int64_t length, const engine::ByteSink& sink) const override {
+    sink(std::as_bytes(std::span(hashes).first(static_cast<size_t>(length))));
+  }
+  void load(int64_t length, const engine::ByteSource& source) override {
+    std::vector<uint64_t> loaded(static_cast<size_t>(length));
+    source(std::as_writable_bytes(std::span(loaded)));
+    hashes = std::move(loaded);
+  }
 };
 
 // What the fake stages saw, for assertions.
@@ -51,6 +61,8 @@ class FakeEngine final : public engine::Engine {
     config_.vision_start_token_id = 62;
     config_.vision_end_token_id = 63;
     info_ = {.vision = "fake", .text = "fake", .isa = "scalar", .threads = 1};
+    info_.vision_identity = "fake vision";
+    info_.text_identity = "fake text";
   }
 
   const model::ModelConfig& config() const override { return config_; }
@@ -66,10 +78,13 @@ class FakeEngine final : public engine::Engine {
   // far.
   std::vector<int32_t> script_;
   mutable std::function<void()> on_decode_;
+  bool frames_are_independent_ = true;
+  engine::EngineInfo info_;
 
  private:
   struct Vision final : engine::VisionStage {
     explicit Vision(const FakeEngine* owner) : owner_(owner) {}
+    bool frames_are_independent() const override { return owner_->frames_are_independent_; }
     engine::VisionFeatures encode(std::span<const float> pixels, std::span<const image::Grid> grids,
                                   const engine::StageHooks& hooks) const override {
       int64_t patches = 0;
@@ -182,7 +197,6 @@ class FakeEngine final : public engine::Engine {
     const FakeEngine* owner_;
   };
 
-  engine::EngineInfo info_;
   mutable ThreadPool pool_{1};
   Vision vision_;
   Embed embed_;

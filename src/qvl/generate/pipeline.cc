@@ -2,11 +2,14 @@
 
 #include <chrono>
 #include <random>
+#include <string_view>
+#include <unordered_map>
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/base/mapped_file.h"
 #include "qvl/base/sha256.h"
+#include "qvl/generate/repeated_frames.h"
 #include "qvl/generate/stop_strings.h"
 #include "qvl/image/decode.h"
 #include "qvl/image/preprocess.h"
@@ -88,10 +91,12 @@ ChatMessage text_message(text::Role role, std::string text) {
 }
 
 Pipeline::Pipeline(std::shared_ptr<const engine::Engine> engine, std::shared_ptr<const Assets> assets,
-                   std::shared_ptr<ImageMemory> memory, int64_t prefill_chunk_tokens)
+                   std::shared_ptr<ImageMemory> memory, int64_t prefill_chunk_tokens,
+                   std::shared_ptr<DiskMemory> disk)
     : engine_(engine),
       assets_(std::move(assets)),
       memory_(std::move(memory)),
+      disk_(std::move(disk)),
       session_(std::move(engine), prefill_chunk_tokens) {}
 
 std::string Pipeline::content_key(const Visual& visual, const std::string& file_bytes) const {
@@ -116,8 +121,20 @@ std::string Pipeline::content_key(const Visual& visual, const std::string& file_
   return hash.finish();
 }
 
+std::optional<VisualInfo> Pipeline::known_info(const std::string& key) {
+  if (auto known = memory_->find(key)) return std::move(known->info);
+  return disk_ ? disk_->find(key) : std::nullopt;
+}
+
+std::shared_ptr<const engine::VisionFeatures> Pipeline::known_features(const VisualInfo& info) {
+  if (auto known = memory_->find(info.key)) return known->features;
+  auto features = disk_ ? disk_->load(info.key) : nullptr;
+  if (features) memory_->put({info, features});
+  return features;
+}
+
 // Fills info_ and pixels_, or info_ alone when the features are remembered.
-void Pipeline::preprocess(Visual& visual) {
+void Pipeline::preprocess(Visual& visual, std::span<const std::shared_ptr<Visual>> others) {
   const auto start = Clock::now();
   const VisualInput& input = visual.input_;
   const bool is_video = input.kind == VisualInput::Kind::kFrameFolder;
@@ -134,8 +151,12 @@ void Pipeline::preprocess(Visual& visual) {
   }
   VisualInfo info{.is_video = is_video, .key = std::move(key)};
   if (visual.info_.key.empty()) {
-    if (auto known = memory_->find(info.key)) {
-      visual.info_ = std::move(known->info);
+    std::optional<VisualInfo> known = known_info(info.key);
+    for (const auto& other : others) {
+      if (!known && other->info_.key == info.key) known = other->info_;
+    }
+    if (known) {
+      visual.info_ = *std::move(known);
       visual.unreported_preprocess_ms_ += ms_since(start);
       return;
     }
@@ -163,17 +184,22 @@ void Pipeline::preprocess(Visual& visual) {
 }
 
 std::shared_ptr<Visual> Pipeline::load(VisualInput input, const image::PixelOverrides& overrides) {
+  return load(std::move(input), overrides, {});
+}
+
+std::shared_ptr<Visual> Pipeline::load(VisualInput input, const image::PixelOverrides& overrides,
+                                       std::span<const std::shared_ptr<Visual>> others) {
   auto visual = std::make_shared<Visual>();
   visual->input_ = std::move(input);
   visual->overrides_ = overrides;
-  preprocess(*visual);
+  preprocess(*visual, others);
   return visual;
 }
 
 std::vector<std::shared_ptr<Visual>> Pipeline::load(const std::vector<VisualInput>& inputs,
                                                     const image::PixelOverrides& overrides) {
   std::vector<std::shared_ptr<Visual>> visuals;
-  for (const VisualInput& input : inputs) visuals.push_back(load(input, overrides));
+  for (const VisualInput& input : inputs) visuals.push_back(load(input, overrides, visuals));
   return visuals;
 }
 
@@ -182,22 +208,27 @@ const Tensor& Pipeline::pixels(Visual& visual) {
   return visual.pixels_;
 }
 
-std::shared_ptr<const engine::VisionFeatures> Pipeline::encode(Visual& visual,
-                                                               const engine::ProgressFn& progress,
-                                                               double* encode_ms) {
-  if (auto known = memory_->find(visual.info_.key)) {
-    visual.pixels_ = Tensor();
-    return known->features;
-  }
-  const Tensor& values = pixels(visual);
+Pipeline::Encoded Pipeline::encode(Visual& visual, const engine::ProgressFn& progress) {
+  const std::span<const float> values = pixels(visual).as<float>();
   const auto start = Clock::now();
-  const image::Grid grid = visual.info_.grid;
-  auto features = std::make_shared<const engine::VisionFeatures>(
-      engine_->vision().encode(values.as<float>(), std::span(&grid, 1), {.trace = {}, .progress = progress}));
-  if (encode_ms) *encode_ms = ms_since(start);
+  image::Grid grid = visual.info_.grid;
+  DistinctFrames frames;
+  if (grid.t > 1 && engine_->vision().frames_are_independent()) frames = distinct_frames(values, grid.t);
+  const engine::StageHooks hooks{.trace = {}, .progress = progress, .linear_input = {}};
+  Encoded out;
+  if (frames.repeat()) {
+    grid.t = static_cast<int64_t>(frames.first.size());
+    out.features = std::make_shared<const engine::VisionFeatures>(repeat_features(
+        engine_->vision().encode(distinct_pixels(values, frames), std::span(&grid, 1), hooks), frames));
+  } else {
+    out.features = std::make_shared<const engine::VisionFeatures>(
+        engine_->vision().encode(values, std::span(&grid, 1), hooks));
+  }
+  out.ms = ms_since(start);
+  out.patches = grid.patches();
   visual.pixels_ = Tensor();
-  memory_->put({visual.info_, features});
-  return features;
+  memory_->put({visual.info_, out.features});
+  return out;
 }
 
 std::vector<int32_t> chat_token_ids(const Assets& assets, const model::VisionConfig& vision,
@@ -278,27 +309,44 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
   preprocess_before_ms =
       collect_preprocess();  // loading happened before this call, but the user waited for it
 
+  // After the answer, so that nobody waits for it.
+  auto keep_features = [&] {
+    if (!disk_) return;
+    for (size_t i = 0; i < visuals.size(); ++i) {
+      if (prompt.visuals[i].features) disk_->keep(visuals[i]->info(), *prompt.visuals[i].features);
+    }
+  };
+
   try {
-    const std::vector<bool> needed = session_.visuals_needed(prompt, session_.cached_prefix(prompt));
+    const int64_t cached = disk_ ? session_.restore(prompt, *disk_) : session_.cached_prefix(prompt);
+    const std::vector<bool> needed = session_.visuals_needed(prompt, cached);
+    std::unordered_map<std::string_view, std::shared_ptr<const engine::VisionFeatures>> features;  // null: to encode
     int64_t total_patches = 0;
     for (size_t i = 0; i < visuals.size(); ++i) {
-      if (needed[i] && !memory_->find(visuals[i]->info().key))
-        total_patches += visuals[i]->info().grid.patches();
+      const VisualInfo& info = visuals[i]->info();
+      if (!needed[i] || features.contains(info.key)) continue;
+      features[info.key] = known_features(info);
+      if (!features[info.key]) total_patches += info.grid.patches();
     }
+    int64_t done_patches = 0;
     for (size_t i = 0; i < visuals.size(); ++i) {
-      if (!needed[i]) {
-        visuals[i]->pixels_ = Tensor();
-        continue;
+      if (needed[i]) {
+        const VisualInfo& info = visuals[i]->info();
+        auto& found = features[info.key];
+        if (!found) {
+          const int64_t patches = info.grid.patches();
+          const Encoded encoded =
+              encode(*visuals[i], hook(Phase::kVision, done_patches, patches, total_patches));
+          found = encoded.features;
+          done_patches += patches;
+          answer.visuals[i].cached = false;
+          answer.visuals[i].encode_ms = encoded.ms;
+          answer.vision_ms += encoded.ms;
+          answer.vision_patches += encoded.patches;
+        }
+        prompt.visuals[i].features = found;
       }
-      const int64_t patches = visuals[i]->info().grid.patches();
-      double encode_ms = -1;
-      prompt.visuals[i].features = encode(
-          *visuals[i], hook(Phase::kVision, answer.vision_patches, patches, total_patches), &encode_ms);
-      if (encode_ms < 0) continue;
-      answer.visuals[i].cached = false;
-      answer.visuals[i].encode_ms = encode_ms;
-      answer.vision_ms += encode_ms;
-      answer.vision_patches += patches;
+      visuals[i]->pixels_ = Tensor();
     }
     if (answer.vision_patches > 0) engine_->vision().give_back();
     collect_preprocess();
@@ -311,6 +359,7 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
   } catch (const Error& e) {
     if (e.code() != ErrorCode::kCancelled || !cancelled()) throw;
     answer.reason = FinishReason::kCancelled;
+    keep_features();
     return answer;
   }
 
@@ -328,6 +377,8 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
   answer.reason = result.reason;
   answer.decode_ms = result.decode_ms;
   if (!answer.token_ids.empty()) answer.ttft_ms = before_ms + result.first_token_ms;
+  keep_features();
+  if (disk_) session_.keep(prompt, *disk_);
   return answer;
 }
 

@@ -7,12 +7,14 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "qvl/base/tensor.h"
 #include "qvl/engine/engine.h"
 #include "qvl/generate/assets.h"
+#include "qvl/generate/disk_memory.h"
 #include "qvl/generate/image_memory.h"
 #include "qvl/generate/session.h"
 #include "qvl/text/chat.h"
@@ -104,9 +106,10 @@ std::vector<int32_t> chat_token_ids(const Assets& assets, const model::VisionCon
 
 class Pipeline {
  public:
-  // `memory` may be shared by pipelines of the same engine and assets.
+  // `memory` and `disk`, which may be null, may be shared by pipelines of the same engine and assets.
   Pipeline(std::shared_ptr<const engine::Engine> engine, std::shared_ptr<const Assets> assets,
-           std::shared_ptr<ImageMemory> memory, int64_t prefill_chunk_tokens = 512);
+           std::shared_ptr<ImageMemory> memory, int64_t prefill_chunk_tokens = 512,
+           std::shared_ptr<DiskMemory> disk = nullptr);
 
   // Reads and preprocesses a picture unless its features are remembered. Throws what the image room throws.
   std::shared_ptr<Visual> load(VisualInput input, const image::PixelOverrides& overrides = {});
@@ -122,9 +125,13 @@ class Pipeline {
 
   // The prompt as the model gets it, visuals without features.
   Prompt make_prompt(const std::vector<ChatMessage>& conversation, const AnswerOptions& options) const;
-  // A visual's features, from memory or by encoding it now (then *encode_ms is set).
-  std::shared_ptr<const engine::VisionFeatures> encode(Visual& visual, const engine::ProgressFn& progress,
-                                                       double* encode_ms);
+  // A visual's features, by encoding it now; frames that repeat are encoded once where the stage allows it.
+  struct Encoded {
+    std::shared_ptr<const engine::VisionFeatures> features;
+    double ms = 0;
+    int64_t patches = 0;  // encoded
+  };
+  Encoded encode(Visual& visual, const engine::ProgressFn& progress);
   // Preprocessed pixels [P, 1536] of a visual; read again if they were given up.
   const Tensor& pixels(Visual& visual);
 
@@ -134,12 +141,19 @@ class Pipeline {
   const engine::Engine& engine() const { return *engine_; }
 
  private:
-  void preprocess(Visual& visual);
+  // `others` are loaded together with it: a picture that is there twice is preprocessed once.
+  void preprocess(Visual& visual, std::span<const std::shared_ptr<Visual>> others = {});
+  std::shared_ptr<Visual> load(VisualInput input, const image::PixelOverrides& overrides,
+                               std::span<const std::shared_ptr<Visual>> others);
+  // What memory or disk know of a key.
+  std::optional<VisualInfo> known_info(const std::string& key);
+  std::shared_ptr<const engine::VisionFeatures> known_features(const VisualInfo& info);
   std::string content_key(const Visual& visual, const std::string& file_bytes) const;
 
   std::shared_ptr<const engine::Engine> engine_;
   std::shared_ptr<const Assets> assets_;
   std::shared_ptr<ImageMemory> memory_;
+  std::shared_ptr<DiskMemory> disk_;
   Session session_;
 };
 

@@ -175,6 +175,7 @@ void Session::check_context(const Prompt& prompt) const {
 
 void Session::clear() {
   cache_.reset();
+  prefilled_ = 0;
   ids_.clear();
   visual_of_.clear();
   visuals_.clear();
@@ -184,6 +185,7 @@ void Session::clear() {
 
 void Session::truncate(int64_t length) {
   if (cache_) cache_->truncate(length);
+  prefilled_ = std::min(prefilled_, length);
   ids_.resize(static_cast<size_t>(length));
   visual_of_.resize(static_cast<size_t>(length));
   logits_ = Tensor();
@@ -259,6 +261,7 @@ void Session::prefill_chunk(const Prompt& prompt, const Layout& where, int64_t b
   logits_ =
       engine_->decoder().forward(input, *cache_, last ? engine::LogitsMode::kLast : engine::LogitsMode::kNone,
                                  {.trace = {}, .progress = progress});
+  if (prefilled_ == begin) prefilled_ = end;
   ids_.insert(ids_.end(), ids.begin(), ids.end());
   visual_of_.insert(visual_of_.end(), where.visual.begin() + static_cast<ptrdiff_t>(first),
                     where.visual.begin() + static_cast<ptrdiff_t>(first + count));

@@ -20,6 +20,8 @@
 
 namespace qvl::generate {
 
+class DiskMemory;
+
 // An image or a video of a prompt.
 struct PromptVisual {
   bool is_video = false;
@@ -73,6 +75,13 @@ class Session {
   // Throws kLimit when the prompt and one token of answer exceed the model's context.
   void check_context(const Prompt& prompt) const;
 
+  // Takes the longest beginning of the prompt that `memory` keeps, where it is longer than what the cache holds, so that
+  // the calls above and prefill() find it there. Returns the length of what the cache then holds of the prompt.
+  int64_t restore(const Prompt& prompt, DiskMemory& memory);
+  // Gives `memory` the beginning that ends behind the last picture of the last prompt filled in, unless tokens in it were
+  // generated: those are computed in another way than a prompt's, with other last bits.
+  void keep(const Prompt& prompt, DiskMemory& memory) const;
+
   // Makes the cache hold exactly `prompt`. progress: tokens done and to do; false cancels (kCancelled; what
   // was computed by then stays and is taken over the next time). Throws kInvalidArgument, kMismatch, kLimit;
   // the session stays usable after any of them.
@@ -97,6 +106,13 @@ class Session {
     std::vector<int32_t> row;
   };
   Layout layout(const Prompt& prompt) const;
+  // A beginning of a prompt that ends behind the last token of a visual (and its end marker).
+  struct VisualPrefix {
+    int64_t length = 0;
+    std::vector<const PromptVisual*> visuals;  // shown in it, in the order of their first tokens
+  };
+  // Longest first; none is the whole prompt.
+  std::vector<VisualPrefix> visual_prefixes(const Prompt& prompt, const Layout& where) const;
   int64_t common_prefix(const Prompt& prompt, const Layout& layout) const;
   void truncate(int64_t length);
   void prefill_chunk(const Prompt& prompt, const Layout& layout, int64_t begin, int64_t end,
@@ -109,6 +125,7 @@ class Session {
   // What the cache holds, position by position.
   std::vector<int32_t> ids_;
   std::vector<int32_t> visual_of_;
+  int64_t prefilled_ = 0;  // how many of the first of them came from prompts: their bits are those of any other run
   std::vector<PromptVisual> visuals_;  // features not kept
   int64_t delta_ = 0;                  // rotary position minus cache length of the next token (spec 6.2)
   Tensor logits_;                      // of the last position, [1, V]; empty when it is not known

@@ -85,6 +85,15 @@ const MappedFile& Package::file(const std::string& name) const {
   return files_.at(name);
 }
 
+std::string Package::identity() const {
+  Manifest without_report = manifest_;
+  without_report.parity = nullptr;  // says how well the weights do, not what they are
+  Sha256 hash;
+  hash.add(without_report.to_text());
+  for (const FileEntry& f : manifest_.data_files) hash.add(f.file + " " + file(f.file).stamp() + "\n");
+  return "package " + hash.finish();
+}
+
 void Package::bind_tensors() {
   const auto bytes = [&](const TensorPart& part) {
     return file(part.file).bytes().subspan(part.offset, part.length);

@@ -66,6 +66,10 @@ class Package {
   // Bytes of all data files.
   uint64_t data_bytes() const;
 
+  // SHA-256 over the configuration's and the data files' hashes in the manifest, the places of the tensors, and the
+  // stamps of the data files (base/file_stamp.h): names the weights without reading them.
+  std::string identity() const;
+
   // Hints for the page cache about one tensor.
   void will_need(const PackageTensor& tensor) const;
   void drop(const PackageTensor& tensor) const;

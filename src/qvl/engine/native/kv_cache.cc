@@ -1,8 +1,10 @@
 #include "qvl/engine/native/kv_cache.h"
 
+#include <algorithm>
 #include <string>
 
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 
 namespace qvl::engine::native {
 
@@ -47,6 +49,57 @@ void NativeKvCache::reserve(int64_t length) {
     }
     blocks_.push_back(std::move(buffer));
   }
+}
+
+std::string NativeKvCache::saved_form() const {
+  return cat("native ", dtype_name(dtype_), ", ", layers_.size(), " layers, ", kv_heads_, " heads of ", head_dim_,
+             ", blocks of ", kBlockTokens);
+}
+
+uint64_t NativeKvCache::saved_bytes(int64_t length) const {
+  return static_cast<uint64_t>(length * kv_heads_ * head_dim_) * dtype_size_bytes(dtype_) * 2 * layers_.size();
+}
+
+void NativeKvCache::for_each_piece(int64_t length,
+                                   const std::function<void(std::span<std::byte>)>& visit) const {
+  const size_t row_bytes = static_cast<size_t>(head_dim_) * dtype_size_bytes(dtype_);
+  const size_t head_bytes = static_cast<size_t>(kBlockTokens) * row_bytes;
+  for (size_t b = 0; static_cast<int64_t>(b) * kBlockTokens < length; ++b) {
+    const int64_t tokens = std::min(kBlockTokens, length - static_cast<int64_t>(b) * kBlockTokens);
+    for (const Layer& layer : layers_) {
+      for (void* half : {layer.keys[b], layer.values[b]}) {
+        auto* p = static_cast<std::byte*>(half);
+        if (tokens == kBlockTokens) {
+          visit({p, static_cast<size_t>(kv_heads_) * head_bytes});
+          continue;
+        }
+        for (int64_t head = 0; head < kv_heads_; ++head, p += head_bytes)
+          visit({p, static_cast<size_t>(tokens) * row_bytes});
+      }
+    }
+  }
+}
+
+void NativeKvCache::save(int64_t length, const ByteSink& sink) const {
+  if (length < 0 || length > length_) {
+    fail(ErrorCode::kInvalidArgument, "kv cache", "length to save", cat("0..", length_), cat(length));
+  }
+  for_each_piece(length, [&sink](std::span<std::byte> piece) { sink(piece); });
+}
+
+void NativeKvCache::load(int64_t length, const ByteSource& source) {
+  if (length_ != 0 || length < 0) {
+    fail(ErrorCode::kInvalidArgument, "kv cache", "load", "an empty cache and a length of 0 or more",
+         cat("a cache of ", length_, " positions and a length of ", length));
+  }
+  try {
+    reserve(length);
+    for_each_piece(length, source);
+  } catch (...) {
+    truncate(0);
+    throw;
+  }
+  length_ = length;
 }
 
 kernels::KvView NativeKvCache::layer(int64_t index) const {

@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "qvl/base/tensor.h"
@@ -20,6 +23,12 @@ class NativeKvCache : public KvCache {
   int64_t length() const override { return length_; }
   void truncate(int64_t length) override;
   size_t size_bytes() const override;
+  // Block by block, in a block layer by layer, in a layer the heads of the keys, then those of the values, in a head
+  // its positions.
+  std::string saved_form() const override;
+  uint64_t saved_bytes(int64_t length) const override;
+  void save(int64_t length, const ByteSink& sink) const override;
+  void load(int64_t length, const ByteSource& source) override;
 
   // Makes room for positions up to `length` (exclusive) in every layer; length() is unchanged.
   void reserve(int64_t length);
@@ -30,6 +39,9 @@ class NativeKvCache : public KvCache {
   const void* owner() const { return owner_; }
 
  private:
+  // The memory of positions [0, length) in the order of the saved form.
+  void for_each_piece(int64_t length, const std::function<void(std::span<std::byte>)>& visit) const;
+
   struct Layer {
     std::vector<void*> keys;
     std::vector<void*> values;

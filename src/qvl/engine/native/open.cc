@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
 #include "qvl/engine/native/decoder.h"
 #include "qvl/engine/native/tensor_source.h"
 #include "qvl/engine/native/vision.h"
@@ -68,6 +69,11 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     if (options.progress && !options.progress(done, total)) fail(ErrorCode::kCancelled, "load", "cancelled");
   };
 
+  const auto identity = [&](const std::string& name, DType activation) {
+    return cat(name, ", ", dtype_name(activation), " activations, ", kernels::table_name(*context.table), ", ",
+               source->identity());
+  };
+
   OpenedStages stages;
   stages.isa = std::string(kernels::table_name(*context.table));
   stages.weight_bytes = total;
@@ -84,6 +90,7 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     model->owned = binder.take_owned();
     stages.vision = {model, model->stage.get()};
     stages.vision_name = stage_name(type, binder);
+    stages.vision_identity = identity(stages.vision_name, type);
   }
   if (selection.text) {
     const DType type = activation_type(options.text_precision, source->stage_type(false));
@@ -99,6 +106,7 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     stages.embed = {model, model->embed.get()};
     stages.decoder = {model, model->decoder.get()};
     stages.text_name = stage_name(type, binder);
+    stages.text_identity = identity(stages.text_name, type);
   }
   return stages;
 }

@@ -31,6 +31,7 @@ class CheckpointSource : public TensorSource {
   const model::ModelConfig& config() const override { return source_->config; }
   bool tied_head() const override { return source_->config.tie_word_embeddings; }
   DType stage_type(bool) const override { return source_->dtype; }
+  std::string identity() const override { return source_->checkpoint.identity(); }
 
   SourceTensor find(TensorRole role, int layer) const override {
     const checkpoint::TensorView& view = source_->tensor(role, layer);
@@ -52,6 +53,7 @@ class PackageSource : public TensorSource {
 
   const model::ModelConfig& config() const override { return package_->config(); }
   bool tied_head() const override { return package_->tied_head(); }
+  std::string identity() const override { return package_->identity(); }
 
   DType stage_type(bool vision) const override {
     ByteVote vote;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "qvl/base/dtype.h"
 #include "qvl/model/config.h"
@@ -40,6 +41,9 @@ class TensorSource {
   virtual void drop(model::TensorRole role, int layer) const = 0;
   // BF16, F16 or F32: the precision that a stage's publisher chose, for Precision::kAuto.
   virtual DType stage_type(bool vision) const = 0;
+  // Names configuration and weights: other weights, or the same files touched since, have another one. Made from the
+  // headers and stamps of the files, without reading the weights.
+  virtual std::string identity() const = 0;
 
   // Stored bytes of one stage; embedding, decoder and head are the other.
   int64_t stage_bytes(bool vision) const;

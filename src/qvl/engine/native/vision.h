@@ -26,6 +26,7 @@ class NativeVision : public VisionStage {
   VisionFeatures encode(std::span<const float> pixel_values, std::span<const image::Grid> grids,
                         const StageHooks& hooks) const override;
   void give_back() const override { give_back_(); }
+  bool frames_are_independent() const override { return true; }
 
  private:
   void embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,

@@ -1,8 +1,12 @@
 #include "qvl/engine/ort/open.h"
 
+#include <sys/stat.h>
+
 #include <utility>
 
 #include "qvl/base/error.h"
+#include "qvl/base/file_stamp.h"
+#include "qvl/base/format.h"
 #include "qvl/base/log.h"
 #include "qvl/engine/ort/runtime.h"
 #include "qvl/engine/ort/text.h"
@@ -53,6 +57,19 @@ OpenedStages open_package(std::shared_ptr<const package::Package> package, const
     return graph;
   };
 
+  // Unlike ours, its results may depend on the number of threads.
+  const auto identity = [&](GraphKind kind) {
+    struct stat status {};
+    const std::filesystem::path graph = package->graph_path(kind);
+    if (::stat(graph.c_str(), &status) != 0) fail_errno(graph.string(), "cannot stat");
+    std::string out = cat("onnxruntime ", runtime->info().version, ", ", options.provider, ", ", options.threads,
+                          " threads, ", package::graph_name(kind), " ", file_stamp(status), ", ",
+                          package->identity());
+    for (const auto& [key, value] : options.provider_options) out += cat(", ", key, "=", value);
+    for (const auto& [key, value] : options.session_config) out += cat(", ", key, "=", value);
+    return out;
+  };
+
   OpenedStages stages;
   stages.isa = "onnxruntime " + runtime->info().version;
   const std::string provider =
@@ -61,11 +78,13 @@ OpenedStages open_package(std::shared_ptr<const package::Package> package, const
     const GraphKind kind = vision_kind(*package, options.vision_graph);
     stages.vision =
         std::make_shared<OrtVision>(package, load(kind, vision_bytes), kind == GraphKind::kVisionHost);
+    stages.vision_identity = identity(kind);
     stages.vision_name = "onnx " + manifest.vision.precision + provider;
   }
   if (selection.text) {
     stages.embed = std::make_shared<OrtEmbed>(package, load(GraphKind::kEmbedding, 0));
     stages.decoder = std::make_shared<OrtDecoder>(package, load(GraphKind::kDecoder, text_bytes));
+    stages.text_identity = identity(GraphKind::kDecoder);
     stages.text_name = "onnx " + manifest.text.precision + provider;
   }
   stages.weight_bytes = vision_bytes + text_bytes;

@@ -1,0 +1,40 @@
+#include "qvl/base/checksum.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace qvl {
+namespace {
+
+// Of the published implementation, seed 0.
+TEST(Checksum, PublishedValues) {
+  EXPECT_EQ(checksum(""), 0xEF46DB3751D8E999U);
+  EXPECT_EQ(checksum("a"), 0xD24EC4F1A98C6E5BU);
+  EXPECT_EQ(checksum("abc"), 0x44BC2CF5AD770999U);
+  EXPECT_EQ(checksum("Nobody inspects the spammish repetition"), 0xFBCEA83C8A378BF1U);
+}
+
+TEST(Checksum, PiecesDoNotMatterAndEveryBitDoes) {
+  std::string text;
+  for (int i = 0; i < 203; ++i) text += static_cast<char>(i * 37);
+  const uint64_t whole = checksum(text);
+  for (size_t cut = 0; cut <= text.size(); ++cut) {
+    Checksum sum;
+    sum.add(std::string_view(text).substr(0, cut));
+    (void)sum.value();
+    sum.add(std::string_view(text).substr(cut));
+    EXPECT_EQ(sum.value(), whole) << cut;
+  }
+  Checksum bytes;
+  for (char c : text) bytes.add(std::string_view(&c, 1));
+  EXPECT_EQ(bytes.value(), whole);
+  for (size_t bit = 0; bit < text.size() * 8; ++bit) {
+    std::string other = text;
+    other[bit / 8] = static_cast<char>(other[bit / 8] ^ (1 << bit % 8));
+    EXPECT_NE(checksum(other), whole) << bit;
+  }
+}
+
+}  // namespace
+}  // namespace qvl
