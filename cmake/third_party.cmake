@@ -10,6 +10,7 @@ pkg_check_modules(qvl_png REQUIRED IMPORTED_TARGET libpng)
 pkg_check_modules(qvl_webp REQUIRED IMPORTED_TARGET libwebp libwebpdemux)
 find_package(GIF REQUIRED)
 find_package(OpenSSL 3 REQUIRED COMPONENTS Crypto)
+pkg_check_modules(qvl_xxhash REQUIRED IMPORTED_TARGET libxxhash)
 
 # The classes of the ONNX schema (Debian libonnx-dev; its own CMake files name libraries that the package lacks).
 find_library(QVL_ONNX_PROTO onnx_proto REQUIRED)

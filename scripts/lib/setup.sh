@@ -7,7 +7,7 @@ cd "$QVL_ROOT"
 
 # What the product needs to build; versions are those of Debian 12.
 QVL_BUILD_PACKAGES=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libfmt-dev libcli11-dev
-  libsimdjson-dev libjpeg62-turbo-dev libpng-dev libwebp-dev libgif-dev libedit-dev libssl-dev
+  libsimdjson-dev libjpeg62-turbo-dev libpng-dev libwebp-dev libgif-dev libedit-dev libssl-dev libxxhash-dev
   libonnx-dev libprotobuf-dev)
 # What only the tests need. npm and python fetch the real vocabulary and its reference tokenizer.
 QVL_TEST_PACKAGES=(libgtest-dev python3 python3-venv openssl ca-certificates)

@@ -65,6 +65,7 @@ const std::map<std::string, std::set<std::string>>& third_party() {
       {"onnxruntime", {"engine/ort"}},
       {"immintrin", {"kernels", "image", "quant"}},
       {"openssl/", {"base"}},
+      {"xxhash", {"base"}},
       {"histedit", {"apps"}},
       {"editline", {"apps"}},
   };
