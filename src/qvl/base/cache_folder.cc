@@ -15,6 +15,7 @@
 
 #include "qvl/base/checksum.h"
 #include "qvl/base/error.h"
+#include "qvl/base/file_descriptor.h"
 #include "qvl/base/format.h"
 #include "qvl/base/log.h"
 
@@ -48,24 +49,6 @@ uint64_t header_checksum(const Header& header, std::string_view description) {
   sum.add(description);
   return sum.value();
 }
-
-class Fd {
- public:
-  explicit Fd(int fd = -1) : fd_(fd) {}
-  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Fd& operator=(Fd&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Fd() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-  bool valid() const { return fd_ >= 0; }
-
- private:
-  int fd_;
-};
 
 std::string error_text(int error) {
   return std::error_code(error, std::generic_category()).message();
@@ -122,18 +105,18 @@ void require_entry_name(const std::string& name) {
 }
 
 // Waits for the other processes; their holds are short. Invalid with errno set where it cannot be had.
-Fd lock(const fs::path& folder) {
-  Fd fd(::open((folder / kLockFile).c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+FileDescriptor lock(const fs::path& folder) {
+  FileDescriptor fd(::open((folder / kLockFile).c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd.valid()) return fd;
   while (::flock(fd.get(), LOCK_EX) != 0) {
-    if (errno != EINTR) return Fd();
+    if (errno != EINTR) return FileDescriptor();
   }
   return fd;
 }
 
 // A partial file that nobody holds locked was left by a killed process.
 bool remove_if_abandoned(const fs::path& path) {
-  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   return fd.valid() && ::flock(fd.get(), LOCK_EX | LOCK_NB) == 0 && ::unlink(path.c_str()) == 0;
 }
 
@@ -149,7 +132,7 @@ bool create_private_folders(const fs::path& folder) {
 
 class CacheFolder::Entry {
  public:
-  Entry(Fd fd, const Header& header, Json description)
+  Entry(FileDescriptor fd, const Header& header, Json description)
       : fd_(std::move(fd)),
         header_(header),
         description_(std::move(description)),
@@ -170,7 +153,7 @@ class CacheFolder::Entry {
  private:
   uint64_t left() const { return sizeof(Header) + header_.description_bytes + header_.payload_bytes - next_; }
 
-  Fd fd_;
+  FileDescriptor fd_;
   Header header_;
   Json description_;
   uint64_t next_;
@@ -179,7 +162,7 @@ class CacheFolder::Entry {
 
 class CacheFolder::Partial {
  public:
-  Partial(Fd fd, fs::path path) : fd_(std::move(fd)), path_(std::move(path)) {}
+  Partial(FileDescriptor fd, fs::path path) : fd_(std::move(fd)), path_(std::move(path)) {}
   Partial(Partial&& other) noexcept : fd_(std::move(other.fd_)), path_(std::exchange(other.path_, {})) {}
   Partial& operator=(Partial&&) = delete;
   ~Partial() {
@@ -190,14 +173,14 @@ class CacheFolder::Partial {
   bool publish(const fs::path& folder, const std::string& name) {
     mark_as_used(fd());
     // Whoever counts the files at this moment must see one name of it.
-    const Fd held = lock(folder);
+    const FileDescriptor held = lock(folder);
     if (!held.valid() || ::rename(path_.c_str(), (folder / name).c_str()) != 0) return false;
     path_.clear();
     return true;
   }
 
  private:
-  Fd fd_;  // locked: its writer lives
+  FileDescriptor fd_;  // locked: its writer lives
   fs::path path_;
 };
 
@@ -212,7 +195,7 @@ void CacheFolder::discard(const std::string& name, std::string_view why) const {
 std::optional<CacheFolder::Entry> CacheFolder::open(const std::string& name) {
   require_entry_name(name);
   // Not through links, and only what this user wrote: others could have prepared an answer.
-  Fd fd(::open((folder_ / name).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  FileDescriptor fd(::open((folder_ / name).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   if (!fd.valid()) return std::nullopt;
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0 || !S_ISREG(status.st_mode) || status.st_uid != ::geteuid()) {
@@ -309,14 +292,14 @@ std::optional<CacheFolder::Partial> CacheFolder::create(const std::string& name,
     stop_writing(cat("cannot create the folder: ", error_text(errno)));
     return std::nullopt;
   }
-  const Fd held = lock(folder_);
+  const FileDescriptor held = lock(folder_);
   if (!held.valid()) {
     stop_writing(cat("cannot lock the folder: ", error_text(errno)));
     return std::nullopt;
   }
   if (!make_room(file_bytes)) return std::nullopt;  // others are writing that much at this moment
   std::string pattern = (folder_ / name).string() + std::string(kInfix) + std::string(kRandomCharacters, 'X');
-  Fd fd(::mkostemp(pattern.data(), O_CLOEXEC));  // 0600
+  FileDescriptor fd(::mkostemp(pattern.data(), O_CLOEXEC));  // 0600
   if (!fd.valid()) {
     stop_writing(cat("cannot write into the folder: ", error_text(errno)));
     return std::nullopt;

@@ -10,26 +10,19 @@
 #include <utility>
 
 #include "qvl/base/error.h"
+#include "qvl/base/file_descriptor.h"
 #include "qvl/base/file_stamp.h"
 
 namespace qvl {
 namespace {
 
-class Fd {
- public:
-  explicit Fd(const std::filesystem::path& path) : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (fd_ < 0) fail_errno(path.string(), "cannot open");
-  }
-  ~Fd() { ::close(fd_); }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  int get() const { return fd_; }
+FileDescriptor open_to_read(const std::filesystem::path& path) {
+  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) fail_errno(path.string(), "cannot open");
+  return fd;
+}
 
- private:
-  int fd_;
-};
-
-struct stat regular_file(const Fd& fd, const std::filesystem::path& path) {
+struct stat regular_file(const FileDescriptor& fd, const std::filesystem::path& path) {
   struct stat st {};
   if (::fstat(fd.get(), &st) != 0) fail_errno(path.string(), "cannot stat");
   if (!S_ISREG(st.st_mode)) fail(ErrorCode::kIo, path.string(), "not a regular file");
@@ -39,7 +32,7 @@ struct stat regular_file(const Fd& fd, const std::filesystem::path& path) {
 }  // namespace
 
 MappedFile MappedFile::open(const std::filesystem::path& path) {
-  Fd fd(path);
+  const FileDescriptor fd = open_to_read(path);
   MappedFile file;
   file.path_ = path;
   const struct stat status = regular_file(fd, path);
@@ -92,7 +85,7 @@ void MappedFile::drop(size_t offset, size_t length_bytes) const {
 }
 
 std::string read_file(const std::filesystem::path& path, size_t max_bytes) {
-  Fd fd(path);
+  const FileDescriptor fd = open_to_read(path);
   const auto size = static_cast<size_t>(regular_file(fd, path).st_size);
   if (size > max_bytes) {
     fail(ErrorCode::kLimit, path.string(), "file size in bytes", "at most " + std::to_string(max_bytes),
