@@ -69,9 +69,10 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     if (options.progress && !options.progress(done, total)) fail(ErrorCode::kCancelled, "load", "cancelled");
   };
 
+  const std::string weights = source->identity();
   const auto identity = [&](const std::string& name, DType activation) {
     return cat(name, ", ", dtype_name(activation), " activations, ", kernels::table_name(*context.table), ", ",
-               source->identity());
+               weights);
   };
 
   OpenedStages stages;

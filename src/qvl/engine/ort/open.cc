@@ -58,13 +58,14 @@ OpenedStages open_package(std::shared_ptr<const package::Package> package, const
   };
 
   // Unlike ours, its results may depend on the number of threads.
+  const std::string weights = package->identity();
   const auto identity = [&](GraphKind kind) {
     struct stat status {};
     const std::filesystem::path graph = package->graph_path(kind);
     if (::stat(graph.c_str(), &status) != 0) fail_errno(graph.string(), "cannot stat");
     std::string out = cat("onnxruntime ", runtime->info().version, ", ", options.provider, ", ", options.threads,
                           " threads, ", package::graph_name(kind), " ", file_stamp(status), ", ",
-                          package->identity());
+                          weights);
     for (const auto& [key, value] : options.provider_options) out += cat(", ", key, "=", value);
     for (const auto& [key, value] : options.session_config) out += cat(", ", key, "=", value);
     return out;
