@@ -72,6 +72,11 @@ void write_scale(const Format& format, float value, std::byte* to) {
   std::memcpy(to, bytes.data(), dtype_size_bytes(format.scale_type));
 }
 
+// Columns that share a scale: with kRow8 the whole row.
+int64_t block_columns(const Format& format, int64_t columns) {
+  return format.kind == Kind::kRow8 ? columns : format.block;
+}
+
 size_t row_bytes(uint64_t total, int64_t rows) {
   return rows == 0 ? 0 : total / static_cast<uint64_t>(rows);
 }
@@ -113,8 +118,8 @@ void pack(const Format& format, int64_t rows, int64_t columns, const Codes& code
   require_size("scales", block_elements, codes.scales.size(), " values");
   require_size("zero points", format.zero_points ? block_elements : 0, codes.zero_points.size(), " values");
 
-  const bool row8 = format.kind == Kind::kRow8;
-  const int low = row8 ? 1 : 0;
+  const int64_t block = block_columns(format, columns);
+  const int low = format.kind == Kind::kRow8 ? 1 : 0;
   const int high = (1 << format.bits) - 1;
   const size_t scale_size = dtype_size_bytes(format.scale_type);
   for (size_t i = 0; i < block_elements; ++i) {
@@ -131,11 +136,6 @@ void pack(const Format& format, int64_t rows, int64_t columns, const Codes& code
   for (int64_t r = 0; r < rows; ++r) {
     std::byte* data = out.data.data() + static_cast<size_t>(r) * data_stride;
     const int16_t* q = codes.q.data() + r * columns;
-    if (row8) {
-      for (int64_t k = 0; k < columns; ++k)
-        data[k] = static_cast<std::byte>(checked("code", q[k], low, high));
-      continue;
-    }
     for (int64_t b = 0; b < blocks; ++b) {
       const int zero =
           format.zero_points
@@ -144,7 +144,7 @@ void pack(const Format& format, int64_t rows, int64_t columns, const Codes& code
       if (format.zero_points) {
         write_packed(out.zero_points.data() + static_cast<size_t>(r) * zero_stride, format.bits, b, zero);
       }
-      for (int64_t k = b * format.block; k < (b + 1) * format.block; ++k) {
+      for (int64_t k = b * block; k < (b + 1) * block; ++k) {
         write_packed(data, format.bits, k, k < columns ? checked("code", q[k], low, high) : zero);
       }
     }
@@ -183,7 +183,7 @@ void dequantize(const Format& format, int64_t rows, int64_t columns, const Const
   const Codes codes = unpack(format, rows, columns, in);
   require_size("output", codes.q.size(), out.size(), " values");
   const int64_t blocks = format.block_count(columns);
-  const int64_t block = format.kind == Kind::kRow8 ? std::max<int64_t>(columns, 1) : format.block;
+  const int64_t block = block_columns(format, columns);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < columns; ++k) {
       const auto at = static_cast<size_t>(r * columns + k);
