@@ -324,9 +324,11 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
     int64_t total_patches = 0;
     for (size_t i = 0; i < visuals.size(); ++i) {
       const VisualInfo& info = visuals[i]->info();
-      if (!needed[i] || features.contains(info.key)) continue;
-      features[info.key] = known_features(info);
-      if (!features[info.key]) total_patches += info.grid.patches();
+      if (!needed[i]) continue;
+      const auto [found, first] = features.try_emplace(info.key);
+      if (!first) continue;
+      found->second = known_features(info);
+      if (!found->second) total_patches += info.grid.patches();
     }
     int64_t done_patches = 0;
     for (size_t i = 0; i < visuals.size(); ++i) {
