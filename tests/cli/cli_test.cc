@@ -13,6 +13,7 @@
 #include <fstream>
 #include <set>
 
+#include "fixture.h"
 #include "process.h"
 #include "qvl/base/json.h"
 #include "qvl/checkpoint/safetensors.h"
@@ -22,28 +23,18 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kSource = QVL_SOURCE_DIR;
-const std::string kShapes = (kSource / "examples/shapes.png").string();
-const std::string kFirst = (kSource / "examples/first.png").string();
 const std::string kSecond = (kSource / "examples/second.png").string();
-const std::string kSmall = (kSource / "models/small").string();
 const fs::path kGolden = kSource / "tests/fixtures/golden";
 const std::string kTiny = (kGolden / "model").string();
 
-class Cli : public ::testing::Test {
+class Cli : public FolderTest {
  protected:
-  void SetUp() override {
-    folder_ = fs::temp_directory_path() / ("qvl_cli_test_" + std::to_string(getpid()));
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
+  Cli() : FolderTest("qvl_cli_test") {}
   std::string file(const std::string& name, const std::string& contents) const {
     std::ofstream(folder_ / name, std::ios::binary) << contents;
     return (folder_ / name).string();
   }
   std::string path(const std::string& name) const { return (folder_ / name).string(); }
-  fs::path folder_;
 };
 
 size_t lines(const std::string& text) {

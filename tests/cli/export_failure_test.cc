@@ -18,6 +18,7 @@
 #include <functional>
 #include <map>
 
+#include "fixture.h"
 #include "process.h"
 #include "qvl/base/dtype.h"
 #include "qvl/base/json.h"
@@ -29,14 +30,6 @@ namespace qvl::cli {
 namespace {
 
 namespace fs = std::filesystem;
-
-const fs::path kSource = QVL_SOURCE_DIR;
-const std::string kSmall = (kSource / "models/small").string();
-
-std::string slurp(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
 
 // Every file below a folder with its bytes.
 std::map<std::string, std::string> contents(const fs::path& folder) {

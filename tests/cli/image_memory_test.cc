@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "fixture.h"
 #include "process.h"
 #include "qvl/base/json.h"
 
@@ -16,20 +17,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kSource = QVL_SOURCE_DIR;
-const std::string kShapes = (kSource / "examples/shapes.png").string();
-const std::string kFirst = (kSource / "examples/first.png").string();
-const std::string kSmall = (kSource / "models/small").string();
-
-class ImageMemoryCli : public ::testing::Test {
+class ImageMemoryCli : public FolderTest {
  protected:
-  void SetUp() override {
-    folder_ = fs::temp_directory_path() / ("qvl_image_memory_test_" + std::to_string(getpid()));
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-    memory_ = folder_ / "memory";
-  }
-  void TearDown() override { fs::remove_all(folder_); }
+  ImageMemoryCli() : FolderTest("qvl_image_memory_test") {}
 
   Json run(std::vector<std::string> arguments, const std::string& memory, std::vector<std::string> environment = {}) {
     arguments.insert(arguments.begin(), {"run", "--json", "--greedy", "--max-tokens", "24"});
@@ -53,8 +43,7 @@ class ImageMemoryCli : public ::testing::Test {
     return out;
   }
 
-  fs::path folder_;
-  fs::path memory_;
+  const fs::path memory_ = folder_ / "memory";
   std::string err_;
 };
 

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "fixture.h"
 #include "process.h"
 #include "qvl/base/json.h"
 #include "qvl/base/sha256.h"
@@ -19,15 +20,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kSource = QVL_SOURCE_DIR;
-const std::string kSmall = (kSource / "models/small").string();
 const std::string kTiny =
     (kSource / "tests/fixtures/golden/model").string();  // no tokenizer: prompts of random ids
-
-std::string slurp(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
 
 void spill(const fs::path& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary) << bytes;

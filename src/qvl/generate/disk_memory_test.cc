@@ -34,15 +34,6 @@ class DiskMemoryTest : public ::testing::Test {
   }
   void TearDown() override { fs::remove_all(folder_); }
 
-  std::shared_ptr<FakeEngine> new_engine() const {
-    auto engine = std::make_shared<FakeEngine>(real_.text.vocab_size);
-    engine->config_.image_token_id = real_.image_token_id;
-    engine->config_.video_token_id = real_.video_token_id;
-    engine->config_.vision_start_token_id = real_.vision_start_token_id;
-    engine->config_.vision_end_token_id = real_.vision_end_token_id;
-    return engine;
-  }
-
   // An engine, a pipeline and a memory that share nothing with others but the folder.
   struct Process {
     std::shared_ptr<FakeEngine> engine;
@@ -53,7 +44,7 @@ class DiskMemoryTest : public ::testing::Test {
     }
   };
   Process process(std::function<void(FakeEngine&, Assets&)> change = {}, std::string program = "program") const {
-    Process out{new_engine(), nullptr};
+    Process out{FakeEngine::with_tokens_of(real_), nullptr};
     auto assets = std::make_shared<Assets>(*assets_);
     if (change) change(*out.engine, *assets);
     auto disk = std::make_shared<DiskMemory>(std::make_shared<CacheFolder>(folder_ / "memory", 1 << 26), *out.engine,
@@ -62,7 +53,7 @@ class DiskMemoryTest : public ::testing::Test {
     return out;
   }
   Process without() const {
-    Process out{new_engine(), nullptr};
+    Process out{FakeEngine::with_tokens_of(real_), nullptr};
     out.pipeline = std::make_unique<Pipeline>(out.engine, assets_, std::make_shared<ImageMemory>(0), 16);
     return out;
   }
@@ -250,7 +241,7 @@ TEST_F(DiskMemoryTest, ConversationsGoOnFromARestoredPicture) {
 }
 
 TEST_F(DiskMemoryTest, GeneratedTokensAreNotKeptAsAPrompts) {
-  auto engine = new_engine();
+  auto engine = FakeEngine::with_tokens_of(real_);
   auto disk = std::make_shared<DiskMemory>(std::make_shared<CacheFolder>(folder_ / "memory", 1 << 26), *engine,
                                            *assets_, "program");
   Session session(engine, 16);

@@ -65,6 +65,16 @@ class FakeEngine final : public engine::Engine {
     info_.text_identity = "fake text";
   }
 
+  // With the vocabulary size and the special tokens of a real model, for prompts by its tokenizer.
+  static std::shared_ptr<FakeEngine> with_tokens_of(const model::ModelConfig& real) {
+    auto engine = std::make_shared<FakeEngine>(real.text.vocab_size);
+    engine->config_.image_token_id = real.image_token_id;
+    engine->config_.video_token_id = real.video_token_id;
+    engine->config_.vision_start_token_id = real.vision_start_token_id;
+    engine->config_.vision_end_token_id = real.vision_end_token_id;
+    return engine;
+  }
+
   const model::ModelConfig& config() const override { return config_; }
   const engine::EngineInfo& info() const override { return info_; }
   const engine::VisionStage& vision() const override { return vision_; }

@@ -25,11 +25,7 @@ class PipelineTest : public ::testing::Test {
  protected:
   void SetUp() override {
     const model::ModelConfig real = model::ModelConfig::load(kSmall);
-    engine_ = std::make_shared<FakeEngine>(real.text.vocab_size);
-    engine_->config_.image_token_id = real.image_token_id;
-    engine_->config_.video_token_id = real.video_token_id;
-    engine_->config_.vision_start_token_id = real.vision_start_token_id;
-    engine_->config_.vision_end_token_id = real.vision_end_token_id;
+    engine_ = FakeEngine::with_tokens_of(real);
     assets_ = std::make_shared<const Assets>(Assets::load(kSmall, real));
     memory_ = std::make_shared<ImageMemory>(size_t{1} << 30);
     folder_ = fs::temp_directory_path() / ("qvl_pipeline_test_" + std::to_string(getpid()));
