@@ -11,6 +11,8 @@ QVL_BUILD_PACKAGES=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libfmt-d
   libonnx-dev libprotobuf-dev)
 # What only the tests need. npm and python fetch the real vocabulary and its reference tokenizer.
 QVL_TEST_PACKAGES=(libgtest-dev python3 python3-venv openssl ca-certificates)
+# What only the tests of the NEON kernels need, unless the machine is an ARM one: a cross compiler and an emulator.
+QVL_NEON_PACKAGES=(g++-aarch64-linux-gnu qemu-user googletest)
 
 say() { printf '[qvl] %s\n' "$*" >&2; }
 

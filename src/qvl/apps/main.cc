@@ -16,7 +16,7 @@ namespace {
 constexpr const char* kFooter =
     "MODEL is a Hugging Face checkpoint folder, or nothing: then the small model that ships with qvl.\n"
     "Exit codes: 0 ok, 1 failed (one line on stderr), 2 usage, 130 interrupted by Ctrl-C.\n"
-    "QVL_KERNELS=scalar|avx2|avx512|... forces one set of kernels; QVL_SMALL_MODEL names another default "
+    "QVL_KERNELS=scalar|avx2|avx512|neon|... forces one set of kernels; QVL_SMALL_MODEL names another default "
     "model.";
 
 int usage(const std::string& command, const std::string& message) {

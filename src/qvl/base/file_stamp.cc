@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <fstream>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -14,13 +16,38 @@
 namespace qvl {
 namespace {
 
+// The identifier in a segment of notes, which the loader has mapped; empty when it is not there.
+std::string_view build_id(std::string_view notes) {
+  const auto align = [](size_t bytes) { return (bytes + 3) & ~size_t{3}; };
+  constexpr std::string_view kOwner{"GNU\0", 4};
+  while (notes.size() >= sizeof(ElfW(Nhdr))) {
+    ElfW(Nhdr) note;
+    std::memcpy(&note, notes.data(), sizeof note);
+    const size_t name = align(note.n_namesz), contents = align(note.n_descsz);
+    notes.remove_prefix(sizeof note);
+    if (notes.size() < name + note.n_descsz) break;
+    if (note.n_type == NT_GNU_BUILD_ID && notes.substr(0, note.n_namesz) == kOwner)
+      return notes.substr(name, note.n_descsz);
+    notes.remove_prefix(std::min(notes.size(), name + contents));
+  }
+  return {};
+}
+
 int add_object(dl_phdr_info* info, size_t, void* data) {
+  auto& objects = *static_cast<std::vector<std::string>*>(data);
   std::string name = info->dlpi_name ? info->dlpi_name : "";
   if (name.empty()) name = "/proc/self/exe";  // the program itself has no name here
+  if (!name.starts_with('/')) return 0;       // the kernel's own object
+  for (const auto& segment : std::span(info->dlpi_phdr, info->dlpi_phnum)) {
+    // Notes of 8 byte alignment are those of properties.
+    if (segment.p_type != PT_NOTE || segment.p_align > 4) continue;
+    const std::string_view id = build_id({reinterpret_cast<const char*>(info->dlpi_addr + segment.p_vaddr), segment.p_memsz});
+    if (id.empty()) continue;
+    objects.push_back(cat("build ", id, "\n"));
+    return 0;
+  }
   struct stat status {};
-  // The kernel's own object is no file.
-  if (name.starts_with('/') && ::stat(name.c_str(), &status) == 0)
-    static_cast<std::vector<std::string>*>(data)->push_back(cat(name, " ", file_stamp(status), "\n"));
+  if (::stat(name.c_str(), &status) == 0) objects.push_back(cat(name, " ", file_stamp(status), "\n"));
   return 0;
 }
 

@@ -1,9 +1,11 @@
 // Which instruction sets may be used: the processor must have them and the operating system must save their
-// registers (XCR0), else the first use would fault.
+// registers (XCR0), else the first use would fault. On ARM the system tells both at once.
 #include "qvl/kernels/table.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace qvl::kernels {
@@ -54,6 +56,17 @@ CpuFeatures detect() {
   // Subleaf 1 exists only when subleaf 0 counts it.
   f.avx512bf16 = f.avx512 && leaf7.a >= 1 && bit(cpuid(7, 1).a, 5);
   f.slow_bf16_dot = is_intel();
+  return f;
+}
+
+#elif defined(__aarch64__)
+
+CpuFeatures detect() {
+  const unsigned long hwcap = getauxval(AT_HWCAP), hwcap2 = getauxval(AT_HWCAP2);
+  CpuFeatures f;
+  f.neon = (hwcap & HWCAP_ASIMD) != 0;
+  f.neon_dotprod = f.neon && (hwcap & HWCAP_ASIMDDP) != 0;
+  f.neon_i8mm = f.neon_dotprod && (hwcap2 & HWCAP2_I8MM) != 0;
   return f;
 }
 

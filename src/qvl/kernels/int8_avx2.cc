@@ -208,50 +208,228 @@ size_t panel_bytes(int64_t depth, int64_t group) {
   return static_cast<size_t>(depth / group * kPanelCols * (8 + group));
 }
 
-void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) {
-  const int64_t group = w.group();
-  for (int64_t g = begin; g < begin + depth; g += group) {
-    float* scales = reinterpret_cast<float*>(packed);
-    int32_t* corrections = reinterpret_cast<int32_t*>(packed + kPanelCols * 4);
-    std::byte* values = packed + kPanelCols * 8;
-    packed = values + kPanelCols * group;
-    const int64_t inside = std::clamp<int64_t>(w.k - g, 0, group);
-    for (int64_t n = 0; n < kPanelCols; ++n) {
-      const bool present = n < cols && inside > 0;
-      scales[n] = present ? int8_scale(w, n, g / w.block) : 0.0f;
-      // Values of one output, in order; then its words go where they belong.
-      alignas(32) int8_t row[kInt8Pad] = {};
-      int32_t sum = 0;
-      if (present && w.bits == 4) {
-        const std::byte* p = w.data + n * w.data_stride + g / 2;
-        const __m128i zero = _mm_set1_epi8(static_cast<char>(int8_zero_point(w, n, g / w.block)));
-        const __m128i nibble = _mm_set1_epi8(15);
-        for (int64_t i = 0; i < group; i += 16) {  // a block is stored whole
-          const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + i / 2));
-          const __m128i both =
-              _mm_unpacklo_epi8(_mm_and_si128(v, nibble), _mm_and_si128(_mm_srli_epi16(v, 4), nibble));
-          _mm_store_si128(reinterpret_cast<__m128i*>(row + i), _mm_sub_epi8(both, zero));
-        }
-        for (int64_t i = inside; i < group; ++i) row[i] = 0;
-      } else if (present) {
-        for (int64_t i = 0; i < inside; ++i) row[i] = static_cast<int8_t>(int8_value(w, n, g + i));
+// 32 columns from `column` of row `row`, `p` pointing at it, as signed bytes; zeros beyond the last.
+template <int kBits, bool kZero>
+inline __m256i unpack32(const Int8Weight& w, const std::byte* p, int64_t row, int64_t column) {
+  const int64_t left = w.k - column;
+  __m256i v, zero;
+  if constexpr (kBits == 8) {
+    v = load_bytes(p + column, left);
+    zero = _mm256_set1_epi8(static_cast<char>(128));
+  } else {
+    const std::byte* from = p + column / 2;
+    __m128i packed = _mm_setzero_si128();
+    if (const int64_t bytes = w.data_stride - column / 2; bytes >= 16) {
+      packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    } else {
+      std::memcpy(&packed, from, static_cast<size_t>(bytes));
+    }
+    const __m128i nibble = _mm_set1_epi8(15);
+    const __m128i low = _mm_and_si128(packed, nibble), high = _mm_and_si128(_mm_srli_epi16(packed, 4), nibble);
+    v = _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
+    zero = _mm256_set1_epi8(8);
+    if constexpr (kZero) {
+      const auto zero_at = [&](int64_t i) {
+        return _mm_set1_epi8(i < left ? static_cast<char>(int8_zero_point(w, row, (column + i) / w.block)) : char{0});
+      };
+      zero = _mm256_set_m128i(zero_at(16), zero_at(0));
+    }
+  }
+  v = _mm256_sub_epi8(v, zero);
+  if (left >= 32) return v;
+  const __m256i index =
+      _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
+                       27, 28, 29, 30, 31);
+  return _mm256_and_si256(v, _mm256_cmpgt_epi8(_mm256_set1_epi8(static_cast<char>(left)), index));
+}
+
+// The rows of a panel are too many streams for the processor to foresee: asks for those of the next one.
+inline void prefetch_next_panel(const std::byte* p, int64_t row_bytes) {
+  _mm_prefetch(reinterpret_cast<const char*>(p + kPanelCols * row_bytes), _MM_HINT_T0);
+}
+
+// The scales of 8 outputs from the first of `w`, `present` of them there, in every group of the panel.
+template <typename Scale>
+void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t groups, std::byte* packed,
+                 int64_t group_bytes) {
+  const int64_t groups_a_block = w.block / w.group();
+  const int64_t first_group = begin / w.group();
+  for (int64_t g = 0; g < groups;) {
+    const int64_t block = (first_group + g) / groups_a_block;
+    const int64_t left = w.blocks() - block;
+    __m256 scales[8];
+    for (int64_t n = 0; n < 8; ++n) {
+      const auto* row = reinterpret_cast<const typename Scale::Element*>(w.scales + n * w.scale_stride);
+      prefetch_next_panel(reinterpret_cast<const std::byte*>(row + block), w.scale_stride);
+      scales[n] = n < present && left > 0 ? load_first<Scale>(row + block, left) : _mm256_setzero_ps();
+    }
+    transpose_8x8(scales);
+    for (int64_t b = 0; b < 8; ++b) {
+      for (; g < groups && (first_group + g) / groups_a_block == block + b; ++g) {
+        _mm256_store_ps(reinterpret_cast<float*>(packed + g * group_bytes), scales[b]);
       }
-      for (int64_t i = 0; i < inside; ++i) sum += row[i];
-      corrections[n] = w.bits == 8 ? 0 : -128 * sum;  // tile() takes x signed with 8 bits
-      for (int64_t i = 0; i < group; i += 4) std::memcpy(values + i * kPanelCols + n * 4, row + i, 4);
+    }
+  }
+}
+
+// 32 columns of rows `row` and row + 4, the first 16 of both in `low`, the others in `high`; zeros for rows from
+// `present` on and beyond the last column.
+template <int kBits, bool kZero>
+inline void unpack_two(const Int8Weight& w, int64_t row, int64_t present, int64_t column, __m256i& low, __m256i& high) {
+  const std::byte* a = w.data + row * w.data_stride;
+  const std::byte* b = a + 4 * w.data_stride;
+  if (kBits == 4 && !kZero && row + 4 < present && column + 32 <= w.k) {
+    const auto load = [column](const std::byte* p) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + column / 2));
+    };
+    const __m256i packed = _mm256_set_m128i(load(b), load(a));
+    const __m256i nibble = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
+    const __m256i even = _mm256_and_si256(packed, nibble);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
+    low = _mm256_sub_epi8(_mm256_unpacklo_epi8(even, odd), eight);
+    high = _mm256_sub_epi8(_mm256_unpackhi_epi8(even, odd), eight);
+    return;
+  }
+  const bool inside = column < w.k;
+  const __m256i zero = _mm256_setzero_si256();
+  const __m256i first = inside && row < present ? unpack32<kBits, kZero>(w, a, row, column) : zero;
+  const __m256i second = inside && row + 4 < present ? unpack32<kBits, kZero>(w, b, row + 4, column) : zero;
+  low = _mm256_permute2x128_si256(first, second, 0x20);
+  high = _mm256_permute2x128_si256(first, second, 0x31);
+}
+
+// Rows 0|4, 1|5, 2|6, 3|7 of four words each to words 0, 1, 2, 3 of all eight rows.
+inline void transpose_words(__m256i (&r)[4]) {
+  const __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
+  const __m256i c = _mm256_unpacklo_epi32(r[2], r[3]), d = _mm256_unpackhi_epi32(r[2], r[3]);
+  r[0] = _mm256_unpacklo_epi64(a, c);
+  r[1] = _mm256_unpackhi_epi64(a, c);
+  r[2] = _mm256_unpacklo_epi64(b, d);
+  r[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+template <int kBits, bool kZero>
+void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) {
+  const int64_t group = w.group();
+  const int64_t group_bytes = kPanelCols * (8 + group);
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t present = std::clamp<int64_t>(cols - 8 * v, 0, 8);
+    const Int8Weight part = w.rows_from(8 * v);
+    std::byte* base = packed + v * 32;  // of the group
+    int64_t at = 0;                     // column in it
+    __m256i sums = _mm256_setzero_si256();
+    const auto store16 = [&](__m256i(&words)[4]) {
+      transpose_words(words);
+      std::byte* p = base + kPanelCols * (8 + at);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(p + i * kPanelCols * 4), words[i]);
+        sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(_mm256_set1_epi8(1), words[i]));
+      }
+      at += 16;
+      if (at < group) return;
+      // x has 128 too much: minus 128 times the sum of the weights. With 8 bits tile() takes x signed.
+      const __m256i correction =
+          kBits == 4 ? _mm256_madd_epi16(sums, _mm256_set1_epi16(-128)) : _mm256_setzero_si256();
+      _mm256_store_si256(reinterpret_cast<__m256i*>(base + kPanelCols * 4), correction);
+      sums = _mm256_setzero_si256();
+      base += group_bytes;
+      at = 0;
+    };
+    for (int64_t column = begin; column < begin + depth; column += 32) {
+      if (column % 128 == 0) {
+        for (int64_t n = 0; n < 8; ++n)
+          prefetch_next_panel(part.data + n * part.data_stride + column * kBits / 8, part.data_stride);
+      }
+      __m256i low[4], high[4];
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) unpack_two<kBits, kZero>(part, n, present, column, low[n], high[n]);
+      store16(low);
+      if (column + 16 < begin + depth) store16(high);
+    }
+    if (w.scale_type == DType::kF32) {
+      pack_scales<F32>(part, present, begin, depth / group, packed + v * 32, group_bytes);
+    } else if (w.scale_type == DType::kBF16) {
+      pack_scales<BF16>(part, present, begin, depth / group, packed + v * 32, group_bytes);
+    } else {
+      pack_scales<F16>(part, present, begin, depth / group, packed + v * 32, group_bytes);
+    }
+  }
+}
+
+void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) {
+  if (w.bits == 8) {
+    pack_values<8, false>(w, cols, begin, depth, packed);
+  } else {
+    w.zero_points != nullptr ? pack_values<4, true>(w, cols, begin, depth, packed)
+                             : pack_values<4, false>(w, cols, begin, depth, packed);
+  }
+}
+
+// dot[m][v] += products of one group.
+template <int kM>
+inline void tile_group(const uint8_t* x, int64_t x_stride, const std::byte* p, int64_t group,
+                       __m256i (&dot)[kM][kVectors]) {
+  for (int64_t i = 0; i < group; i += 16) {
+#pragma GCC unroll 3
+    for (int m = 0; m < kM; ++m) {
+      // Row by row, the weights from the first-level cache: all rows at once need more registers than there are. The
+      // compiler must not see that the loads are those of the row before.
+      const std::byte* w = p;
+      asm("" : "+r"(w));
+      __m256i pairs[kVectors];
+#pragma GCC unroll 4
+      for (int s = 0; s < 4; ++s) {
+        int32_t four;
+        std::memcpy(&four, x + m * x_stride + i + 4 * s, sizeof(four));
+        const __m256i xs = _mm256_set1_epi32(four);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          const __m256i product = _mm256_maddubs_epi16(
+              xs, _mm256_load_si256(reinterpret_cast<const __m256i*>(w + (s * kVectors + v) * 32)));
+          pairs[v] = s == 0 ? product : _mm256_add_epi16(pairs[v], product);
+        }
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) dot[m][v] = _mm256_add_epi32(dot[m][v], widen_pairs(pairs[v]));
+    }
+    p += kVectors * 4 * 32;
+  }
+}
+
+// The same with 8-bit weights: every product of two is widened at once.
+template <int kM>
+inline void tile_group_wide(const uint8_t* x, int64_t x_stride, const std::byte* p, int64_t group,
+                            __m256i (&dot)[kM][kVectors]) {
+  const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
+  for (int64_t i = 0; i < group; i += 4, p += kVectors * 32) {
+    __m256i w[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(p + v * 32));
+#pragma GCC unroll 3
+    for (int m = 0; m < kM; ++m) {
+      int32_t four;
+      std::memcpy(&four, x + m * x_stride + i, sizeof(four));
+      const __m256i xs = _mm256_xor_si256(_mm256_set1_epi32(four), flip);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const __m256i product = _mm256_maddubs_epi16(_mm256_abs_epi8(w[v]), _mm256_sign_epi8(xs, w[v]));
+        dot[m][v] = _mm256_add_epi32(dot[m][v], widen_pairs(product));
+      }
     }
   }
 }
 
 template <bool kWide, int kM>
 inline void tile_rows(const Int8TileArgs& t) {
-  if (!t.accumulate) std::memset(t.c, 0, sizeof(float) * kM * kPanelCols);
+  float* const c = t.c;
+  if (!t.accumulate) std::memset(c, 0, sizeof(float) * kM * kPanelCols);
   const uint8_t* x = t.x;
+  const float* x_scales = t.x_scales;
+  const int64_t x_stride = t.x_stride, x_scale_stride = t.x_scale_stride, width = t.group;
   const std::byte* p = t.packed;
-  const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
   for (int64_t g = 0; g < t.groups; ++g) {
     const std::byte* group = p;
-    p += kPanelCols * 8;
     __m256i dot[kM][kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
@@ -260,51 +438,21 @@ inline void tile_rows(const Int8TileArgs& t) {
 #pragma GCC unroll 3
       for (int m = 0; m < kM; ++m) dot[m][v] = correction;
     }
-    for (int64_t i = 0; i < t.group; i += 16) {
-      __m256i pairs[kM][kVectors];
-#pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) {
-        __m256i w[kVectors];
-#pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-          w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(p + (s * kVectors + v) * 32));
-        }
-#pragma GCC unroll 3
-        for (int m = 0; m < kM; ++m) {
-          int32_t four;
-          std::memcpy(&four, x + m * t.x_stride + i + 4 * s, sizeof(four));
-          const __m256i xs = _mm256_set1_epi32(four);
-#pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) {
-            if constexpr (kWide) {
-              const __m256i product =
-                  _mm256_maddubs_epi16(_mm256_abs_epi8(w[v]), _mm256_sign_epi8(_mm256_xor_si256(xs, flip), w[v]));
-              dot[m][v] = _mm256_add_epi32(dot[m][v], widen_pairs(product));
-            } else {
-              const __m256i product = _mm256_maddubs_epi16(xs, w[v]);
-              pairs[m][v] = s == 0 ? product : _mm256_add_epi16(pairs[m][v], product);
-            }
-          }
-        }
-      }
-      if constexpr (!kWide) {
-#pragma GCC unroll 3
-        for (int m = 0; m < kM; ++m) {
-#pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) dot[m][v] = _mm256_add_epi32(dot[m][v], widen_pairs(pairs[m][v]));
-        }
-      }
-      p += kVectors * 4 * 32;
+    if constexpr (kWide) {
+      tile_group_wide<kM>(x, x_stride, group + kPanelCols * 8, width, dot);
+    } else {
+      tile_group<kM>(x, x_stride, group + kPanelCols * 8, width, dot);
     }
-    x += t.group;
+    p += kPanelCols * (8 + width);
+    x += width;
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       const __m256 scale = _mm256_load_ps(reinterpret_cast<const float*>(group + v * 32));
 #pragma GCC unroll 3
       for (int m = 0; m < kM; ++m) {
-        float* c = t.c + m * kPanelCols + 8 * v;
-        const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(t.x_scales[m * t.x_scale_stride + g]));
-        _mm256_store_ps(c, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[m][v]), both, _mm256_load_ps(c)));
+        float* sums = c + m * kPanelCols + 8 * v;
+        const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(x_scales[m * x_scale_stride + g]));
+        _mm256_store_ps(sums, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[m][v]), both, _mm256_load_ps(sums)));
       }
     }
   }

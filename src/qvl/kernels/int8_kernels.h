@@ -94,6 +94,10 @@ const Int8Kernels& int8_kernels_scalar();
 #if defined(__x86_64__)
 const Int8Kernels& int8_kernels_avx2();
 const Int8Kernels& int8_kernels_avx512vnni();
+#elif defined(__aarch64__)
+const Int8Kernels& int8_kernels_neon();
+const Int8Kernels& int8_kernels_neon_dotprod();
+const Int8Kernels& int8_kernels_neon_i8mm();
 #endif
 
 }  // namespace qvl::kernels

@@ -101,13 +101,15 @@ struct LinearKernels {
   AddKernel add_bf16 = nullptr;
 };
 
-// Filled once; valid for the life of the process. The x86 ones may be called on any x86-64 processor, what
-// they point to only where cpu_features() says so.
+// Filled once; valid for the life of the process. Those of a family of processors may be called on any of it,
+// what they point to only where cpu_features() says so.
 const LinearKernels& linear_kernels_scalar();
 #if defined(__x86_64__)
 const LinearKernels& linear_kernels_avx2();
 const LinearKernels& linear_kernels_avx512();
 const LinearKernels& linear_kernels_avx512bf16();
+#elif defined(__aarch64__)
+const LinearKernels& linear_kernels_neon();
 #endif
 
 }  // namespace qvl::kernels

@@ -26,7 +26,7 @@ struct KernelTable;
 // The table named by QVL_KERNELS, else the best one this processor runs. Chosen once per process.
 // Throws kInvalidArgument for an unknown name and kUnsupported for one this processor cannot run.
 const KernelTable& active_table();
-// A table by name ("scalar", "avx2", "avx512", "avx512bf16", ...); same errors.
+// A table by name ("scalar", "avx2", "avx512", "avx512bf16", "neon", ...); same errors.
 const KernelTable& table_by_name(std::string_view name);
 // Names of all tables that this processor can run, best last ("scalar" is first).
 std::span<const std::string_view> runnable_tables();

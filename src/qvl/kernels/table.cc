@@ -13,14 +13,18 @@ namespace qvl::kernels {
 namespace {
 
 // Also on processors of another family, so that a name is either unknown or known and not runnable here.
-constexpr std::array<std::string_view, 4> kNames = {"scalar", "avx2", "avx512", "avx512bf16"};
+constexpr std::array<std::string_view, 7> kNames = {"scalar", "avx2",         "avx512",   "avx512bf16",
+                                                    "neon",   "neon_dotprod", "neon_i8mm"};
 
 bool runnable(std::string_view name) {
   const CpuFeatures& cpu = cpu_features();
   if (name == "scalar") return true;
   if (name == "avx2") return cpu.avx2;
   if (name == "avx512") return cpu.avx512;
-  return name == "avx512bf16" && cpu.avx512bf16;
+  if (name == "avx512bf16") return cpu.avx512bf16;
+  if (name == "neon") return cpu.neon;
+  if (name == "neon_dotprod") return cpu.neon_dotprod;
+  return name == "neon_i8mm" && cpu.neon_i8mm;
 }
 
 // Worst first.
@@ -41,6 +45,13 @@ const std::vector<KernelTable>& tables() {
       t.push_back({"avx512bf16", &linear_kernels_avx512bf16(), &attention_kernels_avx512bf16(), wide});
       if (cpu_features().slow_bf16_dot) std::swap(t[t.size() - 1], t[t.size() - 2]);
     }
+#elif defined(__aarch64__)
+    // Bytes are all that the younger instructions multiply: floats have one set of kernels.
+    const LinearKernels& linear = linear_kernels_neon();
+    const AttentionKernels& attention = attention_kernels_neon();
+    if (runnable("neon")) t.push_back({"neon", &linear, &attention, &int8_kernels_neon()});
+    if (runnable("neon_dotprod")) t.push_back({"neon_dotprod", &linear, &attention, &int8_kernels_neon_dotprod()});
+    if (runnable("neon_i8mm")) t.push_back({"neon_i8mm", &linear, &attention, &int8_kernels_neon_i8mm()});
 #endif
     return t;
   }();

@@ -1,0 +1,26 @@
+# Third-party libraries of a build with QVL_KERNELS_ONLY, for processors that no libraries are installed for: those that
+# can be headers alone, each behind a link of its own (-isystem /usr/include would come before the cross compiler's own
+# headers), and GoogleTest from its sources (Debian googletest).
+set(headers ${CMAKE_BINARY_DIR}/third_party_headers)
+file(MAKE_DIRECTORY ${headers})
+foreach(name fmt nlohmann xxhash.h)
+  if(NOT EXISTS /usr/include/${name})
+    message(FATAL_ERROR "/usr/include/${name} is not there (Debian libfmt-dev, nlohmann-json3-dev, libxxhash-dev)")
+  endif()
+  file(CREATE_LINK /usr/include/${name} ${headers}/${name} SYMBOLIC)
+endforeach()
+foreach(target fmt::fmt nlohmann_json::nlohmann_json PkgConfig::qvl_xxhash)
+  add_library(${target} INTERFACE IMPORTED)
+  target_include_directories(${target} SYSTEM INTERFACE ${headers})
+endforeach()
+target_compile_definitions(fmt::fmt INTERFACE FMT_HEADER_ONLY)
+target_compile_definitions(PkgConfig::qvl_xxhash INTERFACE XXH_INLINE_ALL)
+
+if(QVL_BUILD_TESTS)
+  set(INSTALL_GTEST OFF)
+  add_subdirectory(/usr/src/googletest/googletest ${CMAKE_BINARY_DIR}/googletest EXCLUDE_FROM_ALL SYSTEM)
+  if(NOT TARGET GTest::gtest)
+    add_library(GTest::gtest ALIAS gtest)
+    add_library(GTest::gtest_main ALIAS gtest_main)
+  endif()
+endif()
