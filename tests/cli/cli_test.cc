@@ -83,8 +83,9 @@ TEST_F(Cli, RunJsonIsTheContract) {
   ASSERT_EQ(o.exit_code, 0) << o.err;
   EXPECT_EQ(o.err, "");
   const Json j = parse_json(o.out, "stdout");
-  EXPECT_EQ(keys(j), (Keys{"text", "token_ids", "finish_reason", "usage", "images", "timings", "peak_rss_mb",
-                           "engine"}));
+  EXPECT_EQ(keys(j), (Keys{"text", "token_ids", "finish_reason", "usage", "images", "timings", "decode",
+                           "peak_rss_mb", "engine"}));
+  EXPECT_EQ(keys(j["decode"]), (Keys{"steps", "drafted_tokens", "accepted_tokens"}));
   EXPECT_EQ(keys(j["usage"]), (Keys{"prompt_tokens", "completion_tokens", "image_tokens", "cached_tokens"}));
   EXPECT_EQ(keys(j["timings"]),
             (Keys{"load_ms", "preprocess_ms", "vision_ms", "vision_patches_per_s", "prefill_ms",
@@ -124,6 +125,61 @@ TEST_F(Cli, RunJsonIsTheContract) {
   EXPECT_EQ(j["engine"]["threads"], 2);
   EXPECT_TRUE(j["engine"]["vision"].get<std::string>().starts_with("native"));
   EXPECT_TRUE(j["engine"]["text"].get<std::string>().starts_with("native"));
+}
+
+TEST_F(Cli, GuessingTokensTakesFewerStepsAndChangesNoToken) {
+  const auto answer = [](std::vector<std::string> arguments) {
+    const Outcome o = qvl(arguments);
+    EXPECT_EQ(o.exit_code, 0) << o.err;
+    return parse_json(o.out, "stdout");
+  };
+  const std::string picture = (kSource / "tests/fixtures/small/eval/001.png").string();
+  const std::vector<std::vector<std::string>> ways = {
+      {"--greedy"},
+      {"--temperature", "1.5", "--seed", "7", "--repetition-penalty", "1.1"},
+      {"--temperature", "0.7", "--seed", "8", "--stop", "\""},
+  };
+  for (const auto& way : ways) {
+    std::vector<std::string> question = {"run", "--json", "-i", picture, "Describe the image. The text \"AQG\"."};
+    question.insert(question.end(), way.begin(), way.end());
+    const auto with = [&](const std::string& speculate) {
+      std::vector<std::string> all = question;
+      all.insert(all.end(), {"--speculate", speculate});
+      return answer(all);
+    };
+    const Json off = with("off");
+    EXPECT_EQ(off["decode"]["drafted_tokens"], 0);
+    EXPECT_EQ(off["decode"]["steps"], off["token_ids"].size() - 1);
+    for (const char* speculate : {"1", "4", "15", "auto"}) {
+      SCOPED_TRACE(speculate);
+      const Json on = with(speculate);
+      EXPECT_EQ(on["token_ids"], off["token_ids"]);
+      EXPECT_EQ(on["text"], off["text"]);
+      EXPECT_EQ(on["finish_reason"], off["finish_reason"]);
+      if (way.front() == "--greedy" && std::string(speculate) == "15") {
+        EXPECT_LT(on["decode"]["steps"], off["decode"]["steps"]);
+        EXPECT_GT(on["decode"]["accepted_tokens"], 0);
+      }
+    }
+  }
+  expect_refusal(qvl({"run", "--speculate", "16", "Hello"}), 2, {"--speculate", "auto, off or 1..15", "16"});
+  expect_refusal(qvl({"run", "--speculate", "on", "Hello"}), 2, {"--speculate", "on"});
+}
+
+TEST_F(Cli, GuessesComeFromEarlierAnswersToo) {
+  const std::string eval = (kSource / "tests/fixtures/small/eval").string();
+  const auto scores = [&](const char* speculate) {
+    Json j = parse_json(qvl({"eval", eval, "--json", "--limit", "60", "--speculate", speculate}).out, "stdout");
+    Json decode = j["decode"];
+    j.erase("decode");
+    return std::pair(j, decode);
+  };
+  const auto [off, plain] = scores("off");
+  const auto [on, guessed] = scores("15");
+  EXPECT_EQ(on, off);  // every score
+  EXPECT_EQ(plain["steps"], plain["tokens"]);
+  EXPECT_EQ(guessed["tokens"], plain["tokens"]);
+  EXPECT_LT(guessed["steps"].get<double>(), 0.6 * plain["steps"].get<double>());
 }
 
 TEST_F(Cli, TheTextOfJsonIsTheAnswer) {

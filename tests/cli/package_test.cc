@@ -308,6 +308,31 @@ TEST_F(Packages, InfoTellsStagesGraphsAndWhatIsFused) {
     EXPECT_EQ(graph["nodes"], graph["plain_nodes"]) << name;
 }
 
+TEST_F(Packages, GuessedTokensAreCheckedWhereThatChangesNoAnswer) {
+  const std::string picture = (kSource / "tests/fixtures/small/eval/001.png").string();
+  const auto ask = [&](std::vector<std::string> more) {
+    std::vector<std::string> all = {"run",      small_int4(), "--json", "-i",
+                                    picture,    "Describe the image. The text \"AQG\".",
+                                    "--greedy", "--max-tokens", "60"};
+    all.insert(all.end(), more.begin(), more.end());
+    return qvl(all);
+  };
+  const Json off = parse_json(ask({"--speculate", "off"}).out, "off");
+  const Json on = parse_json(ask({"--speculate", "8"}).out, "on");  // int4 weights with activations in int8
+  EXPECT_EQ(on["token_ids"], off["token_ids"]);
+  EXPECT_GT(on["decode"]["drafted_tokens"], 0);
+  if (!has_onnxruntime()) GTEST_SKIP() << "ONNX Runtime was not found: its rows were not tried";
+  // ONNX Runtime multiplies one row in another order than several.
+  const Json onnx = parse_json(ask({"--text", "onnx"}).out, "onnx");
+  EXPECT_EQ(onnx["decode"]["drafted_tokens"], 0);
+  EXPECT_EQ(onnx["decode"]["steps"], onnx["token_ids"].size() - 1);
+  const Outcome refused = ask({"--text", "onnx", "--speculate", "8"});
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_NE(refused.err.find("speculation"), std::string::npos) << refused.err;
+  const Outcome told = ask({"--text", "onnx", "--verbose"});
+  EXPECT_NE(told.err.find("speculation is off"), std::string::npos) << told.err;
+}
+
 TEST_F(Packages, CompareMeasuresEveryWay) {
   const fs::path md = root() / "ways.md", svg = root() / "ways.svg";
   const Outcome o = qvl({"compare", kSmall, "--shape-size", "96x64", "--max-tokens", "4", "--json", "--md",

@@ -135,6 +135,60 @@ TEST(NativeTextPrefill, ThreadsDoNotChangeTheResult) {
   }
 }
 
+// What guessing tokens rests on: a token has the same logits whether it is decoded alone or checked with others, also
+// after wrong ones were taken back, and where a call crosses a block of the cache and a run of attention (256).
+TEST(NativeTextDecode, TokensCheckedTogetherHaveTheLogitsOfSingleSteps) {
+  for (const Variant& variant : variants()) {
+    const auto engine = tiny_engine(variant, 2);
+    ASSERT_TRUE(engine->decoder().decode_rows_are_independent());
+    const auto file = checkpoint::SafetensorsFile::open(fixture_path("text/two_images.safetensors"));
+    const Prompt prompt = make_prompt(file, *engine);
+    const int64_t length = static_cast<int64_t>(prompt.ids.size());
+    constexpr int64_t kTokens = 20;
+    for (const int64_t start : {length, int64_t{245}}) {
+      const auto id = [&](int64_t i) { return static_cast<int32_t>((i * 37 + start) % 50); };
+      const auto fill = [&](engine::KvCache& cache) {
+        feed(*engine, prompt, 0, length, cache, engine::LogitsMode::kNone);
+        for (int64_t i = length; i < start; ++i) step(*engine, id(i), i + prompt.positions.delta, cache);
+      };
+      const auto single = engine->decoder().new_cache();
+      fill(*single);
+      std::vector<Tensor> expected;
+      for (int64_t i = start; i < start + kTokens; ++i) {
+        expected.push_back(step(*engine, id(i), i + prompt.positions.delta, *single));
+      }
+      const auto cache = engine->decoder().new_cache();
+      fill(*cache);
+      for (const int64_t rows : {2, 3, 5, 8, 16}) {
+        cache->truncate(start);
+        for (int64_t begin = start; begin < start + kTokens; begin += rows) {
+          const int64_t right = std::min(rows, start + kTokens - begin);
+          // With wrong tokens behind the right ones.
+          std::vector<int32_t> ids;
+          std::vector<int64_t> positions;
+          for (int64_t i = begin; i < begin + rows; ++i) {
+            ids.push_back(i < begin + right ? id(i) : 49);
+            positions.push_back(i + prompt.positions.delta);
+          }
+          const Tensor embeds = engine->embed().embed(ids);
+          engine::DecoderInput input;
+          input.embeds = &embeds;
+          for (auto& axis : input.positions) axis = positions;
+          input.decode = true;
+          const Tensor logits = engine->decoder().forward(input, *cache, engine::LogitsMode::kAll);
+          const auto width = static_cast<size_t>(logits.dim(1));
+          for (int64_t r = 0; r < right; ++r) {
+            EXPECT_TRUE(std::ranges::equal(logits.as<float>().subspan(static_cast<size_t>(r) * width, width),
+                                           expected[static_cast<size_t>(begin - start + r)].as<float>()))
+                << variant_name(variant) << " start " << start << " rows " << rows << " token " << begin - start + r;
+          }
+          cache->truncate(begin + right);
+        }
+      }
+    }
+  }
+}
+
 TEST(NativeTextCache, TruncatedAndRefilledGivesTheSame) {
   const Variant variant{engine::Precision::kF32, "scalar"};
   const auto engine = tiny_engine(variant);

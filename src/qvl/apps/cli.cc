@@ -217,6 +217,27 @@ void add_generation_options(CLI::App& app, GenerationChoice& choice) {
                  "Prompt tokens computed at a time; the answer does not depend on it")
       ->check(whole_between(1, 1 << 20))
       ->group(group);
+  add_speculate_option(app, choice.speculate)->group(group);
+}
+
+CLI::Option* add_speculate_option(CLI::App& app, std::string& choice) {
+  const std::string range = fmt::format("auto, off or 1..{}", generate::kMaxDraftTokens);
+  const auto fits = [](const std::string& text) {
+    return text == "auto" || text == "off" || whole_between(1, generate::kMaxDraftTokens)(text).empty();
+  };
+  return app
+      .add_option("--speculate", choice,
+                  "Guess tokens from what was read and said and check them together: auto (where it pays), off, or "
+                  "always up to N; the answer does not depend on it")
+      ->check(between(range, fits).description(""))
+      ->type_name("auto|off|N");
+}
+
+generate::Speculation parse_speculation(const std::string& choice) {
+  using Mode = generate::Speculation::Mode;
+  if (choice == "auto") return {.mode = Mode::kAuto};
+  if (choice == "off") return {.mode = Mode::kOff};
+  return {.mode = Mode::kFixed, .draft_tokens = std::stoll(choice)};
 }
 
 generate::AnswerOptions GenerationChoice::options(const generate::Assets& assets) const {
@@ -227,6 +248,7 @@ generate::AnswerOptions GenerationChoice::options(const generate::Assets& assets
       max_tokens.value_or(assets.generation.max_new_tokens.value_or(generate::kDefaultMaxTokens));
   out.stop = stop;
   out.ignore_eos = ignore_eos;
+  out.speculation = parse_speculation(speculate);
   return out;
 }
 
@@ -337,6 +359,9 @@ void print_statistics(const generate::Answer& a, const engine::EngineInfo& engin
       "answer: {} tokens ({}), first after {:.0f} ms, {:.1f} tokens/s; seed {}; peak memory {:.0f} MB",
       a.token_ids.size(), generate::finish_reason_name(a.reason), a.ttft_ms,
       generate::per_second(decoded, a.decode_ms), a.seed, peak_rss_mb()));
+  line(fmt::format("decode: {} steps for {} tokens after the first; {} guessed, {} of them right", a.decode.steps,
+                   a.token_ids.empty() ? 0 : a.token_ids.size() - 1, a.decode.drafted_tokens,
+                   a.decode.accepted_tokens));
   fmt::print(stderr, "{}", out);
 }
 

@@ -101,9 +101,13 @@ struct GenerationChoice {
   bool ignore_eos = false;
   std::string system;
   int64_t prefill_chunk = 512;
+  std::string speculate = "auto";
   generate::AnswerOptions options(const generate::Assets& assets) const;
 };
 void add_generation_options(CLI::App& app, GenerationChoice& choice);
+// --speculate auto|off|N, and what it means.
+CLI::Option* add_speculate_option(CLI::App& app, std::string& choice);
+generate::Speculation parse_speculation(const std::string& choice);
 
 // The folder to open: `given`, or the small model that ships with qvl when it is empty. Throws kNotFound
 // naming the places that were tried.

@@ -16,6 +16,7 @@ struct EvalOptions {
   PixelChoice pixels;
   int64_t max_tokens = 256;
   int64_t limit = 0;
+  std::string speculate = "auto";
   bool json = false;
   bool show_wrong = false;
 };
@@ -38,6 +39,7 @@ int eval(const EvalOptions& o) {
   generate::AnswerOptions options;
   options.sampling.greedy = true;
   options.max_tokens = o.max_tokens;
+  options.speculation = parse_speculation(o.speculate);
 
   generate::EvalTable table;
   int64_t done = 0;
@@ -57,6 +59,7 @@ int eval(const EvalOptions& o) {
     }
     const double score = generate::score_answer(q.task, answer.text, q.answer);
     table.add(q.task, size, score);
+    table.add_decode(q.task, answer);
     if (o.show_wrong && score < 0.5) {
       bar.clear();
       const std::string picture = q.images.empty() ? "" : q.images.front().filename().string() + " ";
@@ -89,6 +92,7 @@ Registration register_eval(CLI::App& app) {
       ->check(whole_between(0, INT64_MAX));
   command->add_flag("--json", options->json, "One JSON object instead of tables");
   command->add_flag("--show-wrong", options->show_wrong, "Answers that scored below 0.5, on stderr");
+  add_speculate_option(*command, options->speculate);
   add_pixel_options(*command, options->pixels);
   add_engine_options(*command, options->engine);
   return {command, [options] { return eval(*options); }};

@@ -112,6 +112,9 @@ class DecoderStage {
  public:
   virtual ~DecoderStage() = default;
   virtual std::unique_ptr<KvCache> new_cache() const = 0;
+  // True when the result of a row of a decode call depends, to the bit, neither on the other rows nor on their number:
+  // then tokens can be guessed and checked in one call without changing any answer (generate/speculation.h).
+  virtual bool decode_rows_are_independent() const { return false; }
   // Appends the S rows to the cache and returns float32 logits: [0, V], [1, V] or [S, V]. On any error the
   // cache is as before the call.
   virtual Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits,

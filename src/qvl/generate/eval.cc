@@ -157,6 +157,27 @@ void EvalTable::add(const std::string& task, const std::string& size, double sco
   cells_[task][size].add(score);
 }
 
+void EvalTable::Decode::add(const Answer& answer) {
+  tokens += std::max<int64_t>(0, static_cast<int64_t>(answer.token_ids.size()) - 1);
+  counts.steps += answer.decode.steps;
+  counts.drafted_tokens += answer.decode.drafted_tokens;
+  counts.accepted_tokens += answer.decode.accepted_tokens;
+  ms += answer.decode_ms;
+}
+
+Json EvalTable::Decode::to_json() const {
+  return {{"tokens", tokens},
+          {"steps", counts.steps},
+          {"drafted_tokens", counts.drafted_tokens},
+          {"accepted_tokens", counts.accepted_tokens},
+          {"ms", ms}};
+}
+
+void EvalTable::add_decode(const std::string& task, const Answer& answer) {
+  decode_.add(answer);
+  task_decode_[task].add(answer);
+}
+
 Json EvalTable::Mean::to_json() const {
   return {{"questions", count}, {"score", value()}};
 }
@@ -172,6 +193,9 @@ Json EvalTable::to_json() const {
     Json& cells = out["tasks_by_size"][task] = Json::object();
     for (const auto& [size, mean] : row) cells[size] = mean.to_json();
   }
+  out["decode"] = decode_.to_json();
+  Json& decode_tasks = out["decode"]["tasks"] = Json::object();
+  for (const auto& [task, decode] : task_decode_) decode_tasks[task] = decode.to_json();
   return out;
 }
 

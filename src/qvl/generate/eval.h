@@ -50,8 +50,12 @@ class EvalTable {
  public:
   void add(const std::string& task, const std::string& size, double score);
 
+  // How the answer's tokens came about.
+  void add_decode(const std::string& task, const Answer& answer);
+
   // {"questions", "score", "tasks": {task: {"questions", "score"}}, "sizes": {...}, "tasks_by_size": {task:
-  // {size: {...}}}}
+  // {size: {...}}}, "decode": {"tokens" (after the first of each answer), "steps", "drafted_tokens",
+  // "accepted_tokens", "ms", "tasks": {task: {...}}}}
   Json to_json() const;
   // Two plain-text tables, scores in percent.
   std::string to_text() const;
@@ -67,7 +71,17 @@ class EvalTable {
     Json to_json() const;
   };
 
+  struct Decode {
+    int64_t tokens = 0;
+    DecodeCounts counts;
+    double ms = 0;
+    void add(const Answer& answer);
+    Json to_json() const;
+  };
+
   Mean all_;
+  Decode decode_;
+  std::map<std::string, Decode> task_decode_;
   std::map<std::string, Mean> tasks_;
   std::map<std::string, Mean> sizes_;
   std::map<std::string, std::map<std::string, Mean>> cells_;  // task, size

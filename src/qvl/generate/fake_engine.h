@@ -22,6 +22,7 @@ inline uint64_t mix(uint64_t h, uint64_t v) {
 
 struct FakeCache final : engine::KvCache {
   std::vector<uint64_t> hashes;  // after each position
+  size_t prompt = 0;             // positions of the last call that was not a decode step, and those before
   int64_t length() const override { return static_cast<int64_t>(hashes.size()); }
   void truncate(int64_t length) override {
     if (length > this->length()) fail(ErrorCode::kInvalidArgument, "fake", "truncate");
@@ -44,6 +45,7 @@ struct FakeCache final : engine::KvCache {
 struct FakeCalls {
   std::vector<int64_t> prefill_chunks;  // rows of every forward call that was not a decode step
   int64_t decode_steps = 0;
+  std::vector<int64_t> decode_rows;     // of every decode step
   int64_t encodes = 0;
   int64_t encoded_patches = 0;
 };
@@ -87,6 +89,8 @@ class FakeEngine final : public engine::Engine {
   // Tokens to say, in order, whatever the hash (empty: the hash decides). Index = number of tokens decoded so
   // far.
   std::vector<int32_t> script_;
+  float script_logit_ = 50;  // those of the hash are below 4
+  bool rows_are_independent_ = true;
   mutable std::function<void()> on_decode_;
   bool frames_are_independent_ = true;
   engine::EngineInfo info_;
@@ -148,6 +152,7 @@ class FakeEngine final : public engine::Engine {
   struct Decoder final : engine::DecoderStage {
     explicit Decoder(const FakeEngine* owner) : owner_(owner) {}
     std::unique_ptr<engine::KvCache> new_cache() const override { return std::make_unique<FakeCache>(); }
+    bool decode_rows_are_independent() const override { return owner_->rows_are_independent_; }
     Tensor forward(const engine::DecoderInput& input, engine::KvCache& cache, engine::LogitsMode mode,
                    const engine::StageHooks& hooks) const override {
       auto& fake = dynamic_cast<FakeCache&>(cache);
@@ -156,6 +161,7 @@ class FakeEngine final : public engine::Engine {
       const auto width = static_cast<size_t>(input.embeds->dim(1));
       if (input.decode) {
         ++owner_->calls_.decode_steps;
+        owner_->calls_.decode_rows.push_back(static_cast<int64_t>(rows));
         if (owner_->on_decode_) owner_->on_decode_();
       } else {
         owner_->calls_.prefill_chunks.push_back(static_cast<int64_t>(rows));
@@ -197,10 +203,14 @@ class FakeEngine final : public engine::Engine {
               never ? -100.0F : static_cast<float>(mix(h, static_cast<uint64_t>(c)) >> 40) * 0x1.0p-22F;
         }
       }
-      const auto step =
-          static_cast<size_t>(input.decode ? owner_->calls_.decode_steps : owner_->calls_.decode_steps = 0);
-      if (out_rows > 0 && step < owner_->script_.size()) {
-        v[static_cast<size_t>((out_rows - 1) * vocabulary + owner_->script_[step])] = 50.0F;
+      if (!input.decode) {
+        fake.prompt = fake.hashes.size();
+        owner_->calls_.decode_steps = 0;
+      }
+      for (int64_t r = 0; r < out_rows; ++r) {
+        const size_t step = fake.hashes.size() - static_cast<size_t>(out_rows - 1 - r) - fake.prompt;
+        if (step >= owner_->script_.size()) continue;
+        v[static_cast<size_t>(r * vocabulary + owner_->script_[step])] = owner_->script_logit_;
       }
       return logits;
     }

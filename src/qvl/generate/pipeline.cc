@@ -369,7 +369,8 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
                            .seed = answer.seed,
                            .max_tokens = options.max_tokens,
                            .end_ids = options.ignore_eos ? std::vector<int32_t>{} : assets_->end_ids,
-                           .id_limit = assets_->tokenizer.vocab_size()};
+                           .id_limit = assets_->tokenizer.vocab_size(),
+                           .speculation = options.speculation};
   const double before_ms = preprocess_before_ms + ms_since(start);
   GenerateResult result = session_.generate(
       generate, [&](int32_t id) { return stream.push(id); }, callbacks.cancel);
@@ -378,6 +379,7 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
   answer.token_ids = std::move(result.ids);
   answer.reason = result.reason;
   answer.decode_ms = result.decode_ms;
+  answer.decode = result.counts;
   if (!answer.token_ids.empty()) answer.ttft_ms = before_ms + result.first_token_ms;
   keep_features();
   if (disk_) session_.keep(prompt, *disk_);

@@ -62,6 +62,7 @@ struct AnswerOptions {
   int64_t max_tokens = kDefaultMaxTokens;
   std::vector<std::string> stop;  // stop strings; they end the answer and are not part of it
   bool ignore_eos = false;
+  Speculation speculation;  // changes how many steps an answer takes, not the answer
   Json tools;  // null or an array of schemas
   bool add_vision_id = false;
 };
@@ -96,6 +97,7 @@ struct Answer {
   double prefill_ms = 0;
   double ttft_ms = 0;    // preprocessing to first token; 0 when none came
   double decode_ms = 0;  // first token to last
+  DecodeCounts decode;
 };
 
 // The token ids of a conversation, placeholders expanded for the given visuals (in the order of their parts).

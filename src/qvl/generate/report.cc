@@ -48,6 +48,9 @@ Json answer_json(const Answer& a, const engine::EngineInfo& engine, const RunFac
       {"prefill_tokens_per_s", rounded(per_second(computed, a.prefill_ms))},
       {"ttft_ms", rounded(a.ttft_ms)},
       {"decode_tokens_per_s", rounded(per_second(decoded, a.decode_ms))}};
+  out["decode"] = {{"steps", a.decode.steps},
+                   {"drafted_tokens", a.decode.drafted_tokens},
+                   {"accepted_tokens", a.decode.accepted_tokens}};
   out["peak_rss_mb"] = rounded(facts.peak_rss_mb);
   out["engine"] = {
       {"vision", engine.vision}, {"text", engine.text}, {"isa", engine.isa}, {"threads", engine.threads}};

@@ -13,8 +13,8 @@ struct RunFacts {
   double peak_rss_mb = 0;
 };
 
-// {"text", "token_ids", "finish_reason", "usage": {...}, "images": [...], "timings": {...}, "peak_rss_mb",
-// "engine": {...}}. Videos stand in "images" too, with grid_thw[0] above 1. Rates are 0 where nothing was
+// {"text", "token_ids", "finish_reason", "usage": {...}, "images": [...], "timings": {...}, "decode": {"steps",
+// "drafted_tokens", "accepted_tokens"}, "peak_rss_mb", "engine": {...}}. Videos stand in "images" too, with grid_thw[0] above 1. Rates are 0 where nothing was
 // computed.
 Json answer_json(const Answer& answer, const engine::EngineInfo& engine, const RunFacts& facts);
 

@@ -33,10 +33,12 @@ TEST(Report, HasExactlyTheKeysOfTheContract) {
   a.prefill_ms = 40;
   a.ttft_ms = 65;
   a.decode_ms = 100;
+  a.decode = {.steps = 2, .drafted_tokens = 9, .accepted_tokens = 4};
   const Json j = answer_json(a, {.vision = "native bf16", .text = "native fp32", .isa = "avx2", .threads = 2},
                              {.load_ms = 3.5, .peak_rss_mb = 99.5});
-  EXPECT_EQ(keys(j), (Keys{"text", "token_ids", "finish_reason", "usage", "images", "timings", "peak_rss_mb",
-                           "engine"}));
+  EXPECT_EQ(keys(j), (Keys{"text", "token_ids", "finish_reason", "usage", "images", "timings", "decode",
+                           "peak_rss_mb", "engine"}));
+  EXPECT_EQ(keys(j["decode"]), (Keys{"steps", "drafted_tokens", "accepted_tokens"}));
   EXPECT_EQ(keys(j["usage"]), (Keys{"prompt_tokens", "completion_tokens", "image_tokens", "cached_tokens"}));
   ASSERT_EQ(j["images"].size(), 1U);
   EXPECT_EQ(keys(j["images"][0]), (Keys{"width", "height", "resized_width", "resized_height", "grid_thw",
@@ -60,6 +62,9 @@ TEST(Report, HasExactlyTheKeysOfTheContract) {
   EXPECT_EQ(j["timings"]["prefill_tokens_per_s"], 2000.0);  // the 80 that were not cached
   EXPECT_EQ(j["timings"]["decode_tokens_per_s"], 20.0);     // the two after the first
   EXPECT_EQ(j["timings"]["load_ms"], 3.5);
+  EXPECT_EQ(j["decode"]["steps"], 2);
+  EXPECT_EQ(j["decode"]["drafted_tokens"], 9);
+  EXPECT_EQ(j["decode"]["accepted_tokens"], 4);
   EXPECT_EQ(j["peak_rss_mb"], 99.5);
   EXPECT_EQ(j["engine"]["threads"], 2);
 }

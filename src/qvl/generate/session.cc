@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <numeric>
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/base/log.h"
 #include "qvl/engine/visual_features.h"
 #include "qvl/model/positions.h"
 
@@ -71,6 +73,11 @@ bool same_visual(const PromptVisual& a, const PromptVisual& b) {
   return a.is_video == b.is_video && a.grid == b.grid && a.key == b.key;
 }
 
+// What stands for pictures, and around them.
+std::vector<int32_t> walls(const model::ModelConfig& config) {
+  return {config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id};
+}
+
 }  // namespace
 
 std::string_view finish_reason_name(FinishReason reason) {
@@ -86,7 +93,7 @@ std::string_view finish_reason_name(FinishReason reason) {
 }
 
 Session::Session(std::shared_ptr<const engine::Engine> engine, int64_t prefill_chunk_tokens)
-    : engine_(std::move(engine)), prefill_chunk_tokens_(prefill_chunk_tokens) {
+    : engine_(std::move(engine)), prefill_chunk_tokens_(prefill_chunk_tokens), drafter_(walls(engine_->config())) {
   if (prefill_chunk_tokens < 1) {
     fail(ErrorCode::kInvalidArgument, "session", "prefill chunk", "1 token or more",
          cat(prefill_chunk_tokens));
@@ -181,6 +188,7 @@ void Session::clear() {
   visuals_.clear();
   delta_ = 0;
   logits_ = Tensor();
+  drafter_.clear();
 }
 
 void Session::truncate(int64_t length) {
@@ -267,19 +275,35 @@ void Session::prefill_chunk(const Prompt& prompt, const Layout& where, int64_t b
                     where.visual.begin() + static_cast<ptrdiff_t>(first + count));
 }
 
-void Session::decode_step(int32_t id, const std::atomic<bool>* cancel) {
-  const Tensor embeds = engine_->embed().embed(std::span(&id, 1));
-  const int64_t position = length() + delta_;
+Tensor Session::decode_step(std::span<const int32_t> ids, const std::atomic<bool>* cancel) {
+  const Tensor embeds = engine_->embed().embed(ids);
+  std::vector<int64_t> positions(ids.size());
+  std::iota(positions.begin(), positions.end(), length() + delta_);
   engine::DecoderInput input;
   input.embeds = &embeds;
-  for (auto& axis : input.positions) axis = std::span(&position, 1);
+  for (auto& axis : input.positions) axis = positions;
   input.decode = true;
   engine::StageHooks hooks;
   if (cancel)
     hooks.progress = [cancel](int64_t, int64_t) { return !cancel->load(std::memory_order_relaxed); };
-  logits_ = engine_->decoder().forward(input, *cache_, engine::LogitsMode::kLast, hooks);
-  ids_.push_back(id);
-  visual_of_.push_back(-1);
+  Tensor logits = engine_->decoder().forward(input, *cache_, engine::LogitsMode::kAll, hooks);
+  ids_.insert(ids_.end(), ids.begin(), ids.end());
+  visual_of_.resize(ids_.size(), -1);
+  return logits;
+}
+
+bool Session::speculates(const Speculation& speculation) const {
+  validate(speculation);
+  if (speculation.mode == Speculation::Mode::kOff) return false;
+  if (engine_->decoder().decode_rows_are_independent()) return true;
+  if (speculation.mode == Speculation::Mode::kFixed) {
+    fail(ErrorCode::kUnsupported, "speculation",
+         cat("the text engine (", engine_->info().text, ") gives a token other logits when it is checked together with "
+             "others, so answers would change"));
+  }
+  log_message(LogLevel::kInfo, cat("speculation is off: with the text engine ", engine_->info().text,
+                                   " tokens checked together would change answers"));
+  return false;
 }
 
 GenerateResult Session::generate(const GenerateOptions& options, const std::function<bool(int32_t)>& on_token,
@@ -288,45 +312,88 @@ GenerateResult Session::generate(const GenerateOptions& options, const std::func
   if (options.max_tokens < 1) {
     fail(ErrorCode::kInvalidArgument, "session", "max_tokens", "1 or more", cat(options.max_tokens));
   }
+  const bool speculates = this->speculates(options.speculation);
   if (logits_.empty())
     fail(ErrorCode::kInvalidArgument, "session", "generate", "a prefill before it", "none");
   const int64_t vocabulary = engine_->config().text.vocab_size;
   Sampler sampler(options.sampling, options.seed,
                   options.id_limit > 0 ? std::min(options.id_limit, vocabulary) : vocabulary);
   sampler.add_prompt(ids_);
+  if (speculates) drafter_.set_timeline(ids_);
+  const auto ends = [&](int32_t id) {
+    return std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
+  };
 
   GenerateResult result;
   auto first_token = start;
   auto last_token = start;
   auto cancelled = [&] { return cancel && cancel->load(std::memory_order_relaxed); };
+  // Row r of the logits follows the prompt and what was said, which are the first `known` positions of the cache;
+  // behind them are the guesses [r, checked) that were checked in the same step.
+  Tensor logits = std::move(logits_);
+  logits_ = Tensor();
+  int64_t known = length();
+  Drafter::Draft draft;
+  size_t row = 0, checked = 0;
   for (;;) {
     if (cancelled()) {
       result.reason = FinishReason::kCancelled;
       break;
     }
-    const int32_t id = sampler.sample(logits_.as<float>());
+    const int32_t id = sampler.sample(
+        logits.as<float>().subspan(row * static_cast<size_t>(vocabulary), static_cast<size_t>(vocabulary)));
     sampler.add_generated(id);
     last_token = Clock::now();
     if (result.ids.empty()) first_token = last_token;
     result.ids.push_back(id);
-    if (std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end() ||
-        !on_token(id)) {
+    if (speculates) drafter_.append(id);
+    const bool guessed = row < draft.ids.size() && draft.ids[row] == id;
+    if (row < draft.ids.size()) controller_.count_guess(draft.match_tokens + static_cast<int64_t>(row), guessed);
+    const bool accepted = guessed && row < checked;
+    result.counts.accepted_tokens += accepted;
+    if (ends(id) || !on_token(id)) {
       result.reason = FinishReason::kStop;
       break;
     }
-    if (static_cast<int64_t>(result.ids.size()) >= options.max_tokens || length() + 1 >= context_tokens()) {
+    const int64_t left = options.max_tokens - static_cast<int64_t>(result.ids.size());
+    if (left < 1 || known + 1 >= context_tokens()) {
       result.reason = FinishReason::kLength;
       break;
     }
+    if (accepted) {
+      ++row;
+      ++known;
+      continue;
+    }
+    truncate(known);
+    draft = {};
+    checked = row = 0;
+    if (speculates) {
+      // A guess beyond the last token to say, or beyond one that ends the answer, would be checked in vain.
+      const int64_t useful = std::min({kMaxDraftTokens, left - 1, context_tokens() - 2 - known});
+      draft = drafter_.draft(useful);
+      const auto end = std::find_if(draft.ids.begin(), draft.ids.end(), ends);
+      const int64_t available = end - draft.ids.begin();
+      checked = static_cast<size_t>(options.speculation.mode == Speculation::Mode::kFixed
+                                        ? std::min(options.speculation.draft_tokens, available)
+                                        : controller_.choose(draft.match_tokens, available));
+    }
+    std::vector<int32_t> rows = {id};
+    rows.insert(rows.end(), draft.ids.begin(), draft.ids.begin() + static_cast<ptrdiff_t>(checked));
+    const auto step_start = Clock::now();
     try {
-      decode_step(id, cancel);
+      logits = decode_step(rows, cancel);
     } catch (const Error& e) {
       if (e.code() != ErrorCode::kCancelled || !cancelled()) throw;
       result.reason = FinishReason::kCancelled;
       break;
     }
+    controller_.count_step(static_cast<int64_t>(rows.size()), ms_since(step_start));
+    ++result.counts.steps;
+    result.counts.drafted_tokens += static_cast<int64_t>(checked);
+    ++known;
   }
-  logits_ = Tensor();
+  truncate(known);
   if (!result.ids.empty()) {
     result.first_token_ms = std::chrono::duration<double, std::milli>(first_token - start).count();
     result.decode_ms = std::chrono::duration<double, std::milli>(last_token - first_token).count();

@@ -16,6 +16,7 @@
 #include "qvl/base/tensor.h"
 #include "qvl/engine/engine.h"
 #include "qvl/generate/sampler.h"
+#include "qvl/generate/speculation.h"
 #include "qvl/image/grid.h"
 
 namespace qvl::generate {
@@ -45,6 +46,9 @@ struct GenerateOptions {
   int64_t max_tokens = 2048;     // >= 1
   std::vector<int32_t> end_ids;  // empty: only max_tokens and the context end the answer
   int64_t id_limit = 0;          // ids below it have text; 0: the whole vocabulary
+  // Changes no token of the answer, only how many steps it takes. kAuto is off where the decoder's rows are not
+  // independent.
+  Speculation speculation;
 };
 
 struct PrefillResult {
@@ -54,11 +58,19 @@ struct PrefillResult {
   double prefill_ms = 0;
 };
 
+// How the tokens after the first came about: without guesses, one step each.
+struct DecodeCounts {
+  int64_t steps = 0;            // calls of the decoder
+  int64_t drafted_tokens = 0;   // guesses that were checked in them
+  int64_t accepted_tokens = 0;  // of drafted_tokens, those that were said
+};
+
 struct GenerateResult {
   std::vector<int32_t> ids;  // what the model said, an end token included
   FinishReason reason = FinishReason::kStop;
   double first_token_ms = 0;  // from the call to the first token
   double decode_ms = 0;       // from the first token to the last
+  DecodeCounts counts;
 };
 
 class Session {
@@ -88,7 +100,9 @@ class Session {
   PrefillResult prefill(const Prompt& prompt, const engine::ProgressFn& progress = {});
 
   // Continues the last prefill. on_token is called with every token but an end token and returns false to
-  // stop (kStop). `cancel` may be null. Throws kInvalidArgument without a prefill before it.
+  // stop (kStop). `cancel` may be null. Afterwards the cache holds the prompt and what was said but its last token.
+  // Throws kInvalidArgument without a prefill before it, kUnsupported for Speculation::kFixed when the decoder's rows
+  // are not independent.
   GenerateResult generate(const GenerateOptions& options, const std::function<bool(int32_t id)>& on_token,
                           const std::atomic<bool>* cancel = nullptr);
 
@@ -117,7 +131,10 @@ class Session {
   void truncate(int64_t length);
   void prefill_chunk(const Prompt& prompt, const Layout& layout, int64_t begin, int64_t end,
                      std::span<const int64_t> const (&positions)[3], const engine::ProgressFn& progress);
-  void decode_step(int32_t id, const std::atomic<bool>* cancel);
+  // Whether to guess; throws and logs as generate() says.
+  bool speculates(const Speculation& speculation) const;
+  // Appends ids.size() <= 16 text tokens; the logits after each of them.
+  Tensor decode_step(std::span<const int32_t> ids, const std::atomic<bool>* cancel);
 
   std::shared_ptr<const engine::Engine> engine_;
   int64_t prefill_chunk_tokens_;
@@ -129,6 +146,8 @@ class Session {
   std::vector<PromptVisual> visuals_;  // features not kept
   int64_t delta_ = 0;                  // rotary position minus cache length of the next token (spec 6.2)
   Tensor logits_;                      // of the last position, [1, V]; empty when it is not known
+  Drafter drafter_;
+  DraftController controller_;
 };
 
 }  // namespace qvl::generate

@@ -320,5 +320,243 @@ TEST(Session, SeedsRepeatAnswers) {
   EXPECT_NE(drawn(1), drawn(2));
 }
 
+// ---- speculation: every token, reason and cache as without it
+
+Speculation fixed(int64_t n) {
+  return {.mode = Speculation::Mode::kFixed, .draft_tokens = n};
+}
+const Speculation kOff{.mode = Speculation::Mode::kOff};
+
+// Repeats itself with a period of seven, on which guesses come true as often as `logit` prevails over the hash.
+std::shared_ptr<FakeEngine> repeating_engine(float logit, int64_t tokens = 60) {
+  auto engine = std::make_shared<FakeEngine>();
+  for (int64_t i = 0; i < tokens; ++i) engine->script_.push_back(static_cast<int32_t>(10 + i % 7));
+  engine->script_logit_ = logit;
+  return engine;
+}
+
+struct Said {
+  GenerateResult result;
+  std::vector<int32_t> seen;
+  std::vector<int64_t> rows;  // of the decode steps
+  int64_t length = 0;
+  std::vector<int32_t> next;  // after another turn
+};
+
+Said say_with(const std::shared_ptr<FakeEngine>& engine, GenerateOptions options, const Speculation& speculation,
+              int32_t stop_at = -1) {
+  Said out;
+  Session session(engine);
+  Prompt p = mixed_prompt();
+  session.prefill(p);
+  engine->calls_ = {};
+  options.speculation = speculation;
+  out.result = session.generate(options, [&](int32_t id) {
+    out.seen.push_back(id);
+    return id != stop_at;
+  });
+  out.rows = engine->calls_.decode_rows;
+  out.length = session.length();
+  append_text(p, out.result.ids);
+  append_text(p, {3});
+  EXPECT_EQ(session.prefill(p).cached_tokens, out.length);
+  options.max_tokens = 20;
+  out.next = session.generate(options, [](int32_t) { return true; }).ids;
+  return out;
+}
+
+void expect_same(const std::shared_ptr<FakeEngine>& engine, const GenerateOptions& options, int32_t stop_at = -1) {
+  const Said plain = say_with(engine, options, kOff, stop_at);
+  EXPECT_EQ(plain.result.counts.drafted_tokens, 0);
+  EXPECT_EQ(plain.length, static_cast<int64_t>(mixed_prompt().ids.size() + plain.result.ids.size()) - 1);
+  for (const Speculation& s : {fixed(1), fixed(3), fixed(15), Speculation{}}) {
+    SCOPED_TRACE(s.mode == Speculation::Mode::kAuto ? 0 : s.draft_tokens);
+    const Said said = say_with(engine, options, s, stop_at);
+    EXPECT_EQ(said.result.ids, plain.result.ids);
+    EXPECT_EQ(said.seen, plain.seen);
+    EXPECT_EQ(said.result.reason, plain.result.reason);
+    EXPECT_EQ(said.length, plain.length);
+    EXPECT_EQ(said.next, plain.next);
+    const DecodeCounts& counts = said.result.counts;
+    EXPECT_EQ(counts.steps, static_cast<int64_t>(said.rows.size()));
+    int64_t drafted = 0;
+    for (int64_t r : said.rows) {
+      EXPECT_LE(r, 16);
+      drafted += r - 1;
+    }
+    EXPECT_EQ(counts.drafted_tokens, drafted);
+    // Every step ends with a token of the sampler's own, unless on_token ended the answer within the guesses.
+    const int64_t own = static_cast<int64_t>(said.result.ids.size()) - 1 - counts.accepted_tokens;
+    if (stop_at < 0) {
+      EXPECT_EQ(own, counts.steps);
+    } else {
+      EXPECT_LE(own, counts.steps);
+      EXPECT_GE(own, counts.steps - 1);
+    }
+  }
+}
+
+TEST(SessionSpeculation, ChangesNoToken) {
+  const std::vector<SamplingParams> ways = {
+      {.greedy = true},
+      {.greedy = true, .repetition_penalty = 1.2},
+      {.greedy = true, .presence_penalty = 0.5, .frequency_penalty = 0.3},
+      {.temperature = 1.0},
+      {.temperature = 0.5, .top_k = 12, .top_p = 0.9, .repetition_penalty = 1.1},
+      {.temperature = 2.0, .min_p = 0.2, .frequency_penalty = 0.2},
+  };
+  for (float logit : {50.0F, 6.0F, 3.9F, 0.0F}) {
+    for (size_t way = 0; way < ways.size(); ++way) {
+      for (uint64_t seed = 0; seed < 3; ++seed) {
+        SCOPED_TRACE(::testing::Message() << "logit " << logit << " way " << way << " seed " << seed);
+        expect_same(repeating_engine(logit), {.sampling = ways[way], .seed = seed, .max_tokens = 60});
+      }
+    }
+  }
+}
+
+TEST(SessionSpeculation, TakesFewerStepsWhereTextRepeats) {
+  const GenerateOptions options{.sampling = {.greedy = true}, .max_tokens = 60};
+  EXPECT_EQ(say_with(repeating_engine(50), options, kOff).result.counts.steps, 59);
+  EXPECT_LE(say_with(repeating_engine(50), options, fixed(15)).result.counts.steps, 12);
+  EXPECT_LE(say_with(repeating_engine(50), options, fixed(3)).result.counts.steps, 22);
+}
+
+TEST(SessionSpeculation, EndsWhereItEndsWithout) {
+  for (int64_t tokens = 1; tokens <= 40; ++tokens) {
+    SCOPED_TRACE(tokens);
+    expect_same(repeating_engine(50), {.sampling = {.greedy = true}, .max_tokens = tokens});
+  }
+  // An end token, and one that on_token stops at, at every place of a period; both were guessed.
+  for (int32_t id = 10; id < 17; ++id) {
+    SCOPED_TRACE(id);
+    auto engine = repeating_engine(50, 14);
+    for (int i = 0; i < 12; ++i) engine->script_.push_back(20 + i % 4);
+    for (int32_t t : {10, 11, 12, 13, 14, 15, 16}) engine->script_.push_back(t);
+    std::erase(engine->script_, id);
+    engine->script_.insert(engine->script_.begin() + 20, id);
+    expect_same(engine, {.sampling = {.greedy = true}, .max_tokens = 40, .end_ids = {id}});
+    expect_same(engine, {.sampling = {.greedy = true}, .max_tokens = 40}, id);
+    expect_same(repeating_engine(50), {.sampling = {.greedy = true}, .max_tokens = 40, .end_ids = {id}});
+    expect_same(repeating_engine(50), {.sampling = {.greedy = true}, .max_tokens = 40}, id);
+  }
+}
+
+TEST(SessionSpeculation, ChecksNoGuessInVain) {
+  // After an end token nothing is checked, and not more than may still be said.
+  Prompt p;
+  append_text(p, {10, 11, 12, 13, 14, 15, 16, 9});
+  auto engine = repeating_engine(50);
+  Session checked(engine);
+  checked.prefill(p);
+  GenerateOptions options{.sampling = {.greedy = true}, .max_tokens = 6, .end_ids = {13}, .speculation = fixed(15)};
+  auto result = checked.generate(options, [](int32_t) { return true; });
+  EXPECT_EQ(result.ids, (std::vector<int32_t>{10, 11, 12, 13}));
+  EXPECT_EQ(engine->calls_.decode_rows, std::vector<int64_t>{3});  // 10, and 11 and 12 behind it
+  engine->calls_ = {};
+  checked.clear();
+  checked.prefill(p);
+  options.end_ids = {};
+  result = checked.generate(options, [](int32_t) { return true; });
+  EXPECT_EQ(result.ids.size(), 6U);
+  EXPECT_EQ(engine->calls_.decode_rows, std::vector<int64_t>{5});
+}
+
+TEST(SessionSpeculation, TheContextEndsTheAnswerAtTheSameToken) {
+  const auto prompt = static_cast<int64_t>(mixed_prompt().ids.size());
+  for (int64_t room = 1; room < 30; ++room) {
+    SCOPED_TRACE(room);
+    auto engine = repeating_engine(50);
+    engine->config_.text.max_positions = prompt + room;
+    const auto said = [&](const Speculation& s) {
+      Session session(engine);
+      session.prefill(mixed_prompt());
+      auto result = session.generate({.sampling = {.greedy = true}, .speculation = s}, [](int32_t) { return true; });
+      EXPECT_EQ(result.reason, FinishReason::kLength);
+      EXPECT_LT(session.length(), prompt + room);
+      return result.ids;
+    };
+    EXPECT_EQ(said(kOff).size(), static_cast<size_t>(room));
+    EXPECT_EQ(said(fixed(15)), said(kOff));
+  }
+}
+
+TEST(SessionSpeculation, CancellingWhileGuessesAreChecked) {
+  auto engine = repeating_engine(50);
+  Session session(engine);
+  const Prompt p = mixed_prompt();
+  std::atomic<bool> cancel = false;
+  session.prefill(p);
+  engine->calls_ = {};
+  int checks = 0;
+  engine->on_decode_ = [&] {
+    if (engine->calls_.decode_rows.back() > 1 && ++checks == 2) cancel = true;
+  };
+  const auto result =
+      session.generate({.sampling = {.greedy = true}, .max_tokens = 100, .speculation = fixed(4)},
+                       [](int32_t) { return true; }, &cancel);
+  EXPECT_EQ(result.reason, FinishReason::kCancelled);
+  ASSERT_GT(result.ids.size(), 7U);
+  EXPECT_EQ(session.length(), static_cast<int64_t>(p.ids.size() + result.ids.size()) - 1);
+  for (size_t i = 0; i < result.ids.size(); ++i) EXPECT_EQ(result.ids[i], engine->script_[i]) << i;
+  engine->on_decode_ = nullptr;
+  cancel = false;
+  // Between two accepted guesses: what was said stays, what was only guessed goes.
+  session.prefill(p);
+  int said = 0;
+  const auto between =
+      session.generate({.sampling = {.greedy = true}, .max_tokens = 100, .speculation = fixed(6)},
+                       [&](int32_t) {
+                         cancel = ++said == 11;
+                         return true;
+                       },
+                       &cancel);
+  EXPECT_EQ(between.reason, FinishReason::kCancelled);
+  EXPECT_EQ(between.ids.size(), 11U);
+  EXPECT_LE(session.length(), static_cast<int64_t>(p.ids.size()) + 11);
+  cancel = false;
+  Prompt next = p;
+  append_text(next, between.ids);
+  append_text(next, {4});
+  engine->script_.clear();
+  session.prefill(next);
+  EXPECT_EQ(say(session, 5), cold(next, 5));
+}
+
+TEST(SessionSpeculation, AnEarlierAnswerIsGuessedUntilTheSessionIsCleared) {
+  auto engine = std::make_shared<FakeEngine>();
+  for (int32_t i = 0; i < 30; ++i) engine->script_.push_back(24 + i);  // not in the prompt
+  Session session(engine);
+  const GenerateOptions options{.sampling = {.greedy = true}, .max_tokens = 30, .speculation = fixed(15)};
+  const auto steps = [&] {
+    session.prefill(mixed_prompt());
+    return session.generate(options, [](int32_t) { return true; }).counts.steps;
+  };
+  EXPECT_EQ(steps(), 29);
+  EXPECT_EQ(steps(), 2);
+  session.clear();
+  EXPECT_EQ(steps(), 29);
+}
+
+TEST(SessionSpeculation, IsOffWhereRowsCheckedTogetherWouldChangeAnswers) {
+  auto engine = repeating_engine(50);
+  engine->rows_are_independent_ = false;
+  Session session(engine);
+  session.prefill(mixed_prompt());
+  GenerateOptions options{.sampling = {.greedy = true}, .max_tokens = 30, .speculation = fixed(4)};
+  const auto take = [](int32_t) { return true; };
+  try {
+    session.generate(options, take);
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ErrorCode::kUnsupported);
+  }
+  options.speculation = {};
+  EXPECT_EQ(session.generate(options, take).counts.steps, 29);
+  session.prefill(mixed_prompt());
+  options.speculation = fixed(16);
+  EXPECT_THROW(session.generate(options, take), Error);
+}
+
 }  // namespace
 }  // namespace qvl::generate

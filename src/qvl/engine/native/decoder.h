@@ -30,6 +30,7 @@ class NativeDecoder : public DecoderStage {
                 kernels::Context context);
 
   std::unique_ptr<KvCache> new_cache() const override;
+  bool decode_rows_are_independent() const override { return true; }
   Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits,
                  const StageHooks& hooks) const override;
 

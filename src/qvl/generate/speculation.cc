@@ -1,0 +1,234 @@
+#include "qvl/generate/speculation.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+#include "qvl/base/error.h"
+#include "qvl/base/format.h"
+
+namespace qvl::generate {
+namespace {
+
+constexpr int32_t kWall = -1;
+// How many earlier places of the last pair are compared: enough for the phrases of a document, and a step's search
+// stays below a few microseconds where one pair fills a prompt.
+constexpr int kMaxPlaces = 64;
+
+uint64_t pair_key(int32_t a, int32_t b) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(a)) << 32 | static_cast<uint32_t>(b);
+}
+
+// Before anything was counted. Measured on nothing in particular: they only decide the first few drafts.
+constexpr std::array<double, 7> kFirstAcceptance = {0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9};
+constexpr double kFirstWeight = 2;    // guesses that those count for
+constexpr double kRateMemory = 48;    // guesses of one kind after which older ones fade
+constexpr double kCostOfRow = 0.25;   // of a further row, while no step of several was measured
+constexpr double kWorthIt = 1.02;
+constexpr int64_t kFirstPauseSteps = 16;
+constexpr int64_t kLongestPauseSteps = 1024;
+constexpr int64_t kStepsWithoutSingle = 64;
+constexpr int64_t kFirstSteps = 3;  // that need not wait for a step of one row
+
+}  // namespace
+
+void validate(const Speculation& s) {
+  if (s.mode != Speculation::Mode::kFixed) return;
+  if (s.draft_tokens < 1 || s.draft_tokens > kMaxDraftTokens) {
+    fail(ErrorCode::kInvalidArgument, "speculation", "tokens guessed at a time", cat("1..", kMaxDraftTokens),
+         cat(s.draft_tokens));
+  }
+}
+
+Drafter::Drafter(std::vector<int32_t> walls, size_t max_tokens)
+    : walls_(std::move(walls)), max_tokens_(std::max(max_tokens, size_t{64})) {}
+
+void Drafter::clear() {
+  stream_.clear();
+  timeline_.clear();
+  last_one_.clear();
+  last_pair_.clear();
+  pair_before_.clear();
+}
+
+void Drafter::push(int32_t id) {
+  const bool wall = id < 0 || std::find(walls_.begin(), walls_.end(), id) != walls_.end();
+  if (wall) {
+    if (stream_.empty() || stream_.back() == kWall) return;  // one wall for all tokens of a picture
+    stream_.push_back(kWall);
+    pair_before_.push_back(-1);
+    return;
+  }
+  if (stream_.size() >= max_tokens_) forget_older_half();
+  const auto place = static_cast<int32_t>(stream_.size());
+  int32_t before = -1;
+  if (place > 0 && stream_.back() != kWall) {
+    const auto [entry, fresh] = last_pair_.try_emplace(pair_key(stream_.back(), id), place);
+    if (!fresh) before = std::exchange(entry->second, place);
+  }
+  // The last token itself has no place in last_one_ before another one follows, see draft().
+  if (place > 0 && stream_.back() != kWall) last_one_[stream_.back()] = place - 1;
+  stream_.push_back(id);
+  pair_before_.push_back(before);
+}
+
+void Drafter::forget_older_half() {
+  const std::vector<int32_t> kept(stream_.end() - static_cast<ptrdiff_t>(stream_.size() / 2), stream_.end());
+  stream_.clear();
+  last_one_.clear();
+  last_pair_.clear();
+  pair_before_.clear();
+  for (int32_t id : kept) push(id);
+}
+
+void Drafter::append(int32_t id) {
+  timeline_.push_back(id);
+  push(id);
+}
+
+void Drafter::set_timeline(std::span<const int32_t> ids) {
+  const auto [mine, theirs] = std::mismatch(timeline_.begin(), timeline_.end(), ids.begin(), ids.end());
+  auto same = static_cast<size_t>(mine - timeline_.begin());
+  if (same < timeline_.size()) {
+    // Another branch. What it shares stays where it is; a run's length of it leads over to the new part.
+    push(kWall);
+    same -= std::min(same, static_cast<size_t>(kLongestMatch));
+  }
+  // Of more than fits, the end.
+  same = std::max(same, ids.size() - std::min(ids.size(), max_tokens_ / 2));
+  for (int32_t id : ids.subspan(same)) push(id);
+  timeline_.assign(ids.begin(), ids.end());
+}
+
+// Of the tokens up to the end and those up to and including `other`.
+int64_t Drafter::common_run(int64_t other) const {
+  const auto end = static_cast<int64_t>(stream_.size()) - 1;
+  int64_t n = 0;
+  while (n < kLongestMatch && other - n >= 0) {
+    const int32_t id = stream_[static_cast<size_t>(end - n)];
+    if (id == kWall || id != stream_[static_cast<size_t>(other - n)]) break;
+    ++n;
+  }
+  return n;
+}
+
+Drafter::Draft Drafter::draft(int64_t limit) const {
+  if (stream_.empty() || limit < 1 || stream_.back() == kWall) return {};
+  const auto token = [this](int64_t place) { return stream_[static_cast<size_t>(place)]; };
+  Draft out;
+  int64_t place = -1;
+  int32_t candidate = pair_before_.back();
+  for (int i = 0; i < kMaxPlaces && candidate >= 0 && out.match_tokens < kLongestMatch; ++i) {
+    const int64_t run = common_run(candidate);
+    if (run > out.match_tokens && token(candidate + 1) != kWall) {
+      out.match_tokens = run;
+      place = candidate;
+    }
+    candidate = pair_before_[static_cast<size_t>(candidate)];
+  }
+  if (place < 0) {
+    const auto found = last_one_.find(stream_.back());
+    if (found == last_one_.end()) return {};
+    place = found->second;
+    out.match_tokens = common_run(place);
+  }
+  const auto period = static_cast<int64_t>(stream_.size()) - 1 - place;
+  for (int64_t i = 0; i < limit; ++i) {
+    const int32_t id = token(place + 1 + i % period);
+    if (id == kWall) break;
+    out.ids.push_back(id);
+  }
+  return out;
+}
+
+double DraftController::Times::median() const {
+  std::array<double, 7> sorted = ms;
+  const size_t n = std::min(count, ms.size());
+  std::sort(sorted.begin(), sorted.begin() + static_cast<ptrdiff_t>(n));
+  return n == 0 ? 0 : sorted[(n - 1) / 2];
+}
+
+DraftController::DraftController() : pause_steps_(kFirstPauseSteps) {
+  for (size_t i = 0; i < rates_.size(); ++i) rates_[i] = {kFirstAcceptance[i] * kFirstWeight, kFirstWeight};
+}
+
+size_t DraftController::bucket(int64_t match_tokens) {
+  if (match_tokens <= 4) return static_cast<size_t>(std::max<int64_t>(match_tokens, 1) - 1);
+  return match_tokens <= 6 ? 4 : match_tokens <= 10 ? 5 : 6;
+}
+
+double DraftController::acceptance(int64_t match_tokens) const {
+  const Rate& r = rates_[bucket(match_tokens)];
+  return r.hits / r.trials;
+}
+
+double DraftController::cost(int64_t rows) const {
+  if (rows <= 1) return 1;
+  const double one = times_[1].median();
+  // A further row costs what it did in the nearest size that was measured.
+  double row = kCostOfRow;
+  int64_t distance = INT64_MAX;
+  for (int64_t r = 2; one > 0 && r < static_cast<int64_t>(times_.size()); ++r) {
+    const Times& t = times_[static_cast<size_t>(r)];
+    if (t.count == 0 || std::abs(r - rows) >= distance) continue;
+    distance = std::abs(r - rows);
+    row = std::max(0.0, t.median() / one - 1) / static_cast<double>(r - 1);
+  }
+  double cost = 1 + row * static_cast<double>(rows - 1);
+  // Fewer rows never cost more: of two measurements that disagree the larger one was disturbed.
+  for (int64_t r = rows + 1; one > 0 && r < static_cast<int64_t>(times_.size()); ++r) {
+    const Times& t = times_[static_cast<size_t>(r)];
+    if (t.count > 0) cost = std::min(cost, std::max(1.0, t.median() / one));
+  }
+  return cost;
+}
+
+DraftController::Choice DraftController::best(int64_t match_tokens, int64_t available, bool measured_costs) const {
+  Choice out;
+  double reached = 1, tokens = 1;
+  // Steps grow from one size to its double, so that a first try where rows are dear costs little.
+  const int64_t tried = 2 * largest_step_ - 1;
+  for (int64_t k = 1; k <= std::min({available, kMaxDraftTokens, tried}); ++k) {
+    reached *= acceptance(match_tokens + k - 1);
+    tokens += reached;
+    const double rows_cost = measured_costs ? cost(k + 1) : 1 + kCostOfRow * static_cast<double>(k);
+    const double gain = tokens / rows_cost;
+    if (gain > std::max(out.gain, kWorthIt)) out = {k, gain};
+  }
+  return out;
+}
+
+int64_t DraftController::choose(int64_t match_tokens, int64_t available) {
+  if (available < 1) return 0;
+  // The cost of one row changes as the context grows; it is only known from steps of one row.
+  if (steps_ - last_single_ >= (times_[1].count > 0 ? kStepsWithoutSingle : kFirstSteps)) return 0;
+  const Choice choice = best(match_tokens, available, true);
+  if (probing_) {
+    probing_ = false;
+    pause_steps_ = choice.draft_tokens > 0 ? kFirstPauseSteps : std::min(2 * pause_steps_, kLongestPauseSteps);
+  }
+  if (choice.draft_tokens > 0) return choice.draft_tokens;
+  const Choice hoped = best(match_tokens, available, false);
+  // Bad guesses stay unchecked until they get better. Costs may have been those of a disturbed moment.
+  if (hoped.draft_tokens == 0 || steps_ - last_checked_ < pause_steps_) return 0;
+  probing_ = true;
+  return hoped.draft_tokens;
+}
+
+void DraftController::count_guess(int64_t match_tokens, bool came_true) {
+  Rate& r = rates_[bucket(match_tokens)];
+  if (r.trials >= kRateMemory) {
+    r.hits *= (kRateMemory - 1) / r.trials;
+    r.trials = kRateMemory - 1;
+  }
+  r.trials += 1;
+  r.hits += came_true;
+}
+
+void DraftController::count_step(int64_t rows, double ms) {
+  times_[static_cast<size_t>(std::clamp<int64_t>(rows, 1, kMaxDraftTokens + 1))].add(ms);
+  (rows <= 1 ? last_single_ : last_checked_) = ++steps_;
+  largest_step_ = std::max(largest_step_, rows);
+}
+
+}  // namespace qvl::generate

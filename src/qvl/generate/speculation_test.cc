@@ -1,0 +1,244 @@
+// Guesses: the longest run, the most recent place, walls, memory; and when they are worth a step.
+#include "qvl/generate/speculation.h"
+
+#include <gtest/gtest.h>
+
+#include "qvl/base/error.h"
+
+namespace qvl::generate {
+namespace {
+
+constexpr int32_t kPad = 60;
+using Ids = std::vector<int32_t>;
+
+Drafter drafter(const Ids& timeline) {
+  Drafter d({kPad});
+  d.set_timeline(timeline);
+  return d;
+}
+
+Ids guess(const Drafter& d, int64_t limit = 4) {
+  return d.draft(limit).ids;
+}
+
+TEST(Drafter, ContinuesTheLongestRun) {
+  // "2 3" came twice; after "1 2 3" came 4.
+  const Drafter d = drafter({1, 2, 3, 4, 5, 9, 2, 3, 7, 8, 1, 2, 3});
+  const Drafter::Draft draft = d.draft(3);
+  EXPECT_EQ(draft.ids, (Ids{4, 5, 9}));
+  EXPECT_EQ(draft.match_tokens, 3);
+  EXPECT_EQ(guess(d, 1), Ids{4});
+  EXPECT_EQ(guess(d, 0), Ids{});
+}
+
+TEST(Drafter, AmongEqualRunsTakesTheMostRecent) {
+  EXPECT_EQ(guess(drafter({1, 2, 30, 1, 2, 31, 5, 1, 2}), 1), Ids{31});
+  EXPECT_EQ(guess(drafter({2, 30, 4, 2, 31, 5, 2}), 1), Ids{31});  // a single token
+  EXPECT_EQ(drafter({2, 30, 4, 2, 31, 5, 2}).draft(1).match_tokens, 1);
+}
+
+TEST(Drafter, WithoutAnEarlierPlaceThereIsNoGuess) {
+  EXPECT_EQ(guess(drafter({})), Ids{});
+  EXPECT_EQ(guess(drafter({5})), Ids{});
+  EXPECT_EQ(guess(drafter({1, 2, 3})), Ids{});
+}
+
+TEST(Drafter, ARepetitionIsGuessedToGoOn) {
+  EXPECT_EQ(guess(drafter({9, 1, 2, 3, 1, 2, 3}), 7), (Ids{1, 2, 3, 1, 2, 3, 1}));
+  EXPECT_EQ(guess(drafter({4, 4}), 5), (Ids{4, 4, 4, 4, 4}));
+}
+
+TEST(Drafter, PicturesAreWalls) {
+  // A guess ends before a picture, a run does not reach over it, and what only a picture follows is no place.
+  EXPECT_EQ(guess(drafter({1, 2, 3, kPad, kPad, 4, 1, 2})), Ids{3});
+  EXPECT_EQ(drafter({1, kPad, 2, 3, 1, kPad, kPad, 2}).draft(4).match_tokens, 1);
+  EXPECT_EQ(guess(drafter({1, kPad, 5, 1})), Ids{});
+  EXPECT_EQ(guess(drafter({7, 1, 2, 9, 7, 1, kPad, 7, 1})), (Ids{2, 9, 7, 1}));
+  EXPECT_EQ(guess(drafter({1, 2, 1, kPad})), Ids{});
+  // A picture of a million tokens costs one place.
+  EXPECT_EQ(drafter(Ids(1000, kPad)).remembered_tokens(), 0U);
+  Ids one = {1};
+  one.resize(1000, kPad);
+  EXPECT_EQ(drafter(one).remembered_tokens(), 2U);
+}
+
+TEST(Drafter, AppendingEqualsSettingTheWholeTimeline) {
+  Drafter d({kPad});
+  d.set_timeline(Ids{1, 2, 3});
+  Ids all = {1, 2, 3};
+  uint32_t state = 7;
+  for (int i = 0; i < 2000; ++i) {
+    state = state * 1664525 + 1013904223;
+    const auto id = static_cast<int32_t>(state >> 29);
+    d.append(id);
+    all.push_back(id);
+    const Drafter::Draft a = d.draft(6), b = drafter(all).draft(6);
+    ASSERT_EQ(a.ids, b.ids) << i;
+    ASSERT_EQ(a.match_tokens, b.match_tokens) << i;
+    if (i > 100) i += 50;
+  }
+}
+
+// The same by trying every place.
+TEST(Drafter, EqualsTheExhaustiveSearch) {
+  Ids all;
+  uint32_t state = 11;
+  for (int i = 0; i < 300; ++i) {
+    state = state * 1664525 + 1013904223;
+    const auto v = static_cast<int32_t>(state >> 28);  // 0..15
+    all.push_back(v == 15 ? kPad : v % 6);
+    const auto n = static_cast<int64_t>(all.size());
+    const auto at = [&](int64_t p) { return all[static_cast<size_t>(p)]; };
+    int64_t longest = 0, place = -1;
+    for (int64_t p = n - 2; p >= 0; --p) {
+      if (at(p + 1) == kPad) continue;
+      int64_t run = 0;
+      while (run <= p && run < Drafter::kLongestMatch && at(p - run) == at(n - 1 - run) && at(p - run) != kPad) ++run;
+      if (run > longest) longest = run, place = p;
+    }
+    const Drafter::Draft draft = drafter(all).draft(1);
+    ASSERT_EQ(draft.match_tokens, longest) << i;
+    ASSERT_EQ(draft.ids, longest > 0 ? Ids{at(place + 1)} : Ids{}) << i;
+  }
+}
+
+TEST(Drafter, RemembersOtherConversations) {
+  Drafter d({kPad});
+  d.set_timeline(Ids{1, 2, 3});
+  for (int32_t id : {10, 11, 12}) d.append(id);
+  const size_t before = d.remembered_tokens();
+  // The next turn goes on with the same timeline and adds what is new.
+  d.set_timeline(Ids{1, 2, 3, 10, 11, 12, 4, 5});
+  EXPECT_EQ(d.remembered_tokens(), before + 2);
+  // Another question with the same beginning: the answer to the first is guessed.
+  d.set_timeline(Ids{1, 2, 3});
+  EXPECT_EQ(guess(d, 3), (Ids{10, 11, 12}));
+  // A branch leads over from what is shared: "3 10" is known before 40.
+  d.set_timeline(Ids{1, 2, 3, 10, 40, 41});
+  d.set_timeline(Ids{7, 3, 10});
+  EXPECT_EQ(guess(d, 1), Ids{40});
+  d.clear();
+  EXPECT_EQ(d.remembered_tokens(), 0U);
+  d.set_timeline(Ids{1, 2, 3});
+  EXPECT_EQ(guess(d), Ids{});
+}
+
+TEST(Drafter, ForgetsTheOldest) {
+  Drafter d({kPad}, 64);
+  for (int32_t i = 0; i < 1000; ++i) {
+    d.append(1000 + i);
+    ASSERT_LE(d.remembered_tokens(), 65U);
+  }
+  d.append(1990);
+  EXPECT_EQ(guess(d, 2), (Ids{1991, 1992}));
+  d.append(1100);
+  EXPECT_EQ(guess(d), Ids{});
+  // More than fits at once: its end.
+  Ids longer(500);
+  for (size_t i = 0; i < longer.size(); ++i) longer[i] = static_cast<int32_t>(5000 + i);
+  longer.push_back(5495);
+  d.set_timeline(longer);
+  EXPECT_EQ(guess(d, 2), (Ids{5496, 5497}));
+  EXPECT_LE(d.remembered_tokens(), 65U);
+}
+
+// ---- when to check
+
+TEST(DraftController, ChecksLikelyGuessesAndLeavesUnlikelyOnes) {
+  DraftController c;
+  for (int i = 0; i < 100; ++i) c.count_guess(1, false);
+  for (int i = 0; i < 100; ++i) c.count_guess(4, true);
+  EXPECT_EQ(c.choose(1, 15), 0);
+  // Longer drafts are tried one after the other.
+  EXPECT_EQ(c.choose(4, 15), 1);
+  c.count_step(1, 10);
+  c.count_step(2, 10);
+  EXPECT_EQ(c.choose(4, 15), 3);
+  c.count_step(4, 10.5);
+  EXPECT_EQ(c.choose(4, 15), 7);
+  EXPECT_EQ(c.choose(4, 2), 2);
+  EXPECT_EQ(c.choose(4, 0), 0);
+  EXPECT_LT(c.acceptance(1), 0.05);
+  EXPECT_GT(c.acceptance(4), 0.95);
+}
+
+// One step of `rows` rows costs 1 + slope * (rows - 1).
+void run_steps(DraftController& c, double slope, int64_t match, double truth, int steps, int64_t* checked) {
+  uint32_t state = 5;
+  for (int i = 0; i < steps; ++i) {
+    const int64_t k = c.choose(match, 8);
+    *checked += k;
+    c.count_step(k + 1, 10 * (1 + slope * static_cast<double>(k)));
+    for (int64_t j = 0; j <= k; ++j) {
+      state = state * 1664525 + 1013904223;
+      const bool hit = (state >> 8) * 0x1.0p-24 < truth;
+      c.count_guess(match, hit);
+      if (!hit) break;
+    }
+  }
+}
+
+TEST(DraftController, StopsWhereRowsCostAsMuchAsSteps) {
+  DraftController c;
+  int64_t first = 0, later = 0;
+  run_steps(c, 1.0, 3, 0.8, 20, &first);
+  run_steps(c, 1.0, 3, 0.8, 1000, &later);
+  EXPECT_GT(first, 0);
+  // Doubts at 16, 32, 64, ... steps.
+  EXPECT_LE(later, 8 * 8);
+  EXPECT_GT(later, 0);
+  // The same guesses where further rows are nearly free.
+  DraftController cheap;
+  int64_t checked = 0;
+  run_steps(cheap, 0.05, 3, 0.8, 1000, &checked);
+  EXPECT_GT(checked, 3000);
+}
+
+TEST(DraftController, StopsWhereGuessesAreBadAndGoesOnWhenTheyGetGood) {
+  DraftController c;
+  int64_t bad = 0, good = 0;
+  run_steps(c, 0.2, 2, 0.02, 50, &bad);
+  bad = 0;
+  run_steps(c, 0.2, 2, 0.02, 500, &bad);
+  EXPECT_LE(bad, 10);
+  run_steps(c, 0.2, 2, 0.95, 60, &good);
+  good = 0;
+  run_steps(c, 0.2, 2, 0.95, 100, &good);
+  EXPECT_GT(good, 200);
+}
+
+TEST(DraftController, ADisturbedMeasurementIsForgiven) {
+  DraftController c;
+  for (int i = 0; i < 20; ++i) c.count_step(1, 10);
+  for (int64_t rows = 2; rows <= 9; ++rows) c.count_step(rows, 500);
+  EXPECT_EQ(c.choose(3, 8), 0);
+  int64_t checked = 0;
+  run_steps(c, 0.05, 3, 0.9, 2000, &checked);
+  EXPECT_GT(checked, 4000);
+  EXPECT_LE(c.cost(4), 1.5);
+}
+
+TEST(DraftController, TheCostOfOneRowStaysMeasured) {
+  DraftController c;
+  int singles = 0;
+  for (int i = 0; i < 650; ++i) {
+    const int64_t k = c.choose(16, 8);
+    singles += k == 0;
+    c.count_step(k + 1, 10);
+    c.count_guess(16, true);
+    if (i == 0) c.count_step(1, 10);
+  }
+  EXPECT_GE(singles, 9);
+  EXPECT_LE(singles, 12);
+}
+
+TEST(Speculation, NumbersOutOfRangeAreRefused) {
+  using Mode = Speculation::Mode;
+  EXPECT_NO_THROW(validate({Mode::kFixed, 1}));
+  EXPECT_NO_THROW(validate({Mode::kFixed, 15}));
+  EXPECT_THROW(validate({Mode::kFixed, 0}), Error);
+  EXPECT_THROW(validate({Mode::kFixed, 16}), Error);
+}
+
+}  // namespace
+}  // namespace qvl::generate
