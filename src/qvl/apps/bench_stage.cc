@@ -3,10 +3,10 @@
 #include <chrono>
 
 #include "qvl/apps/child_process.h"
+#include "qvl/apps/stored_weights.h"
 #include "qvl/base/error.h"
 #include "qvl/generate/workload.h"
 #include "qvl/image/processor_config.h"
-#include "qvl/source/source.h"
 
 namespace qvl::apps {
 namespace {
@@ -20,21 +20,6 @@ generate::ValidationLimits limits_of(const std::string& stage_name) {
   return {.chunk_error = native ? 0.0 : 0.05, .decode_error = exact ? 1e-3 : 0.1};
 }
 
-
-int64_t decode_weight_bytes(const std::filesystem::path& folder) {
-  using model::TensorRole;
-  if (package::is_package_folder(folder)) {
-    const package::Package package = package::Package::open(folder);
-    return generate::decode_weight_bytes(package.config(), package.tied_head(), [&](TensorRole role, int layer) {
-      const package::PackageTensor& t = package.get(model::tensor_name(role, layer));
-      return static_cast<int64_t>(t.data.size() + t.scales.size() + t.zero_points.size());
-    });
-  }
-  const source::Source source = source::Source::open(folder);
-  return generate::decode_weight_bytes(
-      source.config, source.config.tie_word_embeddings,
-      [&](TensorRole role, int layer) { return static_cast<int64_t>(source.tensor(role, layer).bytes.size()); });
-}
 
 Json operations_json(const generate::Operations& o) {
   return {{"linear", o.linear}, {"attention", o.attention}};
@@ -75,7 +60,7 @@ void measure_text(const BenchSettings& s, const OpenStages& opened, const genera
                               {"seconds", p.seconds.seconds},
                               {"operations", operations_json(generate::prefill_operations(opened.config.text, p.tokens))}});
   }
-  const int64_t weights = decode_weight_bytes(s.model);
+  const int64_t weights = stored_weights(s.model).decode_bytes;
   const int32_t some_id = 0;
   const auto element = static_cast<int64_t>(dtype_size_bytes(opened.embed->embed({&some_id, 1}).dtype()));
   for (const generate::DecodeSeries& d : series.decode) {

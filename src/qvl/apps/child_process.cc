@@ -92,4 +92,25 @@ double peak_memory_bytes() {
   fail(ErrorCode::kIo, "/proc/self/status", "peak memory", "a line VmHWM", "none");
 }
 
+ResidentMemory resident_memory(const std::filesystem::path& folder) {
+  std::error_code ec;
+  const std::string inside = (std::filesystem::weakly_canonical(folder, ec) / "").string();
+  std::ifstream maps("/proc/self/smaps");
+  ResidentMemory out;
+  bool any = false, in_folder = false;
+  for (std::string line; std::getline(maps, line);) {
+    // "7f00-7f01 r--p 00000000 fe:00 12  /path", then lines "Name:  N kB".
+    const size_t colon = line.find(':');
+    if (line.find('-') < line.find(' ') && (colon == line.npos || colon > line.find(' '))) {
+      const size_t path = line.find('/');
+      in_folder = path != line.npos && line.compare(path, inside.size(), inside) == 0;
+    } else if (line.starts_with("Rss:")) {
+      any = true;
+      (in_folder ? out.inside_bytes : out.outside_bytes) += std::strtoll(line.c_str() + 4, nullptr, 10) * 1024;
+    }
+  }
+  if (!any) fail(ErrorCode::kIo, "/proc/self/smaps", "memory of this process", "lines Rss", "none");
+  return out;
+}
+
 }  // namespace qvl::apps

@@ -1,6 +1,7 @@
 // Runs qvl itself as a child, so that what it needs of memory is its own.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -28,5 +29,12 @@ std::string child_error(const ChildResult& result);
 // Peak resident memory of this process image in bytes. Unlike getrusage, it does not count what the parent
 // had before exec.
 double peak_memory_bytes();
+// What is resident now: pages of mapped files in `folder`, and all others.
+struct ResidentMemory {
+  int64_t inside_bytes = 0;
+  int64_t outside_bytes = 0;
+};
+// Throws kIo.
+ResidentMemory resident_memory(const std::filesystem::path& folder);
 
 }  // namespace qvl::apps

@@ -47,9 +47,15 @@ Registration register_export(CLI::App& app);
 Registration register_verify(CLI::App& app);
 Registration register_compare(CLI::App& app);
 Registration register_bench(CLI::App& app);
+Registration register_plan(CLI::App& app);
 
 // The usage line that help shows instead of CLI11's own.
 void set_usage(CLI::App& command, std::string usage);
+
+// "500M", "2G": bytes with a power of 1024 behind them, or nothing.
+std::optional<uint64_t> parse_size(std::string_view text);
+// ~/.cache/qvl or what XDG_CACHE_HOME makes of it; empty when the user has no home.
+std::filesystem::path default_cache_folder();
 
 // Validators that name the allowed range and refuse NaN.
 CLI::Validator real_between(double low, double high);
