@@ -91,8 +91,14 @@ std::string engines(const BenchReport& r) {
 }
 
 std::string memory(const BenchReport& r) {
-  return fmt::format("vision alone {:.0f} MB, text alone {:.0f} MB, both and a picture question {:.0f} MB", r.vision_mb,
+  return fmt::format("vision alone {:.0f} MB, text alone {:.0f} MB, both and picture questions one after the other {:.0f} MB", r.vision_mb,
                      r.text_mb, r.answer_mb);
+}
+
+// On a shared machine the limits may have met a busier moment than what is divided by them.
+std::string busy_note(const BenchReport& r) {
+  const bool above = std::ranges::any_of(r.rows, [](const BenchRow& row) { return row.share.value_or(0) > 1; });
+  return above ? "A share above 100 %: the machine was busier while its limits were measured.\n" : "";
 }
 
 Json rounded(double v) {
@@ -168,7 +174,7 @@ std::string BenchReport::to_text() const {
     line(r.what, fmt::format("{} {}", decimals(r.median), r.unit), spread(r), work(r), share(r));
   out += fmt::format("\npeak memory (10^6 bytes): {}\n", memory(*this));
   out += fmt::format("validated, then timed {} times each; qvl {}\n", repeats, version);
-  return out;
+  return out + busy_note(*this);
 }
 
 std::string BenchReport::to_markdown() const {
@@ -180,7 +186,8 @@ std::string BenchReport::to_markdown() const {
                        share(r));
   }
   return out + fmt::format("\nPeak memory (10^6 bytes): {}. Validated, then timed {} times each, qvl {}.\n",
-                           memory(*this), repeats, version);
+                           memory(*this), repeats, version) +
+         busy_note(*this);
 }
 
 std::string BenchReport::to_svg() const {

@@ -30,7 +30,7 @@ struct BenchReport {
   std::string version;
   int threads = 0;
   int repeats = 0;
-  kernels::MachineLimits limits;  // the best of before and after
+  kernels::MachineLimits limits;  // the best that was seen
   std::vector<BenchRow> rows;
   double vision_mb = 0, text_mb = 0, answer_mb = 0;  // peak memory of the processes, 10^6 bytes
 

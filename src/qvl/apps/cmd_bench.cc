@@ -90,7 +90,9 @@ class Bencher {
   BenchReport run() {
     limits();
     const Json vision = child("vision");
+    limits();
     const Json text = child("text");
+    limits();
     const Json answer = child("answer");
     limits();
     bar_.clear();
@@ -192,7 +194,8 @@ int bench(const BenchCommandOptions& o) {
   settings.text.contexts = lengths(o.contexts, settings.text.contexts, most - o.decode_tokens);
   if (!o.stage.empty()) return run_stage(o, settings);
 
-  BenchReport report = Bencher(o, settings, work.path(), bar).run();
+  const WorkFolder scratch("", "bench");  // what the children say stays out of the user's folder
+  BenchReport report = Bencher(o, settings, scratch.path(), bar).run();
   // Reports travel: the folder's name, not where it stands.
   std::error_code ec;
   const fs::path folder = fs::weakly_canonical(settings.model, ec);
@@ -215,7 +218,7 @@ Registration register_bench(CLI::App& app) {
   set_usage(*command, "qvl bench [MODEL | --shape 2b|4b|8b|32b] [OPTIONS]");
   command->footer(
       "Vision, prefill and decode are validated (a prompt in chunks equals the whole, a decoded token equals the prompt's) and timed "
-      "in\nprocesses of their own, whose peak memory is theirs. The machine's limits are measured before and after: reading memory, "
+      "in\nprocesses of their own, whose peak memory is theirs. The machine's limits are measured before, between and after: reading memory, "
       "the best\nof several patterns, and multiplying in int8, bf16 and fp32 with the instructions of the kernels in use. A failed "
       "validation ends\nwith exit code 1 and no figures.\n"
       "--shape writes a package of seeded random weights, without a checkpoint: 3.5 GB for 4b with int4 text. --work keeps it and "
