@@ -13,10 +13,10 @@
 #include <string>
 #include <vector>
 
-#include "machine_peak.h"
 #include "qvl/base/error.h"
 #include "qvl/base/tensor.h"
 #include "qvl/base/thread_pool.h"
+#include "qvl/kernels/machine_limits.h"
 #include "qvl/kernels/ops.h"
 #include "qvl/kernels/table.h"
 
@@ -118,7 +118,7 @@ class Bench {
   }
 
   double now() const {
-    if (options_.threads == 1) return thread_cpu_seconds();
+    if (options_.threads == 1) return kernels::thread_cpu_seconds();
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
 
@@ -135,9 +135,9 @@ class Bench {
   void report_flops(const std::string& title, double flop, DType dtype, const std::function<void()>& fn) {
     // The peak is measured before and after every run: on a shared machine it moves.
     const bool use_dot = table_.name == "avx512bf16" && dtype == DType::kBF16 &&
-                         peak_bf16_dot_gflops() > peak_fma_gflops(table_.name);
+                         kernels::peak_bf16_dot_gflops() > kernels::peak_fma_gflops(table_.name);
     const auto peak_now = [&] {
-      return (use_dot ? peak_bf16_dot_gflops() : peak_fma_gflops(table_.name)) * options_.threads;
+      return (use_dot ? kernels::peak_bf16_dot_gflops() : kernels::peak_fma_gflops(table_.name)) * options_.threads;
     };
     fn();
     double best = INFINITY, before = peak_now(), top = before;
@@ -198,7 +198,7 @@ class Bench {
     const double bytes = 2.0 * static_cast<double>((past + rows) * kv_heads * hd * layers) *
                          static_cast<double>(dtype_size_bytes(dtype));
     const double limit =
-        read_gb_per_s(static_cast<size_t>(std::clamp(bytes, 64e6, 600e6))) * options_.threads;
+        kernels::read_gb_per_s(static_cast<size_t>(std::clamp(bytes, 64e6, 600e6))) * options_.threads;
     const double seconds = best_seconds([&] {
       for (int64_t layer = 0; layer < layers; ++layer) call(table_, layer, got);
     });

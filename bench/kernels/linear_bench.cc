@@ -16,10 +16,10 @@
 #include <string>
 #include <vector>
 
-#include "machine_peak.h"
 #include "qvl/base/error.h"
 #include "qvl/base/tensor.h"
 #include "qvl/base/thread_pool.h"
+#include "qvl/kernels/machine_limits.h"
 #include "qvl/kernels/ops.h"
 #include "qvl/kernels/table.h"
 #include "qvl/quant/format.h"
@@ -51,27 +51,6 @@ struct Timing {
 Timing summarize(std::vector<double> seconds) {
   std::sort(seconds.begin(), seconds.end());
   return {seconds[seconds.size() / 2], seconds.front()};
-}
-
-// Sums `bytes` (a multiple of 64 * kStreams) read as kStreams runs side by side, `ahead` bytes of prefetch
-// each. As wide as the baseline instruction set goes.
-template <int kStreams>
-uint64_t sum_bytes(const std::byte* p, int64_t bytes, int64_t ahead) {
-  typedef uint64_t Vec __attribute__((vector_size(16)));
-  const int64_t run = bytes / kStreams;
-  Vec a = {}, b = {}, c = {}, d = {};
-  for (int64_t i = 0; i < run; i += 64) {
-    for (int s = 0; s < kStreams; ++s) {
-      const Vec* v = reinterpret_cast<const Vec*>(p + s * run + i);
-      if (ahead > 0) __builtin_prefetch(p + s * run + i + ahead);
-      a += v[0];
-      b += v[1];
-      c += v[2];
-      d += v[3];
-    }
-  }
-  const Vec sum = a + b + c + d;
-  return sum[0] + sum[1];
 }
 
 // Random codes and scales in a format of integers.
@@ -215,9 +194,9 @@ class Bench {
     Tensor y(DType::kBF16, {m, n});
     const auto call = [&] { run_int8(LinearPath::kGemm, x, w, swiglu ? &up : nullptr, y); };
     check_int8(title, x, w);
-    double limit = peak_int8_gops() * options_.threads;
+    double limit = peak_int8_gops(table_.name) * options_.threads;
     const Timing seconds = time(call);
-    limit = std::max(limit, peak_int8_gops() * options_.threads);
+    limit = std::max(limit, peak_int8_gops(table_.name) * options_.threads);
     const double ops = 2.0 * static_cast<double>(m) * k * n * (swiglu ? 2 : 1);
     std::printf("%-58s %7.1f (best %7.1f) GOPS    %5.1f %% (%5.1f %%) of %.1f\n", title.c_str(),
                 ops / seconds.median * 1e-9, ops / seconds.best * 1e-9, 100 * ops / seconds.median * 1e-9 / limit,
@@ -363,26 +342,9 @@ class Bench {
       read_buffer_ = AlignedBuffer(kBytes);
       std::memset(read_buffer_.data(), 1, kBytes);
     }
-    constexpr int64_t kChunk = 1 << 20;
-    // No single pattern is the fastest everywhere: the limit is the best of several.
-    double best = 0;
-    for (const int streams : {1, 4}) {
-      for (const int64_t ahead : {0, 1024, 4096}) {
-        const auto read = [&](int64_t task, int) {
-          const std::byte* p = read_buffer_.data() + task * kChunk;
-          const uint64_t sum = streams == 1 ? sum_bytes<1>(p, kChunk, ahead) : sum_bytes<4>(p, kChunk, ahead);
-          asm volatile("" ::"r"(sum));
-        };
-        std::vector<double> seconds;
-        for (int i = 0; i < 3; ++i) {
-          const double start = elapsed(options_.threads);
-          pool_.parallel_for(static_cast<int64_t>(kBytes) / kChunk, read);
-          seconds.push_back(elapsed(options_.threads) - start);
-        }
-        best = std::max(best, static_cast<double>(kBytes) / summarize(std::move(seconds)).best * 1e-9);
-      }
-    }
-    return best;
+    MachineLimits limits;
+    measure_read_limit(read_buffer_, pool_, 3, limits);
+    return limits.read_bytes_per_second * 1e-9;
   }
 
   Options options_;

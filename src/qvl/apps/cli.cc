@@ -293,14 +293,7 @@ OpenModel open_model(const fs::path& folder, const EngineChoice& choice, Progres
     out.engine = open_package(std::make_shared<const package::Package>(package::Package::open(folder)),
                               choice, progress);
   } else {
-    for (const auto& [option, value] :
-         {std::pair("--vision", &choice.vision), std::pair("--text", &choice.text)}) {
-      if (*value == "onnx") {
-        fail(ErrorCode::kUnsupported, folder.string(),
-             fmt::format("{} onnx needs a package, this is a checkpoint (qvl export {} OUT makes one)",
-                         option, folder.string()));
-      }
-    }
+    refuse_onnx_of_checkpoint(folder, choice);
     engine::EngineOptions options;
     options.threads = choice.threads;
     options.vision_precision = engine::parse_precision(choice.vision_dtype);

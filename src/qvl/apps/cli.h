@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "qvl/apps/terminal.h"
+#include "qvl/engine/composed.h"
 #include "qvl/engine/engine.h"
 #include "qvl/generate/assets.h"
 #include "qvl/generate/pipeline.h"
@@ -45,9 +46,16 @@ Registration register_synth(CLI::App& app);
 Registration register_export(CLI::App& app);
 Registration register_verify(CLI::App& app);
 Registration register_compare(CLI::App& app);
+Registration register_bench(CLI::App& app);
+Registration register_plan(CLI::App& app);
 
 // The usage line that help shows instead of CLI11's own.
 void set_usage(CLI::App& command, std::string usage);
+
+// "500M", "2G": bytes with a power of 1024 behind them, or nothing.
+std::optional<uint64_t> parse_size(std::string_view text);
+// ~/.cache/qvl or what XDG_CACHE_HOME makes of it; empty when the user has no home.
+std::filesystem::path default_cache_folder();
 
 // Validators that name the allowed range and refuse NaN.
 CLI::Validator real_between(double low, double high);
@@ -134,6 +142,23 @@ std::shared_ptr<generate::DiskMemory> open_disk_memory(const MemoryChoice& choic
 std::shared_ptr<const engine::Engine> open_package(std::shared_ptr<const package::Package> package,
                                                    const EngineChoice& choice,
                                                    const engine::ProgressFn& progress);
+
+// Stages opened without an engine around them, so that what is not asked for costs nothing.
+struct OpenStages {
+  model::ModelConfig config;
+  std::shared_ptr<const engine::VisionStage> vision;  // null unless asked for; embed and decoder likewise
+  std::shared_ptr<const engine::EmbedStage> embed;
+  std::shared_ptr<const engine::DecoderStage> decoder;
+  std::shared_ptr<const engine::Engine> engine;  // when both were asked for
+  std::string vision_name, text_name;            // "native bf16"
+  std::string isa;
+  std::shared_ptr<ThreadPool> pool;
+};
+// The selected stages of a checkpoint or package. Throws what open_model() and open_package() throw.
+OpenStages open_stages(const std::filesystem::path& folder, const EngineChoice& choice,
+                       const engine::StageSelection& selection);
+// Throws kUnsupported when the choice has an ONNX stage: `folder` is a checkpoint.
+void refuse_onnx_of_checkpoint(const std::filesystem::path& folder, const EngineChoice& choice);
 
 // Routes the library's warnings (and with `verbose` its decisions) to stderr.
 void log_to_stderr(bool verbose);

@@ -1,14 +1,11 @@
 // `qvl compare`: the ways to run one checkpoint, measured there and then, each in processes of its own.
 
-#include <unistd.h>
-
-#include <cstdlib>
-
 #include "qvl/apps/child_process.h"
 #include "qvl/apps/cli.h"
 #include "qvl/apps/compare_report.h"
 #include "qvl/apps/compare_stage.h"
-#include "qvl/base/atomic_file.h"
+#include "qvl/apps/report_text.h"
+#include "qvl/apps/work_folder.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/checkpoint/checkpoint.h"
@@ -33,34 +30,6 @@ struct CompareOptions {
   int threads = 0;
   bool json = false;
   StageOptions stage;  // the hidden mode of the children
-};
-
-// A folder that goes away with its contents, unless the user named it.
-class WorkFolder {
- public:
-  explicit WorkFolder(const std::string& given) : keep_(!given.empty()) {
-    if (keep_) {
-      std::error_code ec;
-      fs::create_directories(given, ec);
-      if (ec) fail(ErrorCode::kIo, given, "cannot create the folder: " + ec.message());
-      path_ = given;
-      return;
-    }
-    std::string name = (fs::temp_directory_path() / "qvl-compare-XXXXXX").string();
-    if (!mkdtemp(name.data())) fail_errno(name, "cannot create a temporary folder");
-    path_ = name;
-  }
-  ~WorkFolder() {
-    std::error_code ec;
-    if (!keep_) fs::remove_all(path_, ec);
-  }
-  WorkFolder(const WorkFolder&) = delete;
-  WorkFolder& operator=(const WorkFolder&) = delete;
-  const fs::path& path() const { return path_; }
-
- private:
-  bool keep_;
-  fs::path path_;
 };
 
 enum class Files { kCheckpoint, kFused, kPlain, kStatic };
@@ -94,21 +63,6 @@ constexpr Way kWays[] = {
 // Tokens of one call of the fixed decoder: a decoding step pays for all of them.
 constexpr int64_t kStaticSequence = 16;
 
-// The last line of stderr without the program's name.
-std::string last_line(std::string text) {
-  while (!text.empty() && text.back() == '\n') text.pop_back();
-  const size_t start = text.rfind('\n');
-  if (start != text.npos) text = text.substr(start + 1);
-  return text.starts_with("qvl: ") ? text.substr(5) : text;
-}
-
-std::string child_error(const ChildResult& result) {
-  const std::string line = last_line(result.err);
-  if (result.exit_code > 128)
-    return fmt::format("ended by signal {}{}", result.exit_code - 128, line.empty() ? "" : ": " + line);
-  return line.empty() ? fmt::format("exit code {} without a message", result.exit_code) : line;
-}
-
 std::vector<generate::TracedTensor> load_logits(const fs::path& path) {
   const auto file = checkpoint::SafetensorsFile::open(path);
   std::vector<generate::TracedTensor> out;
@@ -123,7 +77,7 @@ std::vector<generate::TracedTensor> load_logits(const fs::path& path) {
 
 class Comparer {
  public:
-  Comparer(const CompareOptions& o, ProgressBar& bar) : o_(o), bar_(bar), work_(o.work) {}
+  Comparer(const CompareOptions& o, ProgressBar& bar) : o_(o), bar_(bar), work_(o.work, "compare") {}
 
   Comparison run() {
     // One reference, and for each way four measurements; three exports.
@@ -276,13 +230,8 @@ class Comparer {
   int64_t patches_ = 0, prompt_tokens_ = 0;
 };
 
-void write_text_file(const std::string& path, const std::string& text) {
-  AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
-
 int run_stage(const CompareOptions& o) {
+  end_with_parent();
   StageOptions stage = o.stage;
   stage.model = o.checkpoint;
   stage.size = generate::parse_picture_size(o.size, "--shape-size");

@@ -2,6 +2,9 @@
 #include <iostream>
 #include <iterator>
 
+#include <chrono>
+
+#include "qvl/apps/budget.h"
 #include "qvl/apps/cli.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
@@ -19,6 +22,7 @@ struct RunOptions {
   GenerationChoice generation;
   VisualChoice visuals;
   PixelChoice pixels;
+  BudgetChoice budget;
   MemoryChoice memory;
   bool json = false;
 };
@@ -58,10 +62,32 @@ Question read_question(const std::vector<std::string>& words) {
   return q;
 }
 
+// Loads the pictures again, smaller, where the question as it stands is predicted not to fit.
+void fit_budget(const RunOptions& o, const fs::path& folder, const OpenModel& model, generate::Pipeline& pipeline,
+                const std::string& prompt, const generate::AnswerOptions& options, double preprocess_seconds, const ResidentMemory& before,
+                const std::vector<generate::VisualInput>& inputs, image::PixelOverrides pixels,
+                std::vector<std::shared_ptr<generate::Visual>>& visuals, ProgressBar& bar) {
+  std::vector<generate::ChatMessage> conversation;
+  if (!o.generation.system.empty())
+    conversation.push_back(generate::text_message(text::Role::kSystem, o.generation.system));
+  conversation.push_back(generate::user_message(visuals, prompt));
+  generate::Question asked = question_of(pipeline, visuals, conversation, options, preprocess_seconds);
+  asked.prefill_chunk = o.generation.prefill_chunk;
+  const Planned planned = plan_question(folder, model, asked, before, pixels, o.budget, bar);
+  if (!planned.plan.reduced) return;
+  for (const std::string& line : given_up(asked, planned.plan, model.assets->image.resize_factor_px())) fmt::print(stderr, "qvl: for the budget, {}\n", line);
+  pixels.max_pixels = planned.plan.max_pixels;
+  visuals = pipeline.load(inputs, pixels);
+}
+
 int run(const RunOptions& o) {
   const Question question = read_question(o.words);
   const image::PixelOverrides pixels = o.pixels.overrides();
   const std::vector<generate::VisualInput> inputs = o.visuals.resolved();
+  for (const generate::VisualInput& v : inputs) {
+    if (o.budget.asked() && v.kind == generate::VisualInput::Kind::kFrameFolder)
+      throw UsageError("-v: expected pictures (-i) with a budget, got a video, which is not planned yet");
+  }
   log_to_stderr(o.engine.verbose);
   catch_interrupts();
 
@@ -72,7 +98,13 @@ int run(const RunOptions& o) {
   generate::Pipeline pipeline(model.engine, model.assets,
                               std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes),
                               o.generation.prefill_chunk, open_disk_memory(o.memory, model));
+  const ResidentMemory before = o.budget.asked() ? resident_memory(folder) : ResidentMemory{};
+  const auto loading = std::chrono::steady_clock::now();
   std::vector<std::shared_ptr<generate::Visual>> visuals = pipeline.load(inputs, pixels);
+  if (o.budget.asked()) {
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - loading).count();
+    fit_budget(o, folder, model, pipeline, question.prompt, options, seconds, before, inputs, pixels, visuals, bar);
+  }
 
   std::vector<generate::ChatMessage> conversation;
   if (!o.generation.system.empty())
@@ -117,6 +149,7 @@ Registration register_run(CLI::App& app) {
       ->type_name("TEXT");
   add_visual_options(*command, options->visuals);
   add_pixel_options(*command, options->pixels);
+  add_budget_options(*command, options->budget);
   add_memory_options(*command, options->memory);
   add_generation_options(*command, options->generation);
   add_engine_options(*command, options->engine);

@@ -2,16 +2,13 @@
 
 #include <algorithm>
 
+#include "qvl/apps/report_text.h"
 #include "qvl/base/format.h"
 
 namespace qvl::apps {
 namespace {
 
 using Value = std::optional<double>;
-
-std::string number(const Value& v, int decimals) {
-  return v ? fmt::format("{:.{}f}", *v, decimals) : std::string("-");
-}
 
 // "0.52 (2.1 %)"
 std::string error_text(const ComparedWay& w) {
@@ -22,47 +19,6 @@ std::string error_text(const ComparedWay& w) {
 
 std::string works(const ComparedWay& w) {
   return w.error.empty() ? "yes" : "no";
-}
-
-// Three digits are enough for a bar.
-std::string short_number(double v) {
-  return v >= 100 ? fmt::format("{:.0f}", v) : v >= 10 ? fmt::format("{:.1f}", v) : fmt::format("{:.2f}", v);
-}
-
-std::string xml(const std::string& text) {
-  std::string out;
-  for (char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
-
-std::string cut(const std::string& text, size_t most) {
-  if (text.size() <= most) return text;
-  size_t end = most;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // not inside a character
-  return text.substr(0, end) + "…";
-}
-
-// A bar in Markdown would end the cell.
-std::string cell(std::string text) {
-  for (size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2) text.insert(at, 1, '\\');
-  return text;
 }
 
 }  // namespace
@@ -122,46 +78,35 @@ std::string Comparison::to_svg() const {
     const char* title;
     const char* unit;
     Value ComparedWay::*value;
-    const char* colour;
+    std::string_view colour;
   };
   const Panel panels[] = {
-      {"Vision", "patches/s, more is better", &ComparedWay::vision_patches_per_s, "#2f6db5"},
-      {"Text", "decoded tokens/s, more is better", &ComparedWay::decode_tokens_per_s, "#2e8b57"},
-      {"Memory", "MB in total, less is better", &ComparedWay::total_mb, "#b5652f"}};
+      {"Vision", "patches/s, more is better", &ComparedWay::vision_patches_per_s, kChartBlue},
+      {"Text", "decoded tokens/s, more is better", &ComparedWay::decode_tokens_per_s, kChartGreen},
+      {"Memory", "MB in total, less is better", &ComparedWay::total_mb, kChartOrange}};
   constexpr int kPanels = 3;
   const int width = kLabel + kPanels * (kPanel + kGap) + kErrors;
   const int height = kTop + static_cast<int>(ways.size()) * kRow + 44;
-  std::string out = fmt::format(
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" "
-      "font-family=\"system-ui, "
-      "'Segoe UI', Helvetica, Arial, sans-serif\">\n<rect width=\"{0}\" height=\"{1}\" fill=\"#ffffff\"/>\n",
-      width, height);
-  const auto text = [&out](int x, int y, int size, const char* colour, const char* anchor, const char* weight,
-                           const std::string& s) {
-    out += fmt::format(
-        "<text x=\"{}\" y=\"{}\" font-size=\"{}\" fill=\"{}\" text-anchor=\"{}\" "
-        "font-weight=\"{}\">{}</text>\n",
-        x, y, size, colour, anchor, weight, xml(s));
-  };
-  text(16, 28, 17, "#1a1a1a", "start", "600", "Ways to run " + cut(checkpoint, 80));
-  text(16, 47, 12, "#666666", "start", "400", cut(machine + ". " + prompt, 150));
+  SvgChart chart(width, height);
+  using Style = SvgChart::TextStyle;
+  const Style title{.size = 17, .weight = "600"}, grey{.size = 11, .colour = kChartGrey};
+  chart.text(16, 28, "Ways to run " + cut(checkpoint, 80), title);
+  chart.text(16, 47, cut(machine + ". " + prompt, 150), {.size = 12, .colour = kChartGrey});
   for (int p = 0; p < kPanels; ++p) {
     const int x = kLabel + p * (kPanel + kGap);
-    text(x, kTop - 22, 13, "#1a1a1a", "start", "600", panels[p].title);
-    text(x, kTop - 8, 10, "#666666", "start", "400", panels[p].unit);
+    chart.text(x, kTop - 22, panels[p].title, {.size = 13, .weight = "600"});
+    chart.text(x, kTop - 8, panels[p].unit, {.size = 10, .colour = kChartGrey});
   }
   const int error_x = kLabel + kPanels * (kPanel + kGap);
-  text(error_x, kTop - 22, 13, "#1a1a1a", "start", "600", "Error of logits");
-  text(error_x, kTop - 8, 10, "#666666", "start", "400", "largest (of largest logit)");
+  chart.text(error_x, kTop - 22, "Error of logits", {.size = 13, .weight = "600"});
+  chart.text(error_x, kTop - 8, "largest (of largest logit)", {.size = 10, .colour = kChartGrey});
   for (size_t i = 0; i < ways.size(); ++i) {
     const ComparedWay& w = ways[i];
     const int y = kTop + static_cast<int>(i) * kRow;
-    if (i % 2 == 0)
-      out += fmt::format("<rect x=\"8\" y=\"{}\" width=\"{}\" height=\"{}\" fill=\"#f5f6f8\"/>\n", y,
-                         width - 16, kRow);
-    text(16, y + 21, 12, "#1a1a1a", "start", "400", w.name);
+    chart.row_ground(static_cast<int>(i), y, kRow);
+    chart.text(16, y + 21, w.name, {.size = 12});
     if (!w.error.empty()) {
-      text(kLabel, y + 21, 11, "#a03030", "start", "400", cut("does not work: " + w.error, 120));
+      chart.text(kLabel, y + 21, cut("does not work: " + w.error, 120), {.colour = kChartRed});
       continue;
     }
     for (int p = 0; p < kPanels; ++p) {
@@ -170,19 +115,18 @@ std::string Comparison::to_svg() const {
       const Value& v = w.*panels[p].value;
       const int x = kLabel + p * (kPanel + kGap);
       if (!v) {
-        text(x, y + 21, 11, "#666666", "start", "400", "-");
+        chart.text(x, y + 21, "-", grey);
         continue;
       }
       const int length = largest > 0 ? std::max(1, static_cast<int>(*v / largest * kPanel + 0.5)) : 1;
-      out += fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"2\" fill=\"{}\"/>\n", x,
-                         y + (kRow - kBar) / 2, length, kBar, panels[p].colour);
-      text(x + length + 5, y + 21, 11, "#1a1a1a", "start", "400", short_number(*v));
+      chart.rectangle(x, y + (kRow - kBar) / 2, length, kBar, panels[p].colour, 2);
+      chart.text(x + length + 5, y + 21, short_number(*v));
     }
-    text(error_x, y + 21, 11, "#1a1a1a", "start", "400", error_text(w));
+    chart.text(error_x, y + 21, error_text(w));
   }
-  text(16, height - 16, 11, "#666666", "start", "400",
-       "Errors against " + reference + ". Measured by qvl compare, each way in processes of its own.");
-  return out + "</svg>\n";
+  chart.text(16, height - 16,
+             "Errors against " + reference + ". Measured by qvl compare, each way in processes of its own.", grey);
+  return chart.finish();
 }
 
 Json Comparison::to_json() const {

@@ -14,7 +14,8 @@ namespace fs = std::filesystem;
 
 constexpr uint64_t kMinBytes = uint64_t{1} << 20;
 
-// "500M", "2G": bytes with a power of 1024 behind them, or nothing.
+}  // namespace
+
 std::optional<uint64_t> parse_size(std::string_view text) {
   uint64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -30,14 +31,12 @@ std::optional<uint64_t> parse_size(std::string_view text) {
   return value << shift;
 }
 
-// Empty when the user has no home. Relative paths in the variable are to be ignored (XDG Base Directory Specification).
-fs::path default_folder() {
+// Relative paths in the variable are to be ignored (XDG Base Directory Specification).
+fs::path default_cache_folder() {
   if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache && *cache == '/') return fs::path(cache) / "qvl";
   if (const char* home = std::getenv("HOME"); home && *home == '/') return fs::path(home) / ".cache/qvl";
   return {};
 }
-
-}  // namespace
 
 void add_memory_options(CLI::App& app, MemoryChoice& choice) {
   app.add_option("--image-memory", choice.place,
@@ -66,7 +65,7 @@ std::shared_ptr<generate::DiskMemory> open_disk_memory(const MemoryChoice& choic
   std::string place = choice.place;
   if (const char* set = std::getenv("QVL_IMAGE_MEMORY"); place.empty() && set) place = set;
   if (place == "off") return nullptr;
-  const fs::path folder = place.empty() ? default_folder() : fs::path(place);
+  const fs::path folder = place.empty() ? default_cache_folder() : fs::path(place);
   if (folder.empty()) {
     log_message(LogLevel::kInfo, "image memory: off, there is no home folder");
     return nullptr;

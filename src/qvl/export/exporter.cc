@@ -43,8 +43,8 @@ package::FileEntry write_text(const fs::path& folder, std::string name, std::str
   return {std::move(name), content.size(), sha256_hex(content)};
 }
 
-image::Grid static_grid(const StaticImage& image, const Source& source) {
-  const image::ImageProcessorConfig processor = image::ImageProcessorConfig::load(source.checkpoint.folder());
+image::Grid static_grid(const StaticImage& image, const Input& input) {
+  const image::ImageProcessorConfig processor = image::ImageProcessorConfig::load(input.folder());
   const image::ImageSize size =
       image::smart_resize(image.height_px, image.width_px, processor.resize_factor_px(), processor.min_pixels,
                           processor.max_pixels);
@@ -79,9 +79,9 @@ ExistingFolder existing_folder(bool replace) {
 }
 
 // Streams one tensor into its places.
-quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source, const ExportOptions& options,
+quant::ErrorStats write_tensor(const StoredTensor& tensor, const Input& input, const ExportOptions& options,
                                DataWriter& writer, ThreadPool& pool, Progress& progress) {
-  const checkpoint::TensorView& view = source.tensor(tensor.role, tensor.layer);
+  const checkpoint::TensorView& view = input.tensor(tensor.role, tensor.layer);
   const quant::Format& format = tensor.format;
   const auto importance = options.importance.find(tensor.name);
   const std::span<const float> weights = importance == options.importance.end()
@@ -112,7 +112,7 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Source& source,
         view.bytes.subspan(first * source_row_bytes, count * source_row_bytes);
     stats.merge(quantizer.quantize(in.data(), view.dtype, rows, out, pool, row));
     writer.write(tensor.data.offset + first * row_bytes, bytes);
-    source.drop(tensor.role, tensor.layer);
+    input.drop(tensor.role, tensor.layer);
     progress.report(static_cast<int64_t>(in.size()));
   }
   const auto put = [&](const std::optional<package::TensorPart>& part, std::span<const std::byte> bytes) {
@@ -166,48 +166,50 @@ void check_output(const fs::path& out, bool replace) {
 ExportResult export_package(const ExportOptions& options) {
   check_output(options.out, options.replace);
   const int threads = resolve_threads(options.threads, "export");
-  Source source = Source::open(options.checkpoint);
-  options.precision.validate(source.config.tie_word_embeddings);
+  std::unique_ptr<const Input> opened;
+  if (!options.input) opened = checkpoint_input(source::Source::open(options.checkpoint));
+  const Input& input = options.input ? *options.input : *opened;
+  options.precision.validate(input.config().tie_word_embeddings);
 
   GraphOptions graph_options;
   graph_options.linear = {.accuracy_level = options.accuracy_level, .plain = options.plain};
   graph_options.layout = options.layout;
   graph_options.opset = options.opset;
   if (options.static_image) {
-    graph_options.static_grid = static_grid(*options.static_image, source);
+    graph_options.static_grid = static_grid(*options.static_image, input);
     graph_options.static_sequence = options.static_sequence;
     graph_options.static_context = options.static_context;
   }
 
   PartialFolder folder(options.out, existing_folder(options.replace));
   ThreadPool pool(threads);
-  Progress progress(options, static_cast<int64_t>(source.checkpoint.total_bytes()));
+  Progress progress(options, static_cast<int64_t>(input.weight_bytes()));
 
   SensitivityReport sensitivity;
   if (options.recipe != quant::Recipe::kPlain) {
     progress.begin("measuring");
-    sensitivity = measure_sensitivity(source, options, pool, [&](int64_t bytes) { progress.report(bytes); });
+    sensitivity = measure_sensitivity(input, options, pool, [&](int64_t bytes) { progress.report(bytes); });
   }
-  WeightPlan plan(source.config, [&](const model::TensorSpec& tensor) {
+  WeightPlan plan(input.config(), [&](const model::TensorSpec& tensor) {
     const auto chosen = sensitivity.formats.find(tensor.name);
     return chosen != sensitivity.formats.end() ? chosen->second
-                                               : options.precision.format_of(tensor, source.dtype);
+                                               : options.precision.format_of(tensor, input.dtype());
   });
   std::vector<GraphFile> graphs = build_graphs(plan, options, graph_options);
 
   ExportResult result;
-  result.checkpoint_bytes = source.checkpoint.total_bytes();
+  result.checkpoint_bytes = input.weight_bytes();
   uint64_t planned_bytes = 0;
   for (const auto& [file, bytes] : plan.file_bytes()) planned_bytes += bytes;
   checkpoint::check_free_space(folder.path(), planned_bytes);
 
   package::Manifest& manifest = result.manifest;
   manifest.qvl_version = options.version;
-  manifest.source = {source.name,
+  manifest.source = {input.name(),
                      {},
-                     quant::Format::floating(source.dtype).name(),
-                     source.parameters,
-                     source.config.tie_word_embeddings};
+                     quant::Format::floating(input.dtype()).name(),
+                     input.parameters(),
+                     input.config().tie_word_embeddings};
   manifest.layout = options.layout;
   manifest.opset = options.opset;
   manifest.plain = options.plain;
@@ -233,7 +235,7 @@ ExportResult export_package(const ExportOptions& options) {
     DataWriter writer(folder.path(), file);
     for (const StoredTensor* tensor : plan.tensors()) {
       if (tensor->data.file != file) continue;
-      const quant::ErrorStats stats = write_tensor(*tensor, source, options, writer, pool, progress);
+      const quant::ErrorStats stats = write_tensor(*tensor, input, options, writer, pool, progress);
       if (tensor->format.kind != quant::Kind::kFloat) {
         tensors.push_back(quantisation_entry(*tensor, stats));
         total.merge(stats);
@@ -263,8 +265,9 @@ ExportResult export_package(const ExportOptions& options) {
     manifest.graphs.emplace(g.kind, std::move(entry));
   }
   const auto copy = [&](std::string_view name) {
-    if (!source.checkpoint.has_file(name)) return;
-    const std::string content = read_file(source.checkpoint.file_path(name), size_t{256} << 20);
+    const fs::path path = input.folder() / name;
+    if (std::error_code ec; !fs::is_regular_file(path, ec)) return;
+    const std::string content = read_file(path, size_t{256} << 20);
     package::FileEntry entry = write_text(folder.path(), std::string(name), content);
     if (name == "config.json") manifest.source.config_sha256 = entry.sha256;
     result.package_bytes += entry.bytes;
@@ -273,7 +276,7 @@ ExportResult export_package(const ExportOptions& options) {
   std::ranges::for_each(kConfigFiles, copy);
   std::ranges::for_each(checkpoint::kTokenizerFiles, copy);
   if (options.layout == Layout::kGenai) {
-    for (auto& [name, json] : genai_files(source)) {
+    for (auto& [name, json] : genai_files(input)) {
       manifest.other_files.push_back(write_text(folder.path(), name, json.dump(2) + "\n"));
       result.package_bytes += manifest.other_files.back().bytes;
     }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "qvl/export/graphs.h"
+#include "qvl/export/input.h"
 #include "qvl/export/precision.h"
 #include "qvl/package/manifest.h"
 #include "qvl/quant/recipe.h"
@@ -28,6 +29,7 @@ struct StaticImage {
 
 struct ExportOptions {
   std::filesystem::path checkpoint;
+  const Input* input = nullptr;  // instead of `checkpoint`; outlives the call
   std::filesystem::path out;
   bool replace = false;  // an existing package at `out` is replaced in one step
   PrecisionOptions precision;

@@ -17,11 +17,11 @@ Json session_options() {
   return {{"log_id", "onnxruntime-genai"}, {"intra_op_num_threads", 0}, {"provider_options", Json::array()}};
 }
 
-Json genai_config(const Source& source) {
-  const model::ModelConfig& config = source.config;
+Json genai_config(const Input& input) {
+  const model::ModelConfig& config = input.config();
   const model::TextConfig& text = config.text;
   const model::GenerationConfig generation =
-      model::GenerationConfig::load(source.checkpoint.folder(), config);
+      model::GenerationConfig::load(input.folder(), config);
   const int64_t levels = config.vision.deepstack_levels();
   // Features, embeddings and decoder input are (1 + levels) times as wide as the network (graphs.h,
   // Layout::kGenai).
@@ -89,8 +89,8 @@ Json transform(const char* name, const char* type, Json attributes = Json::objec
   return {{"operation", std::move(operation)}};
 }
 
-Json processor_config(const Source& source) {
-  const image::ImageProcessorConfig image = image::ImageProcessorConfig::load(source.checkpoint.folder());
+Json processor_config(const Input& input) {
+  const image::ImageProcessorConfig image = image::ImageProcessorConfig::load(input.folder());
   Json transforms = Json::array();
   transforms.push_back(transform("decode_image", "DecodeImage", {{"color_space", "RGB"}}));
   transforms.push_back(transform("convert_to_rgb", "ConvertRGB"));
@@ -114,8 +114,8 @@ Json processor_config(const Source& source) {
 
 }  // namespace
 
-std::vector<std::pair<std::string, Json>> genai_files(const Source& source) {
-  return {{"genai_config.json", genai_config(source)}, {"processor_config.json", processor_config(source)}};
+std::vector<std::pair<std::string, Json>> genai_files(const Input& input) {
+  return {{"genai_config.json", genai_config(input)}, {"processor_config.json", processor_config(input)}};
 }
 
 }  // namespace qvl::exporting

@@ -7,14 +7,12 @@
 #include <vector>
 
 #include "qvl/base/json.h"
-#include "qvl/source/source.h"
+#include "qvl/export/input.h"
 
 namespace qvl::exporting {
 
-using source::Source;
-
 // (file name, content). Reads generation and processor files of the checkpoint; throws what their loaders
 // throw.
-std::vector<std::pair<std::string, Json>> genai_files(const Source& source);
+std::vector<std::pair<std::string, Json>> genai_files(const Input& input);
 
 }  // namespace qvl::exporting

@@ -9,11 +9,9 @@
 #include "qvl/base/json.h"
 #include "qvl/base/thread_pool.h"
 #include "qvl/export/exporter.h"
-#include "qvl/source/source.h"
+#include "qvl/export/input.h"
 
 namespace qvl::exporting {
-
-using source::Source;
 
 struct SensitivityReport {
   // What the decoder's matrices get, by canonical name; empty when there was nothing to choose.
@@ -23,7 +21,7 @@ struct SensitivityReport {
 
 // Only int4 text leaves a choice. Reads sampled rows of every decoder matrix; `on_bytes` gets the bytes of
 // the checkpoint that are thereby done with.
-SensitivityReport measure_sensitivity(const Source& source, const ExportOptions& options, ThreadPool& pool,
+SensitivityReport measure_sensitivity(const Input& input, const ExportOptions& options, ThreadPool& pool,
                                       const std::function<void(int64_t)>& on_bytes);
 
 }  // namespace qvl::exporting

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <random>
 
@@ -51,6 +52,23 @@ Tensor stacked(const std::vector<Drawn>& drawn, bool videos) {
   }
   return out;
 }
+
+class TextIds {
+ public:
+  TextIds(const model::ModelConfig& config, uint32_t seed) : config_(config), random_(seed) {}
+  int32_t operator()() {
+    const int64_t special[] = {config_.image_token_id, config_.video_token_id, config_.vision_start_token_id,
+                               config_.vision_end_token_id};
+    for (;;) {
+      const auto id = static_cast<int64_t>(random_() % static_cast<uint64_t>(config_.text.vocab_size));
+      if (std::find(std::begin(special), std::end(special), id) == std::end(special)) return static_cast<int32_t>(id);
+    }
+  }
+
+ private:
+  const model::ModelConfig& config_;
+  std::mt19937 random_;
+};
 
 class CaseMaker {
  public:
@@ -121,16 +139,7 @@ class CaseMaker {
   // About as many tokens as the text would have; a video's frames stand apart as its time stamps would set
   // them.
   std::vector<int32_t> random_ids(size_t characters, const std::vector<VisualInfo>& visuals) const {
-    std::mt19937 random(static_cast<uint32_t>(characters));
-    const int64_t special[] = {config_.image_token_id, config_.video_token_id, config_.vision_start_token_id,
-                               config_.vision_end_token_id};
-    const auto word = [&] {
-      for (;;) {
-        const auto id = static_cast<int64_t>(random() % static_cast<uint64_t>(config_.text.vocab_size));
-        if (std::find(std::begin(special), std::end(special), id) == std::end(special))
-          return static_cast<int32_t>(id);
-      }
-    };
+    TextIds word(config_, static_cast<uint32_t>(characters));
     std::vector<int32_t> ids = {word(), word(), word()};
     for (const VisualInfo& v : visuals) {
       const image::Grid frame{1, v.grid.h, v.grid.w};
@@ -174,6 +183,13 @@ PictureSize parse_picture_size(std::string_view text, std::string_view where) {
     return size;
   fail(ErrorCode::kInvalidArgument, where, "picture size",
        fmt::format("WIDTHxHEIGHT in pixels, each 1..{}, such as 640x480", kMostPx), text);
+}
+
+std::vector<int32_t> random_text_ids(const model::ModelConfig& config, int64_t count, uint32_t seed) {
+  TextIds word(config, seed);
+  std::vector<int32_t> ids(static_cast<size_t>(std::max<int64_t>(count, 0)));
+  std::ranges::generate(ids, std::ref(word));
+  return ids;
 }
 
 image::RgbImage draw_picture(PictureSize size, uint32_t seed) {

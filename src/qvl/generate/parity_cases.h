@@ -25,6 +25,9 @@ PictureSize parse_picture_size(std::string_view text, std::string_view where);
 // Shapes, stripes and a gradient, so that no two patches are alike. `seed` moves and colours them.
 image::RgbImage draw_picture(PictureSize size, uint32_t seed);
 
+// `count` seeded ids of the vocabulary that are no placeholders of pictures.
+std::vector<int32_t> random_text_ids(const model::ModelConfig& config, int64_t count, uint32_t seed);
+
 struct ParityCaseOptions {
   std::vector<PictureSize> sizes = {{64, 64}, {256, 192}, {320, 480}};
   int64_t greedy_tokens = 16;

@@ -1,13 +1,10 @@
 #include "qvl/synth/synth.h"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <future>
 #include <string_view>
 #include <vector>
 
-#include "qvl/base/atomic_file.h"
 #include "qvl/base/error.h"
 #include "qvl/base/json.h"
 #include "qvl/base/partial_folder.h"
@@ -17,7 +14,7 @@
 #include "qvl/checkpoint/safetensors_writer.h"
 #include "qvl/model/public_shapes.h"
 #include "qvl/model/tensor_table.h"
-#include "qvl/synth/random_weights.h"
+#include "qvl/synth/synthetic_weights.h"
 
 namespace qvl::synth {
 namespace {
@@ -25,29 +22,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr size_t kChunkBytes = size_t{32} << 20;
-constexpr size_t kTaskBytes = size_t{1} << 20;
-void write_file(const fs::path& path, std::string_view content) {
-  AtomicFile file(path);
-  file.write(content);
-  file.commit();
-}
-
-WeightSource source_of(const model::TensorSpec& spec, uint64_t seed) {
-  switch (spec.precision) {
-    case model::PrecisionClass::kNorm: {
-      const bool bias = spec.name.ends_with(".bias");
-      return {seed, spec.name, bias ? 0.0 : 1.0, bias ? 0.02 : 0.1};
-    }
-    case model::PrecisionClass::kBias:
-    case model::PrecisionClass::kEmbedding:
-    case model::PrecisionClass::kPositionTable:
-      return {seed, spec.name, 0.0, 0.02};
-    case model::PrecisionClass::kMatrix:
-      break;
-  }
-  const int64_t fan_in = element_count(spec.shape) / spec.shape.front();
-  return {seed, spec.name, 0.0, 1.0 / std::sqrt(static_cast<double>(fan_in))};
-}
 
 // A tokenizer whose pads have other ids than the configuration would build prompts without pictures.
 void check_tokenizer(const fs::path& folder, const model::ModelConfig& config, const std::string& shape) {
@@ -96,13 +70,7 @@ class ChunkPipe {
   void put(const WeightSource& source, uint64_t first_element, size_t bytes) {
     AlignedBuffer& buffer = buffers_[turn_];
     turn_ ^= 1;
-    const auto tasks = static_cast<int64_t>((bytes + kTaskBytes - 1) / kTaskBytes);
-    pool_.parallel_for(tasks, [&](int64_t task, int) {
-      const size_t begin = static_cast<size_t>(task) * kTaskBytes;
-      const size_t length = std::min(kTaskBytes, bytes - begin);
-      source.fill(first_element + begin / sizeof(BFloat16),
-                  {reinterpret_cast<BFloat16*>(buffer.data() + begin), length / sizeof(BFloat16)});
-    });
+    fill(source, first_element, {reinterpret_cast<BFloat16*>(buffer.data()), bytes / sizeof(BFloat16)}, pool_);
     finish();
     pending_ = std::async(std::launch::async, [this, &buffer, bytes] {
       writer_.append({buffer.data(), bytes});
@@ -124,7 +92,6 @@ class ChunkPipe {
 }  // namespace
 
 SynthResult write_synthetic_checkpoint(const SynthOptions& options) {
-  const std::string shape_config = model::public_config_json(options.shape);
   const model::ModelConfig config = model::public_config(options.shape);
   std::error_code ignored;
   if (options.tokenizer_folder) {
@@ -154,7 +121,7 @@ SynthResult write_synthetic_checkpoint(const SynthOptions& options) {
     ChunkPipe pipe(writer, pool);
     uint64_t done = 0;
     for (size_t i = 0; i < table.size(); ++i) {
-      const WeightSource source = source_of(table[i], options.seed);
+      const WeightSource source = synthetic_tensor(table[i], options.seed);
       const size_t tensor_bytes = decls[i].size_bytes();
       for (size_t begin = 0; begin < tensor_bytes; begin += kChunkBytes) {
         const size_t bytes = std::min(kChunkBytes, tensor_bytes - begin);
@@ -168,11 +135,7 @@ SynthResult write_synthetic_checkpoint(const SynthOptions& options) {
     pipe.finish();
   }
   writer.finish();
-  write_file(folder.path() / "config.json", shape_config);
-  write_file(folder.path() / "generation_config.json", model::public_generation_config_json(options.shape));
-  write_file(folder.path() / "preprocessor_config.json", model::public_preprocessor_config_json());
-  write_file(folder.path() / "video_preprocessor_config.json",
-             model::public_video_preprocessor_config_json());
+  write_config_files(options.shape, folder.path());
   if (options.tokenizer_folder) copy_tokenizer(*options.tokenizer_folder, folder.path());
   folder.publish();
   return result;

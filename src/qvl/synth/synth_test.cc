@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <map>
@@ -14,6 +15,7 @@
 #include "qvl/model/public_shapes.h"
 #include "qvl/model/tensor_table.h"
 #include "qvl/synth/random_weights.h"
+#include "qvl/synth/synthetic_weights.h"
 
 namespace qvl::synth {
 namespace {
@@ -215,6 +217,30 @@ TEST(RandomWeights, IsNormal) {
   EXPECT_NEAR(m[3] / n, 0.0, 0.02);
   EXPECT_NEAR(m[4] / n, 3.0, 0.1);
   EXPECT_NEAR(neighbours / n, 0.0, 0.005);
+}
+
+// One at a time, in any order, and without a file: the same bits.
+TEST(SyntheticWeights, AreThoseOfTheCheckpoint) {
+  const ScratchFolder scratch;
+  SynthOptions options = tiny(scratch / "out");
+  options.seed = 5;
+  const SynthResult result = write_synthetic_checkpoint(options);
+  const Checkpoint c = Checkpoint::open(scratch / "out");
+  ThreadPool pool(3);
+  SyntheticWeights weights("tiny", 5, pool);
+  EXPECT_EQ(weights.total_bytes(), result.weight_bytes);
+  std::vector<model::TensorSpec> table = model::tensor_table(weights.config());
+  std::reverse(table.begin(), table.end());
+  for (const model::TensorSpec& spec : table) {
+    const checkpoint::TensorView& made = weights.tensor(spec.role, spec.layer);
+    EXPECT_EQ(made.name, spec.name);
+    EXPECT_EQ(made.dtype, DType::kBF16);
+    const checkpoint::TensorView& stored = c.get(spec.name, made.shape);
+    EXPECT_TRUE(std::ranges::equal(made.bytes, stored.bytes)) << spec.name;
+    EXPECT_EQ(&weights.tensor(spec.role, spec.layer), &made);  // not made again
+  }
+  EXPECT_THROW(SyntheticWeights("9b", 5, pool), Error);
+  EXPECT_THROW(weights.tensor(model::TensorRole::kTextQWeight, -1), Error);
 }
 
 }  // namespace

@@ -1,0 +1,89 @@
+#include "qvl/apps/shape_package.h"
+
+#include "qvl/base/error.h"
+#include "qvl/base/format.h"
+#include "qvl/export/exporter.h"
+#include "qvl/package/package.h"
+#include "qvl/synth/synthetic_weights.h"
+
+namespace qvl::apps {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kSeed = 0;
+
+class SyntheticInput : public exporting::Input {
+ public:
+  SyntheticInput(const std::string& shape, fs::path folder, ThreadPool& pool)
+      : name_("synthetic " + shape), folder_(std::move(folder)), weights_(shape, kSeed, pool) {}
+  const model::ModelConfig& config() const override { return weights_.config(); }
+  std::string name() const override { return name_; }
+  DType dtype() const override { return DType::kBF16; }
+  int64_t parameters() const override { return model::parameter_count(weights_.config()).total; }
+  uint64_t weight_bytes() const override { return weights_.total_bytes(); }
+  fs::path folder() const override { return folder_; }
+  const checkpoint::TensorView& tensor(model::TensorRole role, int layer) const override {
+    return weights_.tensor(role, layer);
+  }
+  void drop(model::TensorRole, int) const override {}
+
+ private:
+  std::string name_;
+  fs::path folder_;
+  mutable synth::SyntheticWeights weights_;
+};
+
+bool usable(const fs::path& folder) {
+  if (!package::is_package_folder(folder)) return false;
+  try {
+    return package::Package::open(folder).manifest().qvl_version == QVL_VERSION;
+  } catch (const Error&) {
+    return false;  // another version's, or damaged: made anew
+  }
+}
+
+// config.json and its companions, for as long as the exporter reads them.
+class ConfigFolder {
+ public:
+  ConfigFolder(const std::string& shape, fs::path path) : path_(std::move(path)) {
+    std::error_code ec;
+    fs::create_directories(path_, ec);
+    if (ec) fail(ErrorCode::kIo, path_.string(), "cannot create the folder: " + ec.message());
+    synth::write_config_files(shape, path_);
+  }
+  ~ConfigFolder() {
+    std::error_code ec;
+    fs::remove_all(path_, ec);
+  }
+  ConfigFolder(const ConfigFolder&) = delete;
+  ConfigFolder& operator=(const ConfigFolder&) = delete;
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+}  // namespace
+
+fs::path shape_package(const ShapeOptions& o, const fs::path& work,
+                       const std::function<bool(std::string_view, int64_t, int64_t)>& progress) {
+  const fs::path folder = work / fmt::format("{}-text-{}-vision-{}", o.shape, o.text, o.vision);
+  if (usable(folder)) return folder;
+  ThreadPool pool(resolve_threads(o.threads, "bench"));
+  const ConfigFolder files(o.shape, work / fmt::format("{}-config", o.shape));
+  const SyntheticInput input(o.shape, files.path(), pool);
+  exporting::ExportOptions options;
+  options.input = &input;
+  options.out = folder;
+  options.replace = true;
+  options.precision.text = exporting::parse_stage_precision(o.text, "--text");
+  options.precision.vision = exporting::parse_stage_precision(o.vision, "--vision");
+  options.threads = o.threads;
+  options.version = QVL_VERSION;
+  options.progress = progress;
+  exporting::export_package(options);
+  return folder;
+}
+
+}  // namespace qvl::apps

@@ -1,0 +1,17 @@
+// How many bytes the weights of a folder take, checkpoint or package.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+
+namespace qvl::apps {
+
+struct StoredWeights {
+  int64_t vision_bytes = 0;
+  int64_t decode_bytes = 0;  // what one token reads (generate/workload.h)
+};
+
+// Throws what opening the folder throws.
+StoredWeights stored_weights(const std::filesystem::path& folder);
+
+}  // namespace qvl::apps

@@ -1,0 +1,56 @@
+// What this machine can do at most, measured: the denominators of the shares that `qvl bench` and the benchmarks
+// print. Chains of independent instructions by inline assembly for arithmetic, several read patterns for memory.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+
+#include "qvl/base/tensor.h"
+#include "qvl/base/thread_pool.h"
+#include "qvl/kernels/ops.h"
+
+namespace qvl::kernels {
+
+// CPU seconds of the calling thread: on a shared machine steadier than wall clock for one thread.
+double thread_cpu_seconds();
+
+// Operations (a multiplication and an addition are two) per second of one thread, in CPU seconds, over some 10 ms.
+// 0 where the instructions do not exist.
+double peak_fma_gflops(std::string_view table);  // float FMA of the table's vector width
+double peak_bf16_dot_gflops();                   // VDPBF16PS
+double peak_int8_gops(std::string_view table);   // VPDPBUSD, SMMLA, ..., or VPMADDUBSW and an addition of its sums
+
+// GB/s (10^9 bytes) of one thread that reads a buffer of `size_bytes` again and again, in CPU seconds.
+double read_gb_per_s(size_t size_bytes);
+
+struct Peak {
+  double per_second = 0;    // operations, all threads together
+  std::string instruction;  // "VPDPBUSD", "FMA (256 bits)"
+};
+
+// Of all threads of a pool together, wall clock: what the products of a kernel table could reach if they did nothing
+// but multiply, and their weights if nothing had to be done with them.
+struct MachineLimits {
+  double read_bytes_per_second = 0;
+  std::string read_pattern;  // the fastest one: "4 streams, prefetch 4096 B ahead"
+  Peak int8, bf16, fp32;
+
+  // The larger of both in each figure: on a shared machine a limit is the best that was ever seen.
+  void raise_to(const MachineLimits& other);
+};
+
+struct LimitOptions {
+  size_t buffer_bytes = size_t{512} << 20;  // several times the last cache; at least 1 MiB for each thread
+  int repeats = 3;                          // of everything; the best counts
+};
+
+// About a second with the defaults on 20 GB/s. `table` says which instructions count; those of the scalar table are
+// plain C++. Throws kInvalidArgument (options), kLimit (memory).
+MachineLimits measure_machine_limits(const KernelTable& table, ThreadPool& pool, const LimitOptions& options = {});
+
+// The memory part alone, for a buffer that the caller keeps (size as above; its contents do not matter, but it
+// must have been written once). Sets read_bytes_per_second and read_pattern of `limits` where they get larger.
+void measure_read_limit(const AlignedBuffer& buffer, ThreadPool& pool, int repeats, MachineLimits& limits);
+
+}  // namespace qvl::kernels

@@ -1,0 +1,73 @@
+#include "qvl/kernels/machine_limits.h"
+
+#include <gtest/gtest.h>
+
+#include "qvl/base/error.h"
+#include "qvl/kernels/table.h"
+
+namespace qvl::kernels {
+namespace {
+
+constexpr LimitOptions kQuick{.buffer_bytes = size_t{64} << 20, .repeats = 2};
+
+// No processor starts more than 4 vector instructions a cycle or runs above 8 GHz; the widest products here are 128
+// operations each. Memory: what a cache of a core may deliver at most.
+constexpr double kMostGhz = 8e9, kMostStarts = 4, kMostReadBytesPerCycle = 256;
+
+TEST(MachineLimits, LieWithinWhatPhysicsAllowsOnEveryTable) {
+  for (const std::string_view name : runnable_tables()) {
+    for (const int threads : {1, 2}) {
+      SCOPED_TRACE(std::string(name) + ", " + std::to_string(threads));
+      ThreadPool pool(threads);
+      const MachineLimits limits = measure_machine_limits(table_by_name(name), pool, kQuick);
+      const double most = kMostGhz * kMostStarts * threads;
+      EXPECT_GT(limits.read_bytes_per_second, 1e8);
+      EXPECT_LT(limits.read_bytes_per_second, kMostGhz * kMostReadBytesPerCycle * threads);
+      EXPECT_GT(limits.fp32.per_second, 1e8);
+      EXPECT_LT(limits.fp32.per_second, most * 32);
+      EXPECT_GE(limits.bf16.per_second, limits.fp32.per_second);  // widening is always open
+      EXPECT_LT(limits.bf16.per_second, most * 64);
+      EXPECT_GT(limits.int8.per_second, 1e8);
+      EXPECT_LT(limits.int8.per_second, most * 128);
+      EXPECT_FALSE(limits.read_pattern.empty());
+      EXPECT_FALSE(limits.fp32.instruction.empty());
+      EXPECT_FALSE(limits.int8.instruction.empty());
+    }
+  }
+}
+
+// Bytes are narrower than floats: as many instructions do at least twice the work. A busy machine may disturb either.
+TEST(MachineLimits, BytesGoFasterThanFloats) {
+  for (const std::string_view name : runnable_tables()) {
+    double best = 0;
+    for (int attempt = 0; attempt < 5 && best <= 1.2; ++attempt)
+      best = std::max(best, peak_int8_gops(name) / peak_fma_gflops(name));
+    EXPECT_GT(best, 1.2) << name;
+  }
+}
+
+TEST(MachineLimits, InstructionsThatDoNotExistAreZero) {
+  EXPECT_EQ(peak_bf16_dot_gflops() > 0, cpu_features().avx512bf16);
+}
+
+TEST(MachineLimits, RaiseToKeepsTheLargerFigureWithItsName) {
+  MachineLimits a{.read_bytes_per_second = 2, .read_pattern = "a", .int8 = {5, "x"}, .bf16 = {1, "y"}, .fp32 = {1, "z"}};
+  const MachineLimits b{
+      .read_bytes_per_second = 1, .read_pattern = "b", .int8 = {4, "p"}, .bf16 = {7, "q"}, .fp32 = {2, "r"}};
+  a.raise_to(b);
+  EXPECT_EQ(a.read_bytes_per_second, 2);
+  EXPECT_EQ(a.read_pattern, "a");
+  EXPECT_EQ(a.int8.instruction, "x");
+  EXPECT_EQ(a.bf16.per_second, 7);
+  EXPECT_EQ(a.bf16.instruction, "q");
+  EXPECT_EQ(a.fp32.per_second, 2);
+}
+
+TEST(MachineLimits, RefusesABufferTooSmallForItsThreads) {
+  ThreadPool pool(2);
+  EXPECT_THROW(measure_machine_limits(active_table(), pool, {.buffer_bytes = size_t{1} << 20}), Error);
+  EXPECT_THROW(measure_machine_limits(active_table(), pool, {.buffer_bytes = size_t{4} << 20, .repeats = 0}), Error);
+}
+
+}  // namespace
+}  // namespace qvl::kernels
