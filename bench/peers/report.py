@@ -19,8 +19,8 @@ ROWS = (
     ("decode_short_tokens_per_s", "decode, short context", "tok/s", 2, True),
     ("decode_800_tokens_per_s", "decode, ~800 tokens of context", "tok/s", 2, True),
     ("ttft_image_ms", "time to first token, 1024x768, first request of a process", "s", 2, False),
-    ("ttft_second_question_ms", "the same picture asked again, in the conversation", "s", 2, False),
-    ("ttft_new_process_ms", "the same picture asked again, in a new process", "s", 2, False),
+    ("ttft_second_question_ms", "the same picture asked again, same process", "s", 2, False),
+    ("ttft_new_process_ms", "the same picture asked again, new process", "s", 2, False),
     ("peak_rss_mb", "peak memory (RSS) of a run with that picture", "MB", 0, False),
     ("ready_ms", "process start to ready, files in the page cache", "s", 2, False),
 )

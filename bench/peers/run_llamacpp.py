@@ -58,7 +58,8 @@ class Peer:
         if bitmap is None:
             sys.exit(f"{path} cannot be read")
         text = mtmd.mtmd_input_text()
-        text.text = workload.user_turn(question, mtmd.mtmd_default_marker().decode()).encode()
+        prompt = workload.user_turn(question, mtmd.mtmd_default_marker().decode()).encode()
+        text.text, text.text_len = prompt, len(prompt)
         text.add_special = False
         text.parse_special = True
         chunks = mtmd.mtmd_input_chunks_init()
