@@ -1,0 +1,74 @@
+"""Measures qvl through its command line, one process a request as its users have it. Prints the lines of workload.py.
+
+    python3 run_qvl.py PACKAGE PICTURES --threads 2 --seed 1       # the program: $QVL, else build/release/qvl
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import workload
+
+QVL = os.environ.get("QVL") or str(Path(__file__).resolve().parents[2] / "build/release/qvl")
+
+
+def checked(command: list[str], **options) -> subprocess.CompletedProcess:
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command[:2])} failed: {done.stderr.strip()[-500:]}")
+    return done
+
+
+def main() -> None:
+    args = workload.arguments()
+    common = ["--greedy", "--ignore-eos", "--threads", str(args.threads)]
+
+    def run(text: str, tokens: int, *options: str) -> tuple[dict, float]:
+        start = time.perf_counter()
+        done = checked([QVL, "run", str(args.model), text, "--json", "--max-tokens", str(tokens), *common, *options])
+        return json.loads(done.stdout), (time.perf_counter() - start) * 1000
+
+    # 'qvl --version' does not exist in every build; the commit says what was measured.
+    short, _ = run(workload.text_prompt(workload.SHORT_PROMPT_TOKENS, args.seed), workload.DECODE_TOKENS)
+    engine = short["engine"]
+    workload.report_program("qvl", os.environ.get("QVL_VERSION", "this tree"), engine=engine)
+    workload.report("decode_short_tokens_per_s", short["timings"]["decode_tokens_per_s"],
+                    prompt_tokens=short["usage"]["prompt_tokens"])
+    long, wall_ms = run(workload.text_prompt(workload.PREFILL_TOKENS, args.seed), 1)
+    workload.report("prefill_512_tokens_per_s", long["timings"]["prefill_tokens_per_s"],
+                    prompt_tokens=long["usage"]["prompt_tokens"])
+    # Everything that is not the answer: starting, opening, and ending the process.
+    workload.report("ready_ms", wall_ms - long["timings"]["ttft_ms"], load_ms=round(long["timings"]["load_ms"], 1))
+
+    # The memory of pictures is new here, so that the first question finds it empty.
+    with tempfile.TemporaryDirectory() as memory:
+        picture = str(args.pictures / "1.png")
+        options = ("-i", picture, "--image-memory", memory)
+        cold, _ = run(workload.image_question(args.seed), workload.DECODE_TOKENS, *options)
+        tokens = cold["usage"]["prompt_tokens"]
+        timings = cold["timings"]
+        if cold["images"][0]["cached"]:
+            sys.exit("the first question found the picture in an empty memory")
+        workload.report("vision_patches_per_s", timings["vision_patches_per_s"], ms=timings["vision_ms"])
+        workload.report("prefill_789_tokens_per_s", timings["prefill_tokens_per_s"], prompt_tokens=tokens)
+        workload.report("decode_800_tokens_per_s", timings["decode_tokens_per_s"])
+        workload.report("ttft_image_ms", timings["ttft_ms"], prompt_tokens=tokens)
+        workload.report("peak_rss_mb", cold["peak_rss_mb"])
+        again, _ = run(workload.image_question(args.seed + 100), 1, *options)
+        workload.report("ttft_new_process_ms", again["timings"]["ttft_ms"], cached_tokens=again["usage"]["cached_tokens"],
+                        keeps="the picture's memory on disk")
+        dialogue = f"/image {picture}\n{workload.image_question(args.seed)}\n{workload.second_question(args.seed)}\n/exit\n"
+        chat = checked([QVL, "chat", str(args.model), "--verbose", "--max-tokens", "4", "--image-memory", memory, *common],
+                       input=dialogue)
+        firsts = re.findall(r"first after (\d+) ms", chat.stderr)
+        if len(firsts) != 2:
+            sys.exit(f"qvl chat --verbose: expected two answers, got {len(firsts)}: {chat.stderr[-500:]}")
+        workload.report("ttft_second_question_ms", float(firsts[1]))
+
+
+if __name__ == "__main__":
+    main()
