@@ -2,6 +2,10 @@
 // registers (XCR0), else the first use would fault. On ARM the system tells both at once.
 #include "qvl/kernels/table.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__)
@@ -78,10 +82,20 @@ CpuFeatures detect() {
 
 #endif
 
+CpuFeatures detect_all() {
+  CpuFeatures f = detect();
+  // A hypervisor may tell nonsense: nothing below what every processor here has, nor a share of the last level.
+  constexpr long kLeast = 256l << 10, kMost = 4l << 20;
+  if (const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE); bytes > 0) {
+    f.second_level_cache_bytes = static_cast<size_t>(std::clamp(bytes, kLeast, kMost));
+  }
+  return f;
+}
+
 }  // namespace
 
 const CpuFeatures& cpu_features() {
-  static const CpuFeatures features = detect();
+  static const CpuFeatures features = detect_all();
   return features;
 }
 

@@ -200,7 +200,8 @@ struct Avx2 {
 // ---- GEMM ----
 // Panel: for each group of columns [16] weight scales, [16] corrections, [group / 4][16][4] signed values.
 
-constexpr int kTileRows = 3;
+constexpr int kTileRows = 12;
+constexpr int kSumRows = 4;  // whose sums registers hold
 constexpr int kVectors = 2;
 constexpr int kPanelCols = 8 * kVectors;
 
@@ -366,89 +367,118 @@ void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::
   }
 }
 
-// dot[m][v] += products of one group.
-template <int kM>
-inline void tile_group(const uint8_t* x, int64_t x_stride, const std::byte* p, int64_t group,
-                       __m256i (&dot)[kM][kVectors]) {
-  for (int64_t i = 0; i < group; i += 16) {
-#pragma GCC unroll 3
-    for (int m = 0; m < kM; ++m) {
-      // Row by row, the weights from the first-level cache: all rows at once need more registers than there are. The
-      // compiler must not see that the loads are those of the row before.
-      const std::byte* w = p;
-      asm("" : "+r"(w));
-      __m256i pairs[kVectors];
+// The compiler would compute all products first and add them then, which needs more registers than there are.
+inline void stay_in_order(__m256i& sum) {
+  asm volatile("" : "+x"(sum));
+}
+
+// 16-bit sums of kSteps * 4 columns, two products each. They fit: 255 * 8 * 2 eight times over, 255 * 15 * 2 four times.
+template <int kM, int kSteps>
+inline void tile_pairs(const uint8_t* x, int64_t x_stride, const std::byte* p, __m256i (&pairs)[kM][kVectors]) {
+#pragma GCC unroll 8
+  for (int s = 0; s < kSteps; ++s) {
+    __m256i w[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v)
+      w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(p + (s * kVectors + v) * 32));
 #pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) {
-        int32_t four;
-        std::memcpy(&four, x + m * x_stride + i + 4 * s, sizeof(four));
-        const __m256i xs = _mm256_set1_epi32(four);
+    for (int m = 0; m < kM; ++m) {
+      int32_t four;
+      std::memcpy(&four, x + m * x_stride + 4 * s, sizeof(four));
+      const __m256i xs = _mm256_set1_epi32(four);
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-          const __m256i product = _mm256_maddubs_epi16(
-              xs, _mm256_load_si256(reinterpret_cast<const __m256i*>(w + (s * kVectors + v) * 32)));
-          pairs[v] = s == 0 ? product : _mm256_add_epi16(pairs[v], product);
-        }
+      for (int v = 0; v < kVectors; ++v) {
+        const __m256i product = _mm256_maddubs_epi16(xs, w[v]);
+        pairs[m][v] = s == 0 ? product : _mm256_add_epi16(pairs[m][v], product);
+        stay_in_order(pairs[m][v]);
       }
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) dot[m][v] = _mm256_add_epi32(dot[m][v], widen_pairs(pairs[v]));
     }
-    p += kVectors * 4 * 32;
   }
 }
 
-// The same with 8-bit weights: every product of two is widened at once.
+// dot[m][v] += products of one group of 8-bit weights; x signed here. Every product of two is widened at once.
 template <int kM>
-inline void tile_group_wide(const uint8_t* x, int64_t x_stride, const std::byte* p, int64_t group,
+inline void tile_group_wide(const int8_t* x, int64_t x_stride, const std::byte* p, int64_t group,
                             __m256i (&dot)[kM][kVectors]) {
-  const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
   for (int64_t i = 0; i < group; i += 4, p += kVectors * 32) {
-    __m256i w[kVectors];
+    __m256i w[kVectors], magnitude[kVectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(p + v * 32));
-#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) {
+      w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(p + v * 32));
+      magnitude[v] = _mm256_abs_epi8(w[v]);
+    }
+#pragma GCC unroll 4
     for (int m = 0; m < kM; ++m) {
       int32_t four;
       std::memcpy(&four, x + m * x_stride + i, sizeof(four));
-      const __m256i xs = _mm256_xor_si256(_mm256_set1_epi32(four), flip);
+      const __m256i xs = _mm256_set1_epi32(four);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
-        const __m256i product = _mm256_maddubs_epi16(_mm256_abs_epi8(w[v]), _mm256_sign_epi8(xs, w[v]));
+        const __m256i product = _mm256_maddubs_epi16(magnitude[v], _mm256_sign_epi8(xs, w[v]));
         dot[m][v] = _mm256_add_epi32(dot[m][v], widen_pairs(product));
+        stay_in_order(dot[m][v]);
       }
     }
   }
 }
 
-template <bool kWide, int kM>
-inline void tile_rows(const Int8TileArgs& t) {
-  float* const c = t.c;
+// kSteps: 4 columns each between two widenings; 0: 8-bit weights. kOnce: that is all of a group.
+template <int kSteps, bool kOnce, int kM>
+inline void tile_rows(const Int8TileArgs& t, int row) {
+  float* const c = t.c + row * kPanelCols;
   if (!t.accumulate) std::memset(c, 0, sizeof(float) * kM * kPanelCols);
-  const uint8_t* x = t.x;
-  const float* x_scales = t.x_scales;
+  const uint8_t* x = t.x + row * t.x_stride;
+  const float* x_scales = t.x_scales + row * t.x_scale_stride;
   const int64_t x_stride = t.x_stride, x_scale_stride = t.x_scale_stride, width = t.group;
   const std::byte* p = t.packed;
   for (int64_t g = 0; g < t.groups; ++g) {
     const std::byte* group = p;
+    p += kPanelCols * 8;
     __m256i dot[kM][kVectors];
+    const auto correct = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      const __m256i correction =
-          _mm256_load_si256(reinterpret_cast<const __m256i*>(group + kPanelCols * 4 + v * 32));
-#pragma GCC unroll 3
-      for (int m = 0; m < kM; ++m) dot[m][v] = correction;
-    }
-    if constexpr (kWide) {
-      tile_group_wide<kM>(x, x_stride, group + kPanelCols * 8, width, dot);
+      for (int v = 0; v < kVectors; ++v) {
+        const __m256i correction =
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(group + kPanelCols * 4 + v * 32));
+#pragma GCC unroll 4
+        for (int m = 0; m < kM; ++m) dot[m][v] = kOnce ? _mm256_add_epi32(dot[m][v], correction) : correction;
+      }
+    };
+    if constexpr (kSteps == 0) {
+      // What is packed needs no correction: x is signed.
+#pragma GCC unroll 4
+      for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) dot[m][v] = _mm256_setzero_si256();
+      }
+      tile_group_wide<kM>(reinterpret_cast<const int8_t*>(x), x_stride, p, width, dot);
+    } else if constexpr (kOnce) {
+      __m256i pairs[kM][kVectors];
+      tile_pairs<kM, kSteps>(x, x_stride, p, pairs);
+#pragma GCC unroll 4
+      for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) dot[m][v] = widen_pairs(pairs[m][v]);
+      }
+      correct();
     } else {
-      tile_group<kM>(x, x_stride, group + kPanelCols * 8, width, dot);
+      correct();
+      for (int64_t i = 0; i < width; i += 4 * kSteps) {
+        __m256i pairs[kM][kVectors];
+        tile_pairs<kM, kSteps>(x + i, x_stride, p + i * kPanelCols, pairs);
+#pragma GCC unroll 4
+        for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) dot[m][v] = _mm256_add_epi32(dot[m][v], widen_pairs(pairs[m][v]));
+        }
+      }
     }
-    p += kPanelCols * (8 + width);
+    p += kPanelCols * width;
     x += width;
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       const __m256 scale = _mm256_load_ps(reinterpret_cast<const float*>(group + v * 32));
-#pragma GCC unroll 3
+#pragma GCC unroll 4
       for (int m = 0; m < kM; ++m) {
         float* sums = c + m * kPanelCols + 8 * v;
         const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(x_scales[m * x_scale_stride + g]));
@@ -459,15 +489,22 @@ inline void tile_rows(const Int8TileArgs& t) {
 }
 
 template <int kM>
-inline void tile_width(const Int8TileArgs& t) {
-  t.wide ? tile_rows<true, kM>(t) : tile_rows<false, kM>(t);
+inline void tile_width(const Int8TileArgs& t, int row) {
+  if (t.wide) return tile_rows<0, false, kM>(t, row);
+  const bool long_sums = !t.zero_points && t.group >= 32;
+  if (t.group == 16) return tile_rows<4, true, kM>(t, row);
+  if (!long_sums) return tile_rows<4, false, kM>(t, row);
+  t.group == 32 ? tile_rows<8, true, kM>(t, row) : tile_rows<8, false, kM>(t, row);
 }
 
+// Some rows after the other, while the panel is in the first-level cache.
 void tile(const Int8TileArgs& t) {
-  switch (t.rows) {
-    case 1: return tile_width<1>(t);
-    case 2: return tile_width<2>(t);
-    default: return tile_width<3>(t);
+  int row = 0;
+  for (; row + kSumRows <= t.rows; row += kSumRows) tile_width<kSumRows>(t, row);
+  switch (t.rows - row) {
+    case 1: return tile_width<1>(t, row);
+    case 2: return tile_width<2>(t, row);
+    case 3: return tile_width<3>(t, row);
   }
 }
 
@@ -477,7 +514,7 @@ const Int8Kernels& int8_kernels_avx2() {
   static const Int8Kernels kernels = {quantize<F32>,
                                       quantize<BF16>,
                                       {prepared_bytes, prepare, int8_gemv<Avx2>},
-                                      {kTileRows, kPanelCols, panel_bytes, pack, tile}};
+                                      {kTileRows, kPanelCols, true, panel_bytes, pack, tile}};
   return kernels;
 }
 

@@ -405,7 +405,7 @@ const Int8Kernels& int8_kernels_avx512vnni() {
   static const Int8Kernels kernels = {quantize<F32>,
                                       quantize<BF16>,
                                       {prepared_bytes, prepare, int8_gemv<Avx512Vnni>},
-                                      {kTileRows, kPanelCols, panel_bytes, pack, tile}};
+                                      {kTileRows, kPanelCols, false, panel_bytes, pack, tile}};
   return kernels;
 }
 

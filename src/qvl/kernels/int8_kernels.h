@@ -58,7 +58,7 @@ struct Int8GemvKernel {
 
 // c[rows, panel_cols] = x . panel, or += when `accumulate`.
 struct Int8TileArgs {
-  const uint8_t* x;  // q + 128, at the panel's first column
+  const uint8_t* x;  // q + 128, or q if `wide` and the kernel wants it so; at the panel's first column
   int64_t x_stride;  // bytes
   const float* x_scales;
   int64_t x_scale_stride;  // elements
@@ -66,7 +66,8 @@ struct Int8TileArgs {
   const std::byte* packed;
   int64_t groups;
   int64_t group;
-  bool wide;  // 8-bit weights: products of two do not fit 16 bits
+  bool wide;         // 8-bit weights: products of two do not fit 16 bits
+  bool zero_points;  // stored ones: magnitudes of 4-bit weights up to 15 rather than 8
   bool accumulate;
   float* c;
 };
@@ -75,6 +76,7 @@ struct Int8TileArgs {
 struct Int8GemmKernel {
   int tile_rows = 0;
   int panel_cols = 0;
+  bool signed_when_wide = false;  // x of 8-bit weights as q rather than q + 128
   size_t (*panel_bytes)(int64_t depth, int64_t group) = nullptr;
   // Unpacks columns [begin, begin + depth) of rows [0, cols) of w, begin a multiple of kInt8Pad, depth one of the
   // group; missing outputs and columns become 0. `packed` is 64-byte aligned.

@@ -296,7 +296,7 @@ Int8Kernels kernels() {
   return {quantize<neon::F32>,
           quantize<neon::BF16>,
           {prepared_bytes, prepare, int8_gemv<Gemv<D>>},
-          {D::kTileRows, static_cast<int>(kPanelCols<D>), panel_bytes<D>, pack<D>, tile<D>}};
+          {D::kTileRows, static_cast<int>(kPanelCols<D>), false, panel_bytes<D>, pack<D>, tile<D>}};
 }
 
 }  // namespace int8_neon

@@ -109,7 +109,7 @@ void tile(const Int8TileArgs& t) {
 
 const Int8Kernels& int8_kernels_scalar() {
   static const Int8Kernels kernels = {
-      quantize<float>, quantize<BFloat16>, {prepared_bytes, prepare, gemv}, {kTileRows, kPanelCols, panel_bytes, pack, tile}};
+      quantize<float>, quantize<BFloat16>, {prepared_bytes, prepare, gemv}, {kTileRows, kPanelCols, false, panel_bytes, pack, tile}};
   return kernels;
 }
 

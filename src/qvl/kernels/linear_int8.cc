@@ -12,8 +12,8 @@
 namespace qvl::kernels {
 namespace {
 
-// Rows of x as unsigned bytes q + 128 with their scales, for the tiles.
-struct UnsignedRows {
+// Rows of x as bytes, q + 128 or q, with their scales, for the tiles.
+struct QuantizedRows {
   const uint8_t* q = nullptr;
   int64_t stride = 0;
   const float* scales = nullptr;
@@ -25,7 +25,7 @@ class Int8Gemm {
  public:
   struct Operand {
     Int8Weight weight;
-    UnsignedRows x;
+    QuantizedRows x;
   };
 
   Int8Gemm(const Int8GemmKernel& kernel, const Operand& first, const Operand& second)
@@ -59,6 +59,7 @@ class Int8Gemm {
       tile.group = o.weight.group();
       tile.groups = whole(o, depth) / o.weight.group();
       tile.wide = o.weight.bits == 8;
+      tile.zero_points = o.weight.zero_points != nullptr;
       tile.accumulate = accumulate;
     }
   }
@@ -81,16 +82,18 @@ class Int8Gemm {
   Int8TileArgs tiles_[2]{};
 };
 
-// All rows of x rounded in groups of `group`, in `room` of unsigned_bytes().
-size_t unsigned_bytes(int64_t rows, int64_t k, int64_t group) {
+// All rows of x rounded as `w` wants them, in `room` of quantized_rows_bytes().
+size_t quantized_rows_bytes(int64_t rows, int64_t k, int64_t group) {
   return align_up(static_cast<size_t>(rows * int8_padded(k)) +
                   sizeof(float) * static_cast<size_t>(rows * (int8_padded(k) / group)));
 }
 
-UnsignedRows unsigned_rows(const Context& ctx, const Int8Kernels& kernels, const ConstMatrix& matrix, int64_t group,
-                           std::byte* room) {
+QuantizedRows quantized_rows(const Context& ctx, const Int8Kernels& kernels, const ConstMatrix& matrix, const Int8Weight& w,
+                  std::byte* room) {
+  const int64_t group = w.group();
+  const bool is_signed = w.bits == 8 && kernels.gemm.signed_when_wide;
   const auto quantize = matrix.dtype == DType::kF32 ? kernels.quantize_f32 : kernels.quantize_bf16;
-  UnsignedRows x;
+  QuantizedRows x;
   x.stride = int8_padded(matrix.cols);
   x.scale_stride = x.stride / group;
   x.q = reinterpret_cast<uint8_t*>(room);
@@ -101,7 +104,7 @@ UnsignedRows unsigned_rows(const Context& ctx, const Int8Kernels& kernels, const
     for (int64_t r = task * kRowsOfATask; r < std::min(matrix.rows, (task + 1) * kRowsOfATask); ++r) {
       uint8_t* q = reinterpret_cast<uint8_t*>(room) + r * x.stride;
       quantize(at(matrix, r, 0), matrix.cols, group, reinterpret_cast<int8_t*>(q), scales + r * x.scale_stride);
-      for (int64_t i = 0; i < x.stride; i += 8) {
+      for (int64_t i = 0; i < x.stride && !is_signed; i += 8) {
         uint64_t eight;
         std::memcpy(&eight, q + i, sizeof(eight));
         eight ^= 0x8080808080808080u;
@@ -156,12 +159,12 @@ void run_int8(const Context& ctx, LinearPath path, const Call& call) {
     return;
   }
 
-  const size_t first_bytes = unsigned_bytes(rows, k, first.group());
-  const size_t second_bytes = shared ? 0 : unsigned_bytes(rows, k, second.group());
+  const size_t first_bytes = quantized_rows_bytes(rows, k, first.group());
+  const size_t second_bytes = shared ? 0 : quantized_rows_bytes(rows, k, second.group());
   std::byte* room = scratch<Scratch::kPreparedX>(first_bytes + second_bytes);
-  const UnsignedRows x = unsigned_rows(ctx, kernels, call.x, first.group(), room);
-  const UnsignedRows x2 =
-      shared ? x : unsigned_rows(ctx, kernels, call.x, second.group(), room + first_bytes);
+  const QuantizedRows x = quantized_rows(ctx, kernels, call.x, first, room);
+  const QuantizedRows x2 =
+      shared ? x : quantized_rows(ctx, kernels, call.x, second, room + first_bytes);
   run_gemm(ctx, Int8Gemm(kernels.gemm, {first, x}, {second, x2}), call, kInt8Pad);
 }
 

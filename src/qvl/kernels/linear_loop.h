@@ -13,13 +13,16 @@
 #include "qvl/base/tensor.h"
 #include "qvl/kernels/linear_kernels.h"
 #include "qvl/kernels/ops.h"
+#include "qvl/kernels/table.h"
 
 namespace qvl::kernels {
 
 constexpr int64_t kMaxGemvRows = 16;
-// Packed panels of one task: half of a 2 MB second-level cache, the rest is for x and the results.
-constexpr size_t kPackedBudgetBytes = 1024 * 1024;
-// Longest block of K: four float panels of 64 columns then fit that budget, so that a tile of x serves four
+// Packed panels of one task: half of the second-level cache, the rest is for x and the results.
+inline size_t packed_budget_bytes() {
+  return cpu_features().second_level_cache_bytes / 2;
+}
+// Longest block of K: four float panels of 64 columns then fit half of 2 MiB, so that a tile of x serves four
 // times, and six rows of it, widened, stay in the first-level cache.
 constexpr int64_t kMaxDepth = 1024;
 // Row blocks repack the same weights, so they have to be long enough to pay for it. With more than one block
@@ -126,7 +129,7 @@ GemmPlan plan_gemm(const Kernel& kernel, int weights, int64_t rows, int64_t cols
 
   const int64_t panels = div_up(cols, kernel.panel_cols);
   const size_t panel_bytes = align_up(kernel.panel_bytes(plan.depth)) * weights;
-  const int64_t fitting = std::max<int64_t>(1, static_cast<int64_t>(kPackedBudgetBytes / panel_bytes));
+  const int64_t fitting = std::max<int64_t>(1, static_cast<int64_t>(packed_budget_bytes() / panel_bytes));
   const int64_t wanted_tasks = threads == 1 ? 1 : threads * kTasksPerThread;
   const int64_t longest_block = std::clamp<int64_t>(panels / wanted_tasks, 1, fitting);
   // Even blocks: 16 panels in blocks of at most 7 are 6, 6, 4 rather than 7, 7, 2.

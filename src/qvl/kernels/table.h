@@ -31,6 +31,8 @@ struct CpuFeatures {
   bool neon = false;          // 64-bit ARM: every one has it
   bool neon_dotprod = false;  // SDOT
   bool neon_i8mm = false;     // SMMLA (and neon_dotprod)
+  // Of one core; 512 KiB where the system does not tell. What is cut by it has the same results.
+  size_t second_level_cache_bytes = size_t{512} << 10;
 };
 const CpuFeatures& cpu_features();
 
