@@ -275,7 +275,7 @@ TEST_F(Packages, InfoTellsStagesGraphsAndWhatIsFused) {
   const Outcome o = qvl({"info", small_int4(), "--json"});
   ASSERT_EQ(o.exit_code, 0) << o.err;
   const Json j = parse_json(o.out, "info");
-  EXPECT_EQ(j["stages"]["vision"]["precision"], "bf16");
+  EXPECT_EQ(j["stages"]["vision"]["precision"], "int8");
   EXPECT_EQ(j["stages"]["text"]["precision"], "int4");
   EXPECT_EQ(j["stages"]["text"]["recipe"], "balanced");
   EXPECT_GT(j["stages"]["text"]["bits_per_weight"].get<double>(), 4);

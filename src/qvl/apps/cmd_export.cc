@@ -2,13 +2,16 @@
 
 #include <chrono>
 #include <regex>
+#include <set>
 
 #include "qvl/apps/cli.h"
 #include "qvl/apps/verification.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/engine/native/open.h"
 #include "qvl/export/exporter.h"
 #include "qvl/generate/calibrate.h"
+#include "qvl/generate/vision_gate.h"
 
 namespace qvl::apps {
 namespace {
@@ -16,7 +19,7 @@ namespace {
 struct ExportCommandOptions {
   std::string checkpoint;
   std::string out;
-  std::string vision = "bf16";
+  std::string vision = "auto";
   std::string text = "int4";
   std::string head;
   std::string embedding;
@@ -50,7 +53,7 @@ exporting::ExportOptions export_options(const ExportCommandOptions& o) {
   options.checkpoint = o.checkpoint;
   options.out = o.out;
   options.replace = o.replace;
-  options.precision.vision = exporting::parse_stage_precision(o.vision, "--vision");
+  options.precision.vision = exporting::parse_stage_precision(o.vision == "auto" ? "bf16" : o.vision, "--vision");
   options.precision.text = exporting::parse_stage_precision(o.text, "--text");
   if (!o.head.empty()) options.precision.head = exporting::parse_stage_precision(o.head, "--head");
   if (!o.embedding.empty())
@@ -86,6 +89,49 @@ exporting::Importance calibrated(const ExportCommandOptions& o, ProgressBar& bar
       &interrupt_flag());
 }
 
+// Other runtimes unpack 8-bit weights rather than multiply them: there is nothing to win.
+bool decides_vision(const ExportCommandOptions& o) {
+  return o.vision == "auto" && !o.plain && o.layout == "qvl";
+}
+
+// What features are compared on: pictures of the samples if there are any, else drawn ones.
+std::vector<image::RgbImage> gate_pictures(const ExportCommandOptions& o) {
+  constexpr size_t kMostPictures = 8;
+  std::vector<image::RgbImage> pictures;
+  if (!o.calibrate.empty()) {
+    std::set<std::filesystem::path> seen;
+    for (const generate::EvalQuestion& sample : generate::calibration_samples(o.calibrate)) {
+      for (const std::filesystem::path& path : sample.images) {
+        if (pictures.size() < kMostPictures && seen.insert(path).second) pictures.push_back(image::load_image(path));
+      }
+    }
+  }
+  return pictures.empty() ? generate::vision_gate_pictures() : pictures;
+}
+
+generate::VisionGate vision_gate(const ExportCommandOptions& o, const std::filesystem::path& folder, ProgressBar& bar) {
+  const auto package = std::make_shared<const package::Package>(package::Package::open(folder));
+  const auto source = std::make_shared<const source::Source>(source::Source::open(o.checkpoint));
+  const auto pool = std::make_shared<ThreadPool>(resolve_threads(o.threads, "export"));
+  engine::EngineOptions options;
+  options.threads = o.threads;
+  const engine::OpenedStages candidate =
+      engine::native::open_package(package, options, {.vision = true, .text = false}, pool);
+  options.vision_precision = engine::Precision::kF32;
+  const std::shared_ptr<const engine::Engine> reference = engine::native::open_checkpoint(source, options);
+  return generate::measure_vision_gate(
+      reference->vision(), *candidate.vision, image::ImageProcessorConfig::load(folder), gate_pictures(o), pool.get(),
+      [&](int64_t done, int64_t total) {
+        package->drop_all();
+        source->checkpoint.drop_all();
+        bar.update("comparing 8-bit vision", done, total, "pictures");
+        return !interrupt_flag();
+      });
+}
+
+// Ends an export whose 8-bit vision stage is not good enough.
+struct VisionRefused {};
+
 // The report of the finished folder; throws kMismatch when the package is not what it should be.
 Json verified(const ExportCommandOptions& o, const std::filesystem::path& folder, ProgressBar& bar) {
   const bool full = o.verify == "full";
@@ -119,8 +165,13 @@ void print_result(const ExportCommandOptions& o, const exporting::ExportResult& 
                written = static_cast<double>(result.package_bytes);
   fmt::print(stderr, "qvl: {:.2f} GB became {:.2f} GB in {:.1f} s: {}\n", read * 1e-9, written * 1e-9,
              seconds, result.folder.string());
-  fmt::print(stderr, "qvl: vision {}, text {}", result.manifest.vision.precision,
-             result.manifest.text.precision);
+  const package::StageEntry& vision = result.manifest.vision;
+  fmt::print(stderr, "qvl: vision {}", vision.precision);
+  if (!vision.verdict.is_null()) {
+    fmt::print(stderr, " (8-bit features have a cosine of {:.5f}, {} is the limit)", vision.verdict["cosine"].get<double>(),
+               generate::kVisionGateCosine);
+  }
+  fmt::print(stderr, ", text {}", result.manifest.text.precision);
   if (!result.manifest.quantisation.is_null()) {
     const Json& all = result.manifest.quantisation["all"];
     fmt::print(stderr, " ({} recipe, {:.2f} bits a quantised weight, relative error {:.4f})", o.recipe,
@@ -134,6 +185,20 @@ void print_result(const ExportCommandOptions& o, const exporting::ExportResult& 
   }
   fmt::print(stderr, "\nqvl: try it: qvl run {} -i PICTURE \"What is this?\"   what is inside: qvl info {}\n",
              result.folder.string(), result.folder.string());
+}
+
+// With 8-bit vision where nobody asked for another one and its features are good enough.
+exporting::ExportResult exported(const ExportCommandOptions& o, exporting::ExportOptions options) {
+  if (decides_vision(o)) {
+    const exporting::StagePrecision otherwise = options.precision.vision;
+    options.precision.vision = exporting::StagePrecision::kInt8;
+    try {
+      return exporting::export_package(options);
+    } catch (const VisionRefused&) {
+      options.precision.vision = otherwise;
+    }
+  }
+  return exporting::export_package(options);
 }
 
 int run_export(const ExportCommandOptions& o) {
@@ -159,18 +224,22 @@ int run_export(const ExportCommandOptions& o) {
     return !interrupt_flag();
   };
   double verify_seconds = 0;
-  if (o.verify != "none") {
-    options.verify = [&](const std::filesystem::path& folder) {
-      const auto start = Clock::now();
-      Json report = verified(o, folder, bar);
-      verify_seconds = seconds_since(start);
-      return report;
-    };
-  }
+  Json verdict;
+  options.verify = [&](const std::filesystem::path& folder, package::Manifest& manifest) {
+    const auto start = Clock::now();
+    if (decides_vision(o) && verdict.is_null()) {
+      const generate::VisionGate gate = vision_gate(o, folder, bar);
+      verdict = gate.to_json();
+      if (!gate.passed()) throw VisionRefused();
+    }
+    manifest.vision.verdict = verdict;
+    if (o.verify != "none") manifest.parity = verified(o, folder, bar);
+    verify_seconds = seconds_since(start);
+  };
   try {
     if (!o.calibrate.empty()) options.importance = calibrated(o, bar);
     const auto start = Clock::now();
-    const exporting::ExportResult result = exporting::export_package(options);
+    const exporting::ExportResult result = exported(o, options);
     bar.clear();
     print_result(o, result, seconds_since(start) - verify_seconds, verify_seconds);
   } catch (const Error& e) {
@@ -193,8 +262,12 @@ Registration register_export(CLI::App& app) {
       ->required()
       ->type_name("FOLDER");
   command->add_option("OUT", o->out, "Folder to create")->required()->type_name("FOLDER");
-  command->add_option("--vision", o->vision, "Vision weights: fp32, fp16, bf16 or int8 (default bf16)")
-      ->check(CLI::IsMember({"fp32", "fp16", "bf16", "int8"}))
+  command
+      ->add_option("--vision", o->vision,
+                   "Vision weights: fp32, fp16, bf16, int8, or auto (default): int8, the fastest, if its features of "
+                   "pictures (those of --calibrate, else drawn ones) keep a cosine of 0.999 with float32's, else bf16; "
+                   "bf16 with --plain and --layout genai. The verdict is stored in the package")
+      ->check(CLI::IsMember({"auto", "fp32", "fp16", "bf16", "int8"}))
       ->type_name("PRECISION");
   command->add_option("--text", o->text, "Decoder weights: fp32, fp16, bf16, int8 or int4 (default int4)")
       ->check(CLI::IsMember({"fp32", "fp16", "bf16", "int8", "int4"}))

@@ -283,7 +283,7 @@ ExportResult export_package(const ExportOptions& options) {
   }
   manifest.save(folder.path());
   if (options.verify) {
-    manifest.parity = options.verify(folder.path());
+    options.verify(folder.path(), manifest);
     manifest.save(folder.path());
   }
   folder.publish();

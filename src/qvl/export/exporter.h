@@ -47,9 +47,9 @@ struct ExportOptions {
   // What is being done ("measuring", "writing"), bytes of the checkpoint done and in all; return false to
   // cancel (kCancelled, nothing is left behind).
   std::function<bool(std::string_view phase, int64_t done, int64_t total)> progress;
-  // Called with the folder when everything is in it, before it gets its name. What it returns is stored as
-  // the parity report; what it throws fails the export.
-  std::function<Json(const std::filesystem::path& folder)> verify;
+  // Called with the folder when everything is in it, before it gets its name. It may leave reports in the manifest
+  // (parity, a stage's verdict); what it throws fails the export.
+  std::function<void(const std::filesystem::path& folder, package::Manifest& manifest)> verify;
 };
 
 struct ExportResult {

@@ -48,7 +48,9 @@ Fidelity fidelity_at(const Fidelities& f, ParityStage stage, bool has_vision) {
   return f.decoder;
 }
 
-TensorParity compare(const std::string& name, std::span<const float> reference,
+}  // namespace
+
+TensorParity compare_tensors(const std::string& name, std::span<const float> reference,
                      std::span<const float> candidate) {
   TensorParity out{.name = name, .stage = stage_of(name), .count = static_cast<int64_t>(reference.size())};
   double sum_error = 0, sum_squared_error = 0, rr = 0, cc = 0, rc = 0;
@@ -78,6 +80,8 @@ TensorParity compare(const std::string& name, std::span<const float> reference,
   out.cosine = rr > 0 && cc > 0 ? std::min(1.0, rc / std::sqrt(rr * cc)) : rr == cc ? 1.0 : 0.0;
   return out;
 }
+
+namespace {
 
 struct Distribution {
   double log_sum = 0;  // of exp(x - max), plus max
@@ -370,7 +374,7 @@ CaseParity compare_traces(const std::string& name, const std::vector<TracedTenso
                                         shape_string(c->value.shape())));
       continue;
     }
-    out.tensors.push_back(compare(r.name, r.value.as<float>(), c->value.as<float>()));
+    out.tensors.push_back(compare_tensors(r.name, r.value.as<float>(), c->value.as<float>()));
     const ParityLimits limits = parity_limits(fidelity_at(fidelities, out.tensors.back().stage, has_vision));
     judge_tensor(out.tensors.back(), limits, judge);
     if (r.name == "logits") {

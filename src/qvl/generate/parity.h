@@ -102,6 +102,10 @@ struct ParityFailure {
   std::string to_text() const;  // "case 'picture 64x64', layer3: cosine 0.41, expected at least 0.995"
 };
 
+// Of two tensors of as many elements.
+TensorParity compare_tensors(const std::string& name, std::span<const float> reference,
+                             std::span<const float> candidate);
+
 struct CaseParity {
   std::string name;
   int64_t prompt_tokens = 0;

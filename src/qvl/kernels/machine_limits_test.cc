@@ -39,10 +39,12 @@ TEST(MachineLimits, LieWithinWhatPhysicsAllowsOnEveryTable) {
 // Bytes are narrower than floats: as many instructions do at least twice the work. A busy machine may disturb either.
 TEST(MachineLimits, BytesGoFasterThanFloats) {
   for (const std::string_view name : runnable_tables()) {
-    double best = 0;
-    for (int attempt = 0; attempt < 5 && best <= 1.2; ++attempt)
-      best = std::max(best, peak_int8_gops(name) / peak_fma_gflops(name));
-    EXPECT_GT(best, 1.2) << name;
+    double bytes = 0, floats = 0;  // the best of several: only a quiet moment tells either
+    for (int attempt = 0; attempt < 20 && (attempt < 3 || bytes <= 1.2 * floats); ++attempt) {
+      bytes = std::max(bytes, peak_int8_gops(name));
+      floats = std::max(floats, peak_fma_gflops(name));
+    }
+    EXPECT_GT(bytes, 1.2 * floats) << name;
   }
 }
 

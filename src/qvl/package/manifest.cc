@@ -38,6 +38,7 @@ class Reader {
     if (it == json_->end()) fail(ErrorCode::kFormat, where_, "key '" + std::string(key) + "' is missing");
     return *it;
   }
+  const Json& json() const { return *json_; }
   Reader object(std::string_view key) const { return Reader(get(key), where_ + "." + std::string(key)); }
   const Json& array(std::string_view key) const {
     const Json& v = get(key);
@@ -138,10 +139,14 @@ TensorEntry read_tensor(const Reader& r) {
 }
 
 Json to_json(const StageEntry& s) {
-  return {{"precision", s.precision}, {"recipe", s.recipe}};
+  Json j = {{"precision", s.precision}, {"recipe", s.recipe}};
+  if (!s.verdict.is_null()) j["verdict"] = s.verdict;
+  return j;
 }
 StageEntry read_stage(const Reader& r) {
-  return {.precision = r.text("precision"), .recipe = r.text("recipe")};
+  StageEntry s{.precision = r.text("precision"), .recipe = r.text("recipe"), .verdict = {}};
+  if (r.has("verdict")) s.verdict = r.object("verdict").json();
+  return s;
 }
 
 bool is_plain_name(std::string_view name) {
