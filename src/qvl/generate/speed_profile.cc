@@ -113,11 +113,11 @@ double median(std::vector<double> v) {
 
 // The sample again and again while that costs little: a short one may have met a busy moment.
 ProfileSample steady_sample(const std::function<ProfileSample()>& take) {
-  constexpr double kSeconds = 0.3;
+  constexpr double kSeconds = 1;
+  const Clock::time_point start = Clock::now();
   ProfileSample out = take();
   std::vector<double> seconds = {out.seconds};
-  for (double spent = out.seconds; out.whole && spent < kSeconds && seconds.size() < 25; spent += seconds.back())
-    seconds.push_back(take().seconds);
+  while (seconds_between(start, Clock::now()) < kSeconds && seconds.size() < 25) seconds.push_back(take().seconds);
   out.seconds = median(std::move(seconds));
   return out;
 }
@@ -165,7 +165,7 @@ class TextSampler {
     one();
     std::vector<double> seconds;
     double spent = 0;
-    while (seconds.size() < 5 || (spent < 0.3 && seconds.size() < 100)) {
+    while (seconds.size() < 5 || (spent < 1 && seconds.size() < 100)) {
       const Clock::time_point start = Clock::now();
       one();
       seconds.push_back(seconds_between(start, Clock::now()));
