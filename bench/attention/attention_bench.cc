@@ -95,16 +95,17 @@ class Bench {
   }
 
   void prefill(const char* name, DType dtype, int64_t rows, int64_t past, int64_t heads, int64_t kv_heads,
-               int64_t hd) {
-    causal(label("prefill", name, dtype), LinearPath::kGemm, dtype, rows, past, heads, kv_heads, hd);
+               int64_t hd, bool int8 = false) {
+    causal(label("prefill", name, dtype, int8), LinearPath::kGemm, dtype, int8, rows, past, heads, kv_heads, hd);
   }
-  void decode(const char* name, DType dtype, int64_t past, int64_t heads, int64_t kv_heads, int64_t hd) {
-    causal(label("decode", name, dtype), LinearPath::kGemv, dtype, 1, past, heads, kv_heads, hd);
+  void decode(const char* name, DType dtype, int64_t past, int64_t heads, int64_t kv_heads, int64_t hd,
+              bool int8 = false) {
+    causal(label("decode", name, dtype, int8), LinearPath::kGemv, dtype, int8, 1, past, heads, kv_heads, hd);
   }
 
  private:
-  static std::string label(const char* kind, const char* name, DType dtype) {
-    return std::string(kind) + " " + name + " " + std::string(dtype_name(dtype));
+  static std::string label(const char* kind, const char* name, DType dtype, bool int8 = false) {
+    return std::string(kind) + " " + name + " " + std::string(dtype_name(dtype)) + (int8 ? " int8 cache" : "");
   }
   bool wanted(const std::string& title) const { return title.find(options_.only) != std::string::npos; }
 
@@ -160,28 +161,49 @@ class Bench {
     std::fflush(stdout);
   }
 
-  void causal(const std::string& title, LinearPath path, DType dtype, int64_t rows, int64_t past,
+  // One block of keys or values as normal as those of random_tensor().
+  static AlignedBuffer random_block(const KvView& kv, bool key, uint32_t seed) {
+    AlignedBuffer block(kernels::kv_block_bytes(kv));
+    const int64_t rows = kv.kv_heads * kv.block_tokens;
+    if (kv.dtype != DType::kI8) {
+      const Tensor t = random_tensor(kv.dtype, {rows, kv.head_dim}, seed);
+      std::memcpy(block.data(), t.data(), t.size_bytes());
+      return block;
+    }
+    std::mt19937 g(seed);
+    std::normal_distribution<float> n;
+    auto* codes = reinterpret_cast<int8_t*>(block.data());
+    for (int64_t i = 0; i < rows * kv.head_dim; ++i)
+      codes[i] = static_cast<int8_t>(std::clamp(std::nearbyint(n(g) * 42), -127.0f, 127.0f));
+    const float scale = 1.0f / 42 / (key ? std::sqrt(static_cast<float>(kv.head_dim)) : 1.0f);
+    std::fill_n(reinterpret_cast<float*>(codes + rows * kv.head_dim), rows, scale);
+    return block;
+  }
+
+  void causal(const std::string& title, LinearPath path, DType dtype, bool int8, int64_t rows, int64_t past,
               int64_t heads, int64_t kv_heads, int64_t hd) {
     if (!wanted(title)) return;
     constexpr int64_t kBlock = 64, kLayers = 36;
     const int64_t layers = path == LinearPath::kGemv ? kLayers : 1;  // decode: as cold as in a real step
     const int64_t blocks = (past + rows + kBlock - 1) / kBlock;
-    std::vector<Tensor> storage;
+    std::vector<AlignedBuffer> storage;
     std::vector<void*> keys, values;
-    const Tensor sample = random_tensor(dtype, {kv_heads, kBlock, hd}, 2),
-                 sample2 = random_tensor(dtype, {kv_heads, kBlock, hd}, 3);
+    const KvView shape{nullptr, nullptr, int8 ? DType::kI8 : dtype, kBlock, kv_heads, hd};
+    const AlignedBuffer key_sample = random_block(shape, true, 2), value_sample = random_block(shape, false, 3);
     for (int64_t i = 0; i < layers * blocks; ++i) {
-      storage.push_back(sample.copy());
-      keys.push_back(storage.back().data());
-      storage.push_back(sample2.copy());
-      values.push_back(storage.back().data());
+      for (const AlignedBuffer* sample : {&key_sample, &value_sample}) {
+        storage.emplace_back(sample->size_bytes());
+        std::memcpy(storage.back().data(), sample->data(), sample->size_bytes());
+        (sample == &key_sample ? keys : values).push_back(storage.back().data());
+      }
     }
     const Tensor q = random_tensor(dtype, {rows, heads * hd}, 4);
     Tensor expected(dtype, {rows, heads * hd}), got(dtype, {rows, heads * hd});
     const float scale = 1.0f / std::sqrt(static_cast<float>(hd));
     const auto call = [&](const KernelTable& table, int64_t layer, Tensor& out) {
-      const KvView kv{
-          keys.data() + layer * blocks, values.data() + layer * blocks, dtype, kBlock, kv_heads, hd};
+      KvView kv = shape;
+      kv.key_blocks = keys.data() + layer * blocks;
+      kv.value_blocks = values.data() + layer * blocks;
       attention_causal({&pool_, &table}, path, {q.data(), dtype, rows, heads * hd, heads * hd}, kv, heads,
                        past, scale, {out.data(), dtype, rows, heads * hd, heads * hd});
     };
@@ -195,8 +217,8 @@ class Bench {
                    [&] { call(table_, 0, got); });
       return;
     }
-    const double bytes = 2.0 * static_cast<double>((past + rows) * kv_heads * hd * layers) *
-                         static_cast<double>(dtype_size_bytes(dtype));
+    const double bytes = 2.0 * static_cast<double>((past + rows) * layers) / kBlock *
+                         static_cast<double>(kernels::kv_block_bytes(shape));
     const double limit =
         kernels::read_gb_per_s(static_cast<size_t>(std::clamp(bytes, 64e6, 600e6))) * options_.threads;
     const double seconds = best_seconds([&] {
@@ -247,6 +269,11 @@ int run(int argc, char** argv) {
     bench.decode("800, 32/8 x 128", dtype, 800, 32, 8, 128);
     bench.decode("4000, 32/8 x 128", dtype, 4000, 32, 8, 128);
     bench.decode("4000, 16/8 x 128", dtype, 4000, 16, 8, 128);
+    bench.prefill("64 at 800, 32/8 x 128", dtype, 64, 800, 32, 8, 128, true);
+    bench.prefill("512 at 3584, 4/1 x 128", dtype, 512, 3584, 4, 1, 128, true);
+    bench.decode("800, 32/8 x 128", dtype, 800, 32, 8, 128, true);
+    bench.decode("4000, 32/8 x 128", dtype, 4000, 32, 8, 128, true);
+    bench.decode("4000, 16/8 x 128", dtype, 4000, 16, 8, 128, true);
   }
   return bench.failures() == 0 ? 0 : 1;
 }

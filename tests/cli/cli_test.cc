@@ -84,7 +84,7 @@ TEST_F(Cli, RunJsonIsTheContract) {
   EXPECT_EQ(o.err, "");
   const Json j = parse_json(o.out, "stdout");
   EXPECT_EQ(keys(j), (Keys{"text", "token_ids", "finish_reason", "usage", "images", "timings", "decode",
-                           "peak_rss_mb", "engine"}));
+                           "kv_cache", "peak_rss_mb", "engine"}));
   EXPECT_EQ(keys(j["decode"]), (Keys{"steps", "drafted_tokens", "accepted_tokens"}));
   EXPECT_EQ(keys(j["usage"]), (Keys{"prompt_tokens", "completion_tokens", "image_tokens", "cached_tokens"}));
   EXPECT_EQ(keys(j["timings"]),
@@ -96,6 +96,8 @@ TEST_F(Cli, RunJsonIsTheContract) {
   EXPECT_EQ(j["token_ids"].size(), j["usage"]["completion_tokens"].get<size_t>());
   EXPECT_TRUE(j["finish_reason"] == "stop" || j["finish_reason"] == "length");
   EXPECT_EQ(j["usage"]["cached_tokens"], 0);
+  // One block of 256 positions: 4 layers, 2 heads of 32 keys and values in bf16.
+  EXPECT_EQ(j["kv_cache"], Json({{"dtype", "bf16"}, {"bytes", 256 * 2 * 4 * 2 * 32 * 2}}));
   ASSERT_EQ(j["images"].size(), 2U);
   int64_t image_tokens = 0;
   for (const Json& image : j["images"]) {
@@ -535,6 +537,7 @@ TEST_F(Cli, Info) {
   EXPECT_EQ(j["vision"]["deepstack_indexes"], Json({1, 2, 3}));
   EXPECT_EQ(j["context_tokens"], 4096);
   EXPECT_EQ(j["kv_bytes_per_token"]["bf16"], 2 * 4 * 2 * 32 * 2);
+  EXPECT_EQ(j["kv_bytes_per_token"]["int8"], 2 * 4 * 2 * (32 + 4));
   EXPECT_EQ(j["weights"]["bytes"].get<int64_t>(), j["parameters"]["total"].get<int64_t>() * 2);
   EXPECT_TRUE(j["weights"]["tied_head"].get<bool>());
   EXPECT_EQ(j["chat_template"]["variant"], "instruct");

@@ -85,7 +85,8 @@ TEST_F(ImageMemoryCli, OtherSettingsNeverMeet) {
     return more;
   };
   for (const auto& more : std::vector<std::vector<std::string>>{
-           {"--max-pixels", "20000"}, {"--vision-dtype", "fp32"}, {"--vision-dtype", "fp32", "--text-dtype", "fp32"}}) {
+           {"--max-pixels", "20000"}, {"--vision-dtype", "fp32"}, {"--vision-dtype", "fp32", "--text-dtype", "fp32"},
+           {"--vision-dtype", "bf16", "--kv", "int8"}}) {
     const Json first = kept(with(more));
     EXPECT_EQ(first["usage"]["cached_tokens"], 0) << more.back();
     EXPECT_EQ(first["images"][0]["cached"], more.size() == 4) << more.back();  // features do not depend on the text stages
@@ -94,7 +95,7 @@ TEST_F(ImageMemoryCli, OtherSettingsNeverMeet) {
     EXPECT_GT(second["usage"]["cached_tokens"], 0) << more.back();
     EXPECT_EQ(second["token_ids"], first["token_ids"]) << more.back();
   }
-  EXPECT_FALSE(cold(kept(with({"--vision-dtype", "bf16", "--text-dtype", "bf16"}))));
+  EXPECT_FALSE(cold(kept(with({"--vision-dtype", "bf16", "--text-dtype", "bf16", "--kv", "bf16"}))));
   EXPECT_TRUE(cold(kept(question, {"QVL_KERNELS=scalar"})));
   // The same files elsewhere are another model until somebody has read them.
   fs::copy(kSmall, folder_ / "model", fs::copy_options::recursive);

@@ -17,7 +17,8 @@ std::string fixture_path(const std::string& relative) {
 }
 
 std::string variant_name(const Variant& variant) {
-  return std::string(engine::precision_name(variant.precision)) + "_" + variant.kernels;
+  return std::string(engine::precision_name(variant.precision)) + "_" + variant.kernels +
+         (variant.kv == engine::KvType::kInt8 ? "_int8_cache" : "");
 }
 
 std::shared_ptr<const engine::Engine> tiny_engine(const Variant& variant, int threads) {

@@ -26,12 +26,15 @@ std::string fixture_path(const std::string& relative);
 struct Variant {
   engine::Precision precision;
   std::string kernels;
+  engine::KvType kv = engine::KvType::kAuto;
 };
 std::string variant_name(const Variant& variant);
 
 // Each test program has its own: native_variants.cc (both precisions on every kernel table that this
 // processor runs) and onnx_variants.cc (packages of several kinds on ONNX Runtime and in mixes).
 std::vector<Variant> variants();
+// Native only: those, and each of them with an int8 KV cache.
+std::vector<Variant> cache_variants();
 std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int threads);
 // Whether this variant lets a test see a tensor of the trace contract.
 bool traces(const Variant& variant, std::string_view tensor);

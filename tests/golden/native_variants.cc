@@ -14,6 +14,15 @@ std::vector<Variant> variants() {
   return all;
 }
 
+std::vector<Variant> cache_variants() {
+  std::vector<Variant> all = variants();
+  for (Variant v : variants()) {
+    v.kv = engine::KvType::kInt8;
+    all.push_back(v);
+  }
+  return all;
+}
+
 namespace {
 
 std::shared_ptr<const engine::Engine> open(const std::string& checkpoint, const Variant& variant,
@@ -22,6 +31,7 @@ std::shared_ptr<const engine::Engine> open(const std::string& checkpoint, const 
   options.threads = threads;
   options.vision_precision = options.text_precision = variant.precision;
   options.kernels = variant.kernels;
+  options.kv = variant.kv;
   const auto engine = engine::native::open_checkpoint(checkpoint, options);
   // The forced table must be the one that runs.
   EXPECT_EQ(engine->info().isa, variant.kernels);
@@ -35,7 +45,7 @@ std::shared_ptr<const engine::Engine> open_variant(const Variant& variant, int t
 }
 
 std::vector<Variant> small_variants() {
-  return variants();
+  return cache_variants();
 }
 
 std::shared_ptr<const engine::Engine> open_small(const Variant& variant) {

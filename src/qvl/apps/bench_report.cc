@@ -87,7 +87,8 @@ std::string reading(const kernels::MachineLimits& l) {
 }
 
 std::string engines(const BenchReport& r) {
-  return fmt::format("vision {}, text {}; {}, {} threads, {}", r.vision, r.text, r.isa, r.threads, r.processor);
+  return fmt::format("vision {}, text {}, {} keys and values; {}, {} threads, {}", r.vision, r.text, r.kv, r.isa, r.threads,
+                     r.processor);
 }
 
 std::string memory(const BenchReport& r) {
@@ -123,6 +124,7 @@ BenchReport bench_report(const Json& vision, const Json& text, const Json& answe
   out.limits = limits;
   out.vision = vision["vision"].get<std::string>();
   out.text = text["text"].get<std::string>();
+  out.kv = text["kv"].get<std::string>();
   out.isa = answer["isa"].get<std::string>();
   out.threads = answer["threads"].get<int>();
   out.vision_mb = vision["peak_bytes"].get<double>() * 1e-6;
@@ -233,7 +235,7 @@ Json BenchReport::to_json() const {
   };
   Json out = {{"model", model},
               {"version", version},
-              {"engine", {{"vision", vision}, {"text", text}, {"isa", isa}, {"threads", threads}}},
+              {"engine", {{"vision", vision}, {"text", text}, {"kv", kv}, {"isa", isa}, {"threads", threads}}},
               {"processor", processor},
               {"repeats", repeats},
               {"limits",

@@ -25,6 +25,7 @@ struct BenchRow {
 struct BenchReport {
   std::string model;
   std::string vision, text;  // engines: "native int8"
+  std::string kv;            // "int8": the elements of the KV cache
   std::string isa;
   std::string processor;
   std::string version;

@@ -61,15 +61,13 @@ void measure_text(const BenchSettings& s, const OpenStages& opened, const genera
                               {"operations", operations_json(generate::prefill_operations(opened.config.text, p.tokens))}});
   }
   const int64_t weights = stored_weights(s.model).decode_bytes;
-  const int32_t some_id = 0;
-  const auto element = static_cast<int64_t>(dtype_size_bytes(opened.embed->embed({&some_id, 1}).dtype()));
   for (const generate::DecodeSeries& d : series.decode) {
     // The middle of the tokens.
     out["decode"].push_back(
         {{"context", d.context},
          {"tokens", d.tokens},
          {"seconds", d.seconds.seconds},
-         {"bytes_per_token", generate::decode_bytes(opened.config, weights, d.context + d.tokens / 2, element)}});
+         {"bytes_per_token", generate::decode_bytes(opened.config, weights, d.context + d.tokens / 2, opened.kv_dtype)}});
   }
   out["decode_weight_bytes"] = weights;
 }
@@ -101,6 +99,7 @@ Json measure_bench_stage(const std::string& what, const BenchSettings& s, const 
   out["load_seconds"] = loads;
   out["vision"] = opened.vision_name;
   out["text"] = opened.text_name;
+  out["kv"] = engine::kv_dtype_name(opened.kv_dtype);
   out["isa"] = opened.isa;
   out["threads"] = opened.pool->threads();
   if (what == "vision") {

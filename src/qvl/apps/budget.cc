@@ -19,8 +19,9 @@ namespace fs = std::filesystem;
 std::string profile_key(const OpenModel& model) {
   const engine::EngineInfo& info = model.engine->info();
   const model::ModelConfig& c = model.engine->config();
-  return fmt::format("{}, {} threads, {}, qvl {}: {} + {}, {} parameters, {} bytes, text {}x{}, vision {}x{}",
-                     processor_name(), info.threads, info.isa, QVL_VERSION, info.vision, info.text, info.parameters,
+  return fmt::format("{}, {} threads, {}, qvl {}: {} + {} with {} keys and values, {} parameters, {} bytes, text {}x{}, vision {}x{}",
+                     processor_name(), info.threads, info.isa, QVL_VERSION, info.vision, info.text,
+                     engine::kv_dtype_name(info.kv_dtype), info.parameters,
                      info.weight_bytes, c.text.num_layers, c.text.hidden_size, c.vision.depth, c.vision.hidden_size);
 }
 
@@ -135,7 +136,8 @@ Planned plan_question(const fs::path& folder, const OpenModel& model, const gene
   const generate::MemoryFacts memory{.base_bytes = before.outside_bytes,
                                      .touched_weight_bytes = before.inside_bytes,
                                      .vision_weight_bytes = weights.vision_bytes,
-                                     .text_weight_bytes = weights.decode_bytes};
+                                     .text_weight_bytes = weights.decode_bytes,
+                                     .kv_dtype = info.kv_dtype};
   out.profile = find_profile(folder, model, choice, bar, out.profile_source);
   generate::Budget budget;
   budget.seconds = choice.seconds;

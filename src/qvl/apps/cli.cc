@@ -86,6 +86,11 @@ void add_engine_options(CLI::App& app, EngineChoice& choice) {
                  "Precision of the text stages: auto (the checkpoint's; integer weights multiply in int8), bf16 or fp32")
       ->check(CLI::IsMember({"auto", "bf16", "fp32"}))
       ->group("Engine");
+  app.add_option("--kv", choice.kv,
+                 "Keys and values in memory: auto (as the text's activations, so bf16 for a bf16 model), bf16, or int8 "
+                 "(half the bytes; native text stages)")
+      ->check(CLI::IsMember({"auto", "bf16", "int8"}))
+      ->group("Engine");
   const char* onnx = "ONNX Runtime (stages of a package with --vision onnx, --text onnx)";
   app.add_option("--onnxruntime", choice.onnxruntime,
                  "The library libonnxruntime.so.1, or its folder (default: looked for)")
@@ -294,12 +299,7 @@ OpenModel open_model(const fs::path& folder, const EngineChoice& choice, Progres
                               choice, progress);
   } else {
     refuse_onnx_of_checkpoint(folder, choice);
-    engine::EngineOptions options;
-    options.threads = choice.threads;
-    options.vision_precision = engine::parse_precision(choice.vision_dtype);
-    options.text_precision = engine::parse_precision(choice.text_dtype);
-    options.progress = progress;
-    out.engine = engine::native::open_checkpoint(folder, options);
+    out.engine = engine::native::open_checkpoint(folder, native_options(choice, progress));
   }
   if (with_assets) {
     out.assets =
@@ -347,6 +347,8 @@ void print_statistics(const generate::Answer& a, const engine::EngineInfo& engin
   line(fmt::format("prompt: {} tokens ({} visual), {} cached; prefill {:.0f} ms, {:.0f} tokens/s",
                    a.prompt_tokens, a.image_tokens, a.cached_tokens, a.prefill_ms,
                    generate::per_second(static_cast<double>(computed), a.prefill_ms)));
+  line(fmt::format("keys and values: {}, {:.1f} MB", engine::kv_dtype_name(engine.kv_dtype),
+                   static_cast<double>(a.kv_bytes) * 1e-6));
   const double decoded = a.token_ids.empty() ? 0.0 : static_cast<double>(a.token_ids.size() - 1);
   line(fmt::format(
       "answer: {} tokens ({}), first after {:.0f} ms, {:.1f} tokens/s; seed {}; peak memory {:.0f} MB",

@@ -67,6 +67,7 @@ struct EngineChoice {
   std::string text = "native";
   std::string vision_dtype = "auto";
   std::string text_dtype = "auto";
+  std::string kv = "auto";
   // ONNX Runtime, for stages that run there.
   std::string onnxruntime;  // library or its folder; empty: looked for
   std::string provider = "cpu";
@@ -137,8 +138,11 @@ OpenModel open_model(const std::filesystem::path& folder, const EngineChoice& ch
 // kept is filed under the libraries that are loaded by then.
 std::shared_ptr<generate::DiskMemory> open_disk_memory(const MemoryChoice& choice, const OpenModel& model);
 
-// The stages of a package as `choice` says, in one engine. Throws UsageError for a --vision-dtype or
-// --text-dtype of an ONNX stage, and what the engines throw.
+// What `choice` says about native stages.
+engine::EngineOptions native_options(const EngineChoice& choice, const engine::ProgressFn& progress);
+
+// The stages of a package as `choice` says, in one engine. Throws UsageError for a --vision-dtype, --text-dtype or --kv
+// of an ONNX stage, and what the engines throw.
 std::shared_ptr<const engine::Engine> open_package(std::shared_ptr<const package::Package> package,
                                                    const EngineChoice& choice,
                                                    const engine::ProgressFn& progress);
@@ -152,6 +156,7 @@ struct OpenStages {
   std::shared_ptr<const engine::Engine> engine;  // when both were asked for
   std::string vision_name, text_name;            // "native bf16"
   std::string isa;
+  DType kv_dtype = DType::kF32;  // of the elements of a KV cache
   std::shared_ptr<ThreadPool> pool;
 };
 // The selected stages of a checkpoint or package. Throws what open_model() and open_package() throw.

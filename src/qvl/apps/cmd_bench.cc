@@ -65,7 +65,7 @@ std::vector<int64_t> lengths(const std::vector<int64_t>& given, std::vector<int6
 std::vector<std::string> engine_arguments(const EngineChoice& e) {
   std::vector<std::string> out = {"--vision",       e.vision,      "--text",         e.text,      "--vision-dtype",
                                   e.vision_dtype,   "--text-dtype", e.text_dtype,     "--ep",      e.provider,
-                                  "--vision-graph", e.vision_graph};
+                                  "--vision-graph", e.vision_graph, "--kv",           e.kv};
   if (e.threads > 0) out.insert(out.end(), {"--threads", std::to_string(e.threads)});
   if (!e.onnxruntime.empty()) out.insert(out.end(), {"--onnxruntime", e.onnxruntime});
   for (const std::string& v : e.provider_options) out.insert(out.end(), {"--ep-option", v});

@@ -90,8 +90,9 @@ Json describe(const fs::path& folder) {
   out["text"] = text_facts(config.text);
   out["vision"] = vision_facts(config.vision);
   out["context_tokens"] = config.text.max_positions;
-  out["kv_bytes_per_token"] = {{"bf16", config.kv_bytes_per_token(2)},
-                               {"fp32", config.kv_bytes_per_token(4)}};
+  out["kv_bytes_per_token"] = {{"int8", config.kv_bytes_per_token(DType::kI8)},
+                               {"bf16", config.kv_bytes_per_token(DType::kBF16)},
+                               {"fp32", config.kv_bytes_per_token(DType::kF32)}};
   out["files"] = Json::array();
   for (const char* name : kFiles) {
     if (files.has_file(name)) out["files"].push_back(name);
@@ -158,8 +159,9 @@ std::string as_text(const Json& j) {
        fmt::format("{} blocks, hidden {}, {} heads, mlp {}, patch {}, DeepStack at {}", plain(v["depth"]),
                    plain(v["hidden_size"]), plain(v["heads"]), plain(v["intermediate_size"]),
                    plain(v["patch_size"]), plain(v["deepstack_indexes"])));
-  line("context", fmt::format("{} tokens; {} bytes each in the cache (bf16; fp32 twice)",
-                              number(j["context_tokens"]), number(j["kv_bytes_per_token"]["bf16"])));
+  line("context", fmt::format("{} tokens; {} bytes each in the cache (bf16; fp32 twice, int8 {})",
+                              number(j["context_tokens"]), number(j["kv_bytes_per_token"]["bf16"]),
+                              number(j["kv_bytes_per_token"]["int8"])));
   std::string files;
   for (const Json& f : j["files"]) files += (files.empty() ? "" : ", ") + plain(f);
   line("files", files);

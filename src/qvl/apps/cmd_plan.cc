@@ -58,6 +58,7 @@ Json forecast_json(const generate::Forecast& f, bool memory_known) {
           {"ttft_ms", f.first_token_seconds * 1e3},
           {"decode_tokens_per_s", f.tokens_per_second},
           {"answer_ms", f.answer_seconds * 1e3},
+          {"kv_cache_bytes", memory_known ? Json(f.kv_bytes) : Json(nullptr)},
           {"peak_rss_mb", memory_known ? Json(static_cast<double>(f.peak_bytes) / (1 << 20)) : Json(nullptr)}};
 }
 
@@ -79,8 +80,11 @@ std::string plan_text(const generate::Question& question, const Planned& p, cons
   line("first token", fmt::format("{:.2f} s", f.first_token_seconds));
   line("then", fmt::format("{:.1f} tokens/s; an answer of {} tokens in {:.1f} s", f.tokens_per_second, answer_tokens,
                            f.answer_seconds));
-  line("peak memory", p.memory_known ? fmt::format("{:.0f} MiB", static_cast<double>(f.peak_bytes) / (1 << 20))
-                                     : std::string("not predicted for ONNX stages"));
+  line("peak memory",
+       p.memory_known ? fmt::format("{:.0f} MiB, {:.0f} of them keys and values ({})",
+                                    static_cast<double>(f.peak_bytes) / (1 << 20),
+                                    static_cast<double>(f.kv_bytes) / (1 << 20), engine::kv_dtype_name(info.kv_dtype))
+                      : std::string("not predicted for ONNX stages"));
   if (p.plan.reduced) {
     for (const std::string& s : given_up(question, p.plan, token_side_px)) line("given up", s);
     line("to get it", fmt::format("--max-pixels {}", p.plan.max_pixels));

@@ -141,7 +141,7 @@ Registration register_run(CLI::App& app) {
       "b.png \"What differs?\"\n"
       "--json prints one object: text, token_ids (the end token included), finish_reason (stop, length, or "
       "cancelled after\n"
-      "Ctrl-C), usage, images, timings, decode (steps, drafted_tokens, accepted_tokens), peak_rss_mb, engine.\n"
+      "Ctrl-C), usage, images, timings, decode (steps, drafted_tokens, accepted_tokens), kv_cache (dtype, bytes), peak_rss_mb, engine.\n"
       "Ctrl-C ends the answer where it is (exit code 130); a second one ends the program.");
   command->add_option("PROMPT", options->words, "[MODEL] \"PROMPT\"; the prompt - reads standard input")
       ->required()

@@ -45,13 +45,11 @@ void refuse_precision(std::string_view stage, const std::string& engine, const s
       stage, stage, dtype));
 }
 
-engine::EngineOptions native_options(const EngineChoice& choice, const engine::ProgressFn& progress) {
-  engine::EngineOptions native;
-  native.threads = choice.threads;
-  native.vision_precision = engine::parse_precision(choice.vision_dtype);
-  native.text_precision = engine::parse_precision(choice.text_dtype);
-  native.progress = progress;
-  return native;
+void refuse_kv(const EngineChoice& choice) {
+  if (choice.text != "onnx" || choice.kv == "auto") return;
+  throw UsageError(fmt::format(
+      "--kv: expected auto with --text onnx, got {} (the exported decoder's graph keeps float32 keys and values)",
+      choice.kv));
 }
 
 struct PackageOpener {
@@ -63,13 +61,23 @@ struct PackageOpener {
 
   engine::OpenedStages open(const std::string& engine, const engine::StageSelection& stages) const {
     if (stages.vision) refuse_precision("vision", choice.vision, choice.vision_dtype);
-    if (stages.text) refuse_precision("text", choice.text, choice.text_dtype);
+    if (stages.text) refuse_precision("text", choice.text, choice.text_dtype), refuse_kv(choice);
     return engine == "onnx" ? engine::ort::open_package(package, ort_options(choice, progress), stages)
                             : engine::native::open_package(package, native, stages, pool);
   }
 };
 
 }  // namespace
+
+engine::EngineOptions native_options(const EngineChoice& choice, const engine::ProgressFn& progress) {
+  engine::EngineOptions native;
+  native.threads = choice.threads;
+  native.vision_precision = engine::parse_precision(choice.vision_dtype);
+  native.text_precision = engine::parse_precision(choice.text_dtype);
+  native.kv = engine::parse_kv_type(choice.kv);
+  native.progress = progress;
+  return native;
+}
 
 std::shared_ptr<const engine::Engine> open_package(std::shared_ptr<const package::Package> package,
                                                    const EngineChoice& choice,
@@ -111,6 +119,7 @@ OpenStages open_stages(const std::filesystem::path& folder, const EngineChoice& 
     out.vision_name = out.engine->info().vision;
     out.text_name = out.engine->info().text;
     out.isa = out.engine->info().isa;
+    out.kv_dtype = out.engine->info().kv_dtype;
     out.pool = {out.engine, &out.engine->pool()};
     return out;
   }
@@ -126,6 +135,7 @@ OpenStages open_stages(const std::filesystem::path& folder, const EngineChoice& 
   if (selection.text) {
     saying = opener.open(choice.text, {.vision = false, .text = true});
     out.embed = saying.embed, out.decoder = saying.decoder, out.text_name = saying.text_name;
+    out.kv_dtype = saying.kv_dtype;
     out.isa = out.isa.empty() || out.isa == saying.isa ? saying.isa : out.isa + " + " + saying.isa;
   }
   if (selection.vision && selection.text)

@@ -20,6 +20,7 @@ class ComposedEngine : public Engine {
     info_.text = text.text_name;
     info_.isa = vision.isa == text.isa ? vision.isa : vision.isa + " + " + text.isa;
     info_.threads = pool_->threads();
+    info_.kv_dtype = text.kv_dtype;
     info_.vision_identity = vision.vision_identity;
     info_.text_identity = text.text_identity;
     info_.parameters = parameters;

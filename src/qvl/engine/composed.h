@@ -27,6 +27,7 @@ struct OpenedStages {
   std::string vision_name;  // "native bf16", "onnx int8"
   std::string text_name;
   std::string isa;  // "avx512bf16", "onnxruntime 1.32.0"
+  DType kv_dtype = DType::kF32;  // as in EngineInfo, of `decoder`
   int64_t weight_bytes = 0;
   std::string vision_identity;  // as in EngineInfo
   std::string text_identity;

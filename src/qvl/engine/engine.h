@@ -21,10 +21,21 @@ enum class Precision { kAuto, kF32, kBF16 };
 Precision parse_precision(std::string_view name);
 std::string_view precision_name(Precision precision);
 
+// Keys and values in memory. kAuto: in the activations' type. kBF16: the same, and an error where activations are
+// float32. kInt8: codes with a scale for each head of a position, about half of bf16's bytes (kernels/ops.h).
+enum class KvType { kAuto, kBF16, kInt8 };
+
+// Throws kInvalidArgument for anything but auto, bf16 and int8.
+KvType parse_kv_type(std::string_view name);
+
+// "bf16", "fp32", "int8": the type of a cache's elements as options and reports spell it.
+std::string_view kv_dtype_name(DType cache);
+
 struct EngineOptions {
   int threads = 0;  // 0: all processors available to the process
   Precision vision_precision = Precision::kAuto;
   Precision text_precision = Precision::kAuto;
+  KvType kv = KvType::kAuto;  // native decoder only
   // Kernel table of the native stages ("scalar", "avx2", ...); empty: QVL_KERNELS, else the best one of this
   // processor.
   std::string kernels;
@@ -37,6 +48,7 @@ struct EngineInfo {
   std::string text;    // "native f32"
   std::string isa;     // kernel table, "avx512bf16"
   int threads = 0;
+  DType kv_dtype = DType::kF32;  // of the elements of a KV cache
   int64_t parameters = 0;
   int64_t weight_bytes = 0;  // mapped and owned
   // Name what the bits of a stage's results depend on besides its input and the program: weights, precision, kernels.

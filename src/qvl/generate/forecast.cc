@@ -65,7 +65,7 @@ Forecast forecast(const model::ModelConfig& config, const SpeedProfile& profile,
   out.first_token_seconds = question.preprocess_seconds + out.vision_seconds + out.prefill_seconds;
   const int64_t middle = out.prompt_tokens + question.answer_tokens / 2;
   const double token_seconds =
-      profile.decode_byte_s * decode_bytes(config, profile.decode_weight_bytes, middle, profile.element_bytes);
+      profile.decode_byte_s * decode_bytes(config, profile.decode_weight_bytes, middle, memory.kv_dtype);
   out.tokens_per_second = token_seconds > 0 ? 1 / token_seconds : 0;
   out.answer_seconds =
       out.first_token_seconds + as_double(std::max<int64_t>(0, question.answer_tokens - 1)) * token_seconds;
@@ -75,6 +75,7 @@ Forecast forecast(const model::ModelConfig& config, const SpeedProfile& profile,
   const int64_t pixels = out.patches * config.vision.patch_width() * 4;
   const int64_t positions =
       (out.prompt_tokens + question.answer_tokens + kKvBlockTokens - 1) / kKvBlockTokens * kKvBlockTokens;
+  out.kv_bytes = positions * config.kv_bytes_per_token(memory.kv_dtype);
   // Pixels of the pictures that still wait are there while one is encoded.
   const int64_t seeing = question.pictures.empty()
                              ? 0
@@ -82,7 +83,7 @@ Forecast forecast(const model::ModelConfig& config, const SpeedProfile& profile,
                                    std::min(memory.touched_weight_bytes, memory.text_weight_bytes) + pixels + features +
                                    vision_activation_bytes(config.vision, largest_picture, element) -
                                    largest_picture * config.vision.patch_width() * 4;
-  const int64_t saying = memory.text_weight_bytes + features + positions * config.kv_bytes_per_token(element) +
+  const int64_t saying = memory.text_weight_bytes + features + out.kv_bytes +
                          text_activation_bytes(text, out.prompt_tokens, question.prefill_chunk, element);
   out.peak_bytes = memory.base_bytes + std::max(seeing, saying);
   return out;

@@ -28,6 +28,7 @@ struct MemoryFacts {
   int64_t touched_weight_bytes = 0;  // pages of weights that opening has brought
   int64_t vision_weight_bytes = 0;
   int64_t text_weight_bytes = 0;
+  DType kv_dtype = DType::kBF16;  // of the elements of keys and values
 };
 
 struct Forecast {
@@ -40,6 +41,7 @@ struct Forecast {
   double first_token_seconds = 0;  // preprocessing, vision, prefill
   double tokens_per_second = 0;    // in the middle of the answer
   double answer_seconds = 0;       // all of it
+  int64_t kv_bytes = 0;            // keys and values at the end of the answer
   int64_t peak_bytes = 0;
 };
 

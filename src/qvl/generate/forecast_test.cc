@@ -54,6 +54,18 @@ TEST(Forecast, FollowsFromTheProfile) {
   EXPECT_LT(f.peak_bytes, 2'900'000'000);
 }
 
+TEST(Forecast, KeysAndValuesTakeWhatTheirTypeTakes) {
+  const model::ModelConfig config = model::public_config("4b");
+  const auto with = [&](DType cache) {
+    return forecast(config, steady(), {.text_weight_bytes = 2'600'000'000, .kv_dtype = cache}, photo(), {});
+  };
+  const Forecast bf16 = with(DType::kBF16), int8 = with(DType::kI8);
+  EXPECT_EQ(bf16.kv_bytes, 1024 * 147456);
+  EXPECT_EQ(int8.kv_bytes, 1024 * 76032);
+  EXPECT_EQ(bf16.peak_bytes - int8.peak_bytes, 1024 * (147456 - 76032));
+  EXPECT_NEAR(int8.tokens_per_second, 20e9 / (2.6e9 + 832 * 76032), 1e-6);
+}
+
 TEST(Forecast, MemoryIsThatOfTheLargerPhase) {
   Question question = photo();
   question.pictures = {{4000, 4000}};

@@ -380,6 +380,7 @@ Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const Answ
   answer.reason = result.reason;
   answer.decode_ms = result.decode_ms;
   answer.decode = result.counts;
+  answer.kv_bytes = static_cast<int64_t>(session_.cache_bytes());
   if (!answer.token_ids.empty()) answer.ttft_ms = before_ms + result.first_token_ms;
   keep_features();
   if (disk_) session_.keep(prompt, *disk_);

@@ -97,6 +97,7 @@ struct Answer {
   double prefill_ms = 0;
   double ttft_ms = 0;    // preprocessing to first token; 0 when none came
   double decode_ms = 0;  // first token to last
+  int64_t kv_bytes = 0;  // of the session's keys and values afterwards
   DecodeCounts decode;
 };
 

@@ -51,6 +51,7 @@ Json answer_json(const Answer& a, const engine::EngineInfo& engine, const RunFac
   out["decode"] = {{"steps", a.decode.steps},
                    {"drafted_tokens", a.decode.drafted_tokens},
                    {"accepted_tokens", a.decode.accepted_tokens}};
+  out["kv_cache"] = {{"dtype", engine::kv_dtype_name(engine.kv_dtype)}, {"bytes", a.kv_bytes}};
   out["peak_rss_mb"] = rounded(facts.peak_rss_mb);
   out["engine"] = {
       {"vision", engine.vision}, {"text", engine.text}, {"isa", engine.isa}, {"threads", engine.threads}};

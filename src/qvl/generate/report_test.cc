@@ -33,11 +33,12 @@ TEST(Report, HasExactlyTheKeysOfTheContract) {
   a.prefill_ms = 40;
   a.ttft_ms = 65;
   a.decode_ms = 100;
+  a.kv_bytes = 4096;
   a.decode = {.steps = 2, .drafted_tokens = 9, .accepted_tokens = 4};
-  const Json j = answer_json(a, {.vision = "native bf16", .text = "native fp32", .isa = "avx2", .threads = 2},
+  const Json j = answer_json(a, {.vision = "native bf16", .text = "native fp32", .isa = "avx2", .threads = 2, .kv_dtype = DType::kI8},
                              {.load_ms = 3.5, .peak_rss_mb = 99.5});
   EXPECT_EQ(keys(j), (Keys{"text", "token_ids", "finish_reason", "usage", "images", "timings", "decode",
-                           "peak_rss_mb", "engine"}));
+                           "kv_cache", "peak_rss_mb", "engine"}));
   EXPECT_EQ(keys(j["decode"]), (Keys{"steps", "drafted_tokens", "accepted_tokens"}));
   EXPECT_EQ(keys(j["usage"]), (Keys{"prompt_tokens", "completion_tokens", "image_tokens", "cached_tokens"}));
   ASSERT_EQ(j["images"].size(), 1U);
@@ -48,6 +49,7 @@ TEST(Report, HasExactlyTheKeysOfTheContract) {
                   "prefill_tokens_per_s", "ttft_ms", "decode_tokens_per_s"}));
   EXPECT_EQ(keys(j["engine"]), (Keys{"vision", "text", "isa", "threads"}));
 
+  EXPECT_EQ(j["kv_cache"], Json({{"dtype", "int8"}, {"bytes", 4096}}));
   EXPECT_EQ(j["text"], "Rot \"und\" grün\n");
   EXPECT_EQ(j["token_ids"], Json({5, 6, 7}));
   EXPECT_EQ(j["finish_reason"], "length");

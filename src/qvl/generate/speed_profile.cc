@@ -277,7 +277,7 @@ SpeedProfile measure_speed_profile(const engine::Engine& engine, int64_t decode_
   check();
   const int64_t context = text.length();  // none where the layers were stopped early
   out.decode_byte_s =
-      text.decode() / decode_bytes(engine.config(), decode_weight_bytes, context, out.element_bytes);
+      text.decode() / decode_bytes(engine.config(), decode_weight_bytes, context, engine.info().kv_dtype);
   return out;
 }
 

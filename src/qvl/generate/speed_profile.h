@@ -27,7 +27,7 @@ struct SpeedProfile {
 
   // What the stages read and keep.
   int64_t decode_weight_bytes = 0;
-  int64_t element_bytes = 2;  // of activations, keys and values
+  int64_t element_bytes = 2;  // of activations
 
   Json to_json() const;
   // Throws kFormat naming `where` for a missing, negative or non-finite number.

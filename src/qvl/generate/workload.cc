@@ -56,9 +56,8 @@ int64_t decode_weight_bytes(const model::ModelConfig& config, bool tied_head, co
   return total + head + embedding / config.text.vocab_size;
 }
 
-double decode_bytes(const model::ModelConfig& config, int64_t weight_bytes, int64_t context,
-                    int64_t kv_element_bytes) {
-  return as_double(weight_bytes) + as_double(context + 1) * as_double(config.kv_bytes_per_token(kv_element_bytes));
+double decode_bytes(const model::ModelConfig& config, int64_t weight_bytes, int64_t context, DType cache) {
+  return as_double(weight_bytes) + as_double(context + 1) * as_double(config.kv_bytes_per_token(cache));
 }
 
 }  // namespace qvl::generate

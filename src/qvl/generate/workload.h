@@ -33,6 +33,6 @@ using StoredBytes = std::function<int64_t(model::TensorRole role, int layer)>;
 int64_t decode_weight_bytes(const model::ModelConfig& config, bool tied_head, const StoredBytes& stored);
 
 // What a token at cache length `context` reads: those, and keys and values of the positions before it and its own.
-double decode_bytes(const model::ModelConfig& config, int64_t weight_bytes, int64_t context, int64_t kv_element_bytes);
+double decode_bytes(const model::ModelConfig& config, int64_t weight_bytes, int64_t context, DType cache);
 
 }  // namespace qvl::generate

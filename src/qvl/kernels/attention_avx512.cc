@@ -35,7 +35,9 @@ const AttentionKernels& attention_kernels_avx512() {
                                            simd::attention_tile_f32_words<V, float>(),
                                            simd::attention_tile_f32_words<V, BFloat16>(),
                                            simd::attention_stream<V, float>(),
-                                           simd::attention_stream<V, BFloat16>()};
+                                           simd::attention_stream<V, BFloat16>(),
+                                           simd::attention_stream<V, float, int8_t>(),
+                                           simd::attention_stream<V, BFloat16, int8_t>()};
   return kernels;
 }
 

@@ -16,6 +16,7 @@
 #include "qvl/kernels/kv_check.h"
 #include "qvl/kernels/op_check.h"
 #include "qvl/kernels/ops.h"
+#include "qvl/kernels/row_tasks.h"
 #include "qvl/kernels/table.h"
 
 namespace qvl::kernels {
@@ -33,6 +34,7 @@ struct Causal {
   int64_t past;
   Matrix out;
 
+  bool int8() const { return kv.dtype == DType::kI8; }
   int64_t rows() const { return q.rows * group; }  // per kv head, position-major
   const void* query(int64_t kv_head, int64_t row) const {
     return element(q.data, q.dtype, row / group * q.stride + (kv_head * group + row % group) * kv.head_dim);
@@ -43,23 +45,41 @@ struct Causal {
   }
   int64_t visible_keys(int64_t row) const { return past + row / group + 1; }
 
-  // fn(keys, values, first, count) for the contiguous pieces of positions [first, first + count).
+  // A run of positions of one kv head that lie side by side.
+  struct Piece {
+    const void* keys;
+    const void* values;
+    const float* key_scales;  // int8 only, else null
+    const float* value_scales;
+    int64_t first;
+    int64_t count;
+  };
+
+  // fn(piece) for positions [first, first + count).
   template <typename Fn>
   void for_pieces(int64_t kv_head, int64_t first, int64_t count, const Fn& fn) const {
     for (int64_t at = first; at < first + count;) {
       const int64_t block = at / kv.block_tokens, slot = at % kv.block_tokens;
-      const int64_t piece = std::min(kv.block_tokens - slot, first + count - at);
-      const int64_t offset = (kv_head * kv.block_tokens + slot) * kv.head_dim;
-      fn(element(static_cast<const void*>(kv.key_blocks[block]), kv.dtype, offset),
-         element(static_cast<const void*>(kv.value_blocks[block]), kv.dtype, offset), at, piece);
-      at += piece;
+      const int64_t row = kv_head * kv.block_tokens + slot;
+      Piece piece{element(static_cast<const void*>(kv.key_blocks[block]), kv.dtype, row * kv.head_dim),
+                  element(static_cast<const void*>(kv.value_blocks[block]), kv.dtype, row * kv.head_dim),
+                  nullptr,
+                  nullptr,
+                  at,
+                  std::min(kv.block_tokens - slot, first + count - at)};
+      if (int8()) {
+        piece.key_scales = kv_scales(kv, kv.key_blocks[block]) + row;
+        piece.value_scales = kv_scales(kv, kv.value_blocks[block]) + row;
+      }
+      fn(piece);
+      at += piece.count;
     }
   }
 };
 
 class CausalUnits final : public AttentionUnits {
  public:
-  explicit CausalUnits(const Causal& causal) : c_(causal) {}
+  CausalUnits(const Causal& causal, const RowKernels& heads) : c_(causal), heads_(heads) {}
   int64_t units() const override { return c_.kv.kv_heads; }
   int64_t rows(int64_t) const override { return c_.rows(); }
   int64_t keys(int64_t) const override { return c_.past + c_.q.rows; }
@@ -69,14 +89,36 @@ class CausalUnits final : public AttentionUnits {
   void pack(const AttentionTile& kernel, int64_t unit, int64_t first, int64_t count, void* keys,
             void* values) const override {
     const int64_t hd = c_.kv.head_dim;
-    c_.for_pieces(unit, first, count, [&](const void* k, const void* v, int64_t at, int64_t piece) {
-      kernel.pack_keys(k, hd, at - first, piece, hd, keys);
-      kernel.pack_values(v, hd, at - first, piece, hd, values);
+    c_.for_pieces(unit, first, count, [&](const Causal::Piece& p) {
+      if (c_.int8()) return pack_int8(kernel, p, p.first - first, keys, values);
+      kernel.pack_keys(p.keys, hd, p.first - first, p.count, hd, keys);
+      kernel.pack_values(p.values, hd, p.first - first, p.count, hd, values);
     });
   }
 
  private:
+  // By way of activations. `at`: the piece's first position in the tile, a multiple of kAttentionLanes as blocks are.
+  void pack_int8(const AttentionTile& kernel, const Causal::Piece& p, int64_t at, void* keys, void* values) const {
+    const int64_t hd = c_.kv.head_dim;
+    const DType type = c_.q.dtype;
+    alignas(64) std::byte rows[kAttentionLanes * kMaxInt8HeadDim * sizeof(float)];
+    for (int64_t i = 0; i < p.count; i += kAttentionLanes) {
+      const int64_t n = std::min(kAttentionLanes, p.count - i);
+      const auto widen = [&](const void* codes, const float* scales, bool key) {
+        for (int64_t r = 0; r < n; ++r) {
+          heads_.dequantize_head(static_cast<const int8_t*>(codes) + (i + r) * hd, scales[i + r], hd, key,
+                                 element(static_cast<void*>(rows), type, r * hd));
+        }
+      };
+      widen(p.keys, p.key_scales, true);
+      kernel.pack_keys(rows, hd, at + i, n, hd, keys);
+      widen(p.values, p.value_scales, false);
+      kernel.pack_values(rows, hd, at + i, n, hd, values);
+    }
+  }
+
   const Causal& c_;
+  const RowKernels& heads_;
 };
 
 // What one run of positions leaves for one kv head: per row the maximum, the sum and the weighted values.
@@ -112,18 +154,24 @@ void run_attention_stream(const Context& ctx, const AttentionStream& kernel, con
     int64_t begin = 0;
     while (c.visible_keys(begin) <= first) ++begin;
     for (int64_t r = begin; r < rows; ++r) kernel.widen(c.query(kv_head, r), hd, q + r * hd);
-    c.for_pieces(kv_head, first, count, [&](const void* k, const void*, int64_t at, int64_t piece) {
-      kernel.scores(q + begin * hd, rows - begin, k, piece, hd, scores + begin * kSplitTokens + (at - first),
-                    kSplitTokens);
+    c.for_pieces(kv_head, first, count, [&](const Causal::Piece& piece) {
+      float* at = scores + begin * kSplitTokens + (piece.first - first);
+      kernel.scores(q + begin * hd, rows - begin, piece.keys, piece.count, hd, at, kSplitTokens);
+      if (!c.int8()) return;
+      for (int64_t r = begin; r < rows; ++r, at += kSplitTokens) kernel.multiply(piece.key_scales, piece.count, at);
     });
     for (int64_t r = begin; r < rows; ++r) {
       const int64_t visible = std::min(count, c.visible_keys(r) - first);
       p.sum[r] = kernel.weights(scores + r * kSplitTokens, visible, count, scale_log2e, p.max + r);
     }
     std::fill(p.out + begin * hd, p.out + rows * hd, 0.0f);
-    c.for_pieces(kv_head, first, count, [&](const void*, const void* v, int64_t at, int64_t piece) {
-      kernel.gather(scores + begin * kSplitTokens + (at - first), kSplitTokens, rows - begin, v, piece, hd,
-                    p.out + begin * hd);
+    c.for_pieces(kv_head, first, count, [&](const Causal::Piece& piece) {
+      float* const at = scores + begin * kSplitTokens + (piece.first - first);
+      if (c.int8()) {
+        for (int64_t r = begin; r < rows; ++r)
+          kernel.multiply(piece.value_scales, piece.count, at + (r - begin) * kSplitTokens);
+      }
+      kernel.gather(at, kSplitTokens, rows - begin, piece.values, piece.count, hd, p.out + begin * hd);
     });
   });
 
@@ -164,7 +212,7 @@ void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const 
   check_like(kWhere, "out", q, out);
   if (past < 0) fail(ErrorCode::kInvalidArgument, kWhere, "past", ">= 0", std::to_string(past));
   check_kv(kWhere, kv, q.rows > 0 ? past + q.rows : 0);
-  check_dtype(kWhere, "cache", q.dtype, kv.dtype);
+  check_kv_type(kWhere, kv, q.dtype);
   check_head_dim(kWhere, kv.head_dim, 4);
   check_size(kWhere, "q columns (heads * head_dim)", heads * kv.head_dim, q.cols);
   if (heads < 1 || heads % kv.kv_heads != 0) {
@@ -179,11 +227,14 @@ void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const 
   if (q.rows == 0) return;
   const Causal causal{q, kv, heads / kv.kv_heads, past, out};
   if (path == LinearPath::kGemm) {
-    run_attention_tiles(ctx, q.dtype, kv.head_dim, scale, CausalUnits(causal));
+    run_attention_tiles(ctx, q.dtype, kv.head_dim, scale, CausalUnits(causal, row_kernels(ctx, q.dtype)));
   } else {
     const AttentionKernels& kernels = *ctx.table->attention;
-    run_attention_stream(ctx, q.dtype == DType::kF32 ? kernels.stream_f32 : kernels.stream_bf16, causal,
-                         scale);
+    const bool f32 = q.dtype == DType::kF32;
+    run_attention_stream(ctx,
+                         causal.int8() ? (f32 ? kernels.stream_f32_int8 : kernels.stream_bf16_int8)
+                                       : (f32 ? kernels.stream_f32 : kernels.stream_bf16),
+                         causal, scale);
   }
 }
 

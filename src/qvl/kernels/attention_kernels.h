@@ -12,6 +12,9 @@ namespace qvl::kernels {
 // instruction set. Packed keys are complete in panels of this many keys.
 inline constexpr int64_t kAttentionLanes = 16;
 
+// Heads whose largest magnitude is below this become zeros in an int8 cache.
+inline constexpr float kSmallestInt8Head = 0x1p-100f;
+
 inline constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -32,6 +35,13 @@ struct RowKernels {
   // dst may be src.
   void (*norm_rope_head)(const void* src, int64_t head_dim, const float* weight, float eps, const float* cos,
                          const float* sin, void* dst) = nullptr;
+
+  // One head of an int8 cache (KvView in ops.h), head_dim <= kMaxInt8HeadDim; `key`: the codes are those of the head's
+  // Hadamard transform. Every instruction set gives the same codes and scales. quantize_head returns the scale: NaN
+  // when an element is not finite, 0 when all are below 2^-100.
+  float (*quantize_head)(const void* src, int64_t head_dim, bool key, int8_t* codes) = nullptr;
+  // Rounds once to the activation type.
+  void (*dequantize_head)(const int8_t* codes, float scale, int64_t head_dim, bool key, void* dst) = nullptr;
 };
 
 // One step of the online softmax: `rows` query rows meet one packed tile of keys and values.
@@ -79,9 +89,10 @@ struct AttentionTile {
   void (*finish)(const float* out, const float* sum, int64_t head_dim, void* dst) = nullptr;
 };
 
-// Bandwidth-bound attention of few rows over unpacked keys and values, for one activation type of the cache.
+// Bandwidth-bound attention of few rows over unpacked keys and values, for one activation type and one type of the
+// cache. An int8 cache's codes stand for themselves here: the caller multiplies scores and weights by the scales.
 struct AttentionStream {
-  // scores[r, i] = q[r] . k[i] for rows r < rows, keys i < count; q is float [rows, head_dim], k is
+  // scores[r, i] = q[r] . k[i] for rows r < rows, keys i < count; q is float [rows, head_dim] as widen() makes it, k is
   // contiguous [count, head_dim].
   void (*scores)(const float* q, int64_t rows, const void* k, int64_t count, int64_t head_dim, float* scores,
                  int64_t score_stride) = nullptr;
@@ -97,7 +108,11 @@ struct AttentionStream {
   // sum[0..count) += part[0..count) * factor.
   void (*add_scaled)(const float* part, float factor, int64_t count, float* sum) = nullptr;
 
-  // Between one head of activations and the float heads above, whose order of elements is the kernel's own.
+  // values[0..count) *= factors[0..count).
+  void (*multiply)(const float* factors, int64_t count, float* values) = nullptr;
+
+  // Between one head of activations and the float heads above, whose order of elements is the kernel's own. For an int8
+  // cache widen() makes the Hadamard transform of a query, what the codes of keys are to be multiplied with.
   void (*widen)(const void* src, int64_t head_dim, float* dst) = nullptr;
   void (*narrow)(const float* src, int64_t head_dim,
                  void* dst) = nullptr;  // rounds once; zeros come out positive
@@ -107,6 +122,7 @@ struct AttentionKernels {
   RowKernels rows_f32, rows_bf16;
   AttentionTile tile_f32, tile_bf16;
   AttentionStream stream_f32, stream_bf16;
+  AttentionStream stream_f32_int8, stream_bf16_int8;  // activations, then the cache
 };
 
 // Filled once; valid for the life of the process. Those of a family of processors may be called on any of it,

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "qvl/base/dtype.h"
+#include "qvl/kernels/attention_int8_simd.h"
 #include "qvl/kernels/attention_kernels.h"
 
 namespace qvl::kernels::simd {
@@ -178,7 +179,8 @@ void norm_rope_head(const void* src, int64_t hd, const float* weight, float eps,
 
 template <typename V, typename T>
 RowKernels row_kernels() {
-  return {layer_norm<V, T>, rms_norm<V, T>, rope_heads<V, T>, norm_rope_head<V, T>};
+  return {layer_norm<V, T>,     rms_norm<V, T>,      rope_heads<V, T>,
+          norm_rope_head<V, T>, quantize_head<V, T>, dequantize_head<V, T>};
 }
 
 }  // namespace qvl::kernels::simd

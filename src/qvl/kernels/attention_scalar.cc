@@ -6,6 +6,7 @@
 
 #include "qvl/base/dtype.h"
 #include "qvl/kernels/attention_kernels.h"
+#include "qvl/kernels/ops.h"
 
 namespace qvl::kernels {
 namespace {
@@ -95,6 +96,48 @@ void norm_rope_head(const void* src, int64_t hd, const float* weight, float eps,
   }
 }
 
+// attention_int8_simd.h says what for. Neighbours first.
+void hadamard(float* x, int64_t hd) {
+  for (int64_t half = 1; half < (hd & -hd); half *= 2) {
+    for (int64_t i = 0; i < hd; ++i) {
+      if (i & half) continue;
+      const float a = x[i], b = x[i + half];
+      x[i] = a + b;
+      x[i + half] = a - b;
+    }
+  }
+}
+
+template <typename T>
+float quantize_head(const void* src, int64_t hd, bool key, int8_t* codes) {
+  const auto* p = static_cast<const typename T::Element*>(src);
+  float x[kMaxInt8HeadDim];
+  for (int64_t i = 0; i < hd; ++i) x[i] = T::load(p + i);
+  if (key) hadamard(x, hd);
+  float largest = 0;
+  for (int64_t i = 0; i < hd; ++i) {
+    if (!std::isfinite(x[i])) {
+      std::fill_n(codes, hd, int8_t{0});
+      return std::numeric_limits<float>::quiet_NaN();
+    }
+    largest = std::max(largest, std::abs(x[i]));
+  }
+  const bool some = largest >= kSmallestInt8Head;
+  const float inverse = some ? 127.0f / largest : 0.0f;
+  for (int64_t i = 0; i < hd; ++i) codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+  const float scale = some ? largest / 127.0f : 0.0f;
+  return key ? scale / static_cast<float>(hd & -hd) : scale;
+}
+
+template <typename T>
+void dequantize_head(const int8_t* codes, float scale, int64_t hd, bool key, void* dst) {
+  auto* y = static_cast<typename T::Element*>(dst);
+  float x[kMaxInt8HeadDim];
+  for (int64_t i = 0; i < hd; ++i) x[i] = codes[i];
+  if (key) hadamard(x, hd);
+  for (int64_t i = 0; i < hd; ++i) T::store(y + i, x[i] * scale);
+}
+
 // Attention tiles: keys and values as float, key-major.
 size_t query_bytes(int64_t hd) {
   return static_cast<size_t>(hd) * sizeof(float);
@@ -168,6 +211,18 @@ void finish(const float* out, const float* sum, int64_t hd, void* dst) {
   for (int64_t d = 0; d < hd; ++d) T::store(p + d, out[d] / sum[0] + 0.0f);
 }
 
+// Attention over unpacked keys and values of an int8 cache.
+struct Code {
+  using Element = int8_t;
+  static float load(const Element* p) { return *p; }
+};
+
+template <typename T>
+void widen_for_codes(const void* src, int64_t hd, float* dst) {
+  widen<T>(src, hd, dst);
+  hadamard(dst, hd);
+}
+
 // Attention over unpacked keys and values.
 template <typename T>
 void stream_scores(const float* q, int64_t rows, const void* k, int64_t count, int64_t hd, float* scores,
@@ -206,13 +261,18 @@ void stream_gather(const float* weights, int64_t weight_stride, int64_t rows, co
   }
 }
 
+void multiply(const float* factors, int64_t count, float* values) {
+  for (int64_t i = 0; i < count; ++i) values[i] *= factors[i];
+}
+
 void add_scaled(const float* part, float factor, int64_t count, float* sum) {
   for (int64_t i = 0; i < count; ++i) sum[i] += part[i] * factor;
 }
 
 template <typename T>
 RowKernels make_rows() {
-  return {layer_norm_row<T>, rms_norm_row<T>, rope_heads<T>, norm_rope_head<T>};
+  return {layer_norm_row<T>, rms_norm_row<T>,  rope_heads<T>,
+          norm_rope_head<T>, quantize_head<T>, dequantize_head<T>};
 }
 
 template <typename T>
@@ -234,14 +294,21 @@ AttentionTile make_tile() {
 
 template <typename T>
 AttentionStream make_stream() {
-  return {stream_scores<T>, stream_weights, stream_gather<T>, add_scaled, widen<T>, narrow<T>};
+  return {stream_scores<T>, stream_weights, stream_gather<T>, add_scaled, multiply, widen<T>, narrow<T>};
+}
+
+template <typename T>
+AttentionStream make_stream_int8() {
+  return {stream_scores<Code>, stream_weights,     stream_gather<Code>, add_scaled,
+          multiply,            widen_for_codes<T>, narrow<T>};
 }
 
 }  // namespace
 
 const AttentionKernels& attention_kernels_scalar() {
   static const AttentionKernels kernels = {make_rows<F32>(),  make_rows<Bf16>(),  make_tile<F32>(),
-                                           make_tile<Bf16>(), make_stream<F32>(), make_stream<Bf16>()};
+                                           make_tile<Bf16>(), make_stream<F32>(), make_stream<Bf16>(),
+                                           make_stream_int8<F32>(), make_stream_int8<Bf16>()};
   return kernels;
 }
 

@@ -1,10 +1,10 @@
-// Attention of few rows over unpacked keys and values (decode), over a vector type V and an element type T.
-// Spec section 6.4. Bandwidth-bound: every element of the cache is loaded and widened once for a group of up
-// to four query heads. Include after the target pragma and V's header; everything is a template, so that each
-// instruction set gets functions of its own.
+// Attention of few rows over unpacked keys and values (decode), over a vector type V, an activation type T and a type C
+// of the cache's elements (T, or int8_t). Spec section 6.4. Bandwidth-bound: every element of the cache is loaded and
+// widened once for a group of up to four query heads. Include after the target pragma and V's header; everything is a
+// template, so that each instruction set gets functions of its own.
 //
-// bfloat16 heads of whole double vectors are widened as even and odd elements (two instructions for two
-// vectors); queries and sums then keep that order inside the kernels.
+// Heads of whole double vectors take loops without tails. Those of a bfloat16 cache are widened as even and odd
+// elements (two instructions for two vectors); queries and sums then keep that order inside the kernels.
 #pragma once
 
 #include <cstdint>
@@ -12,23 +12,29 @@
 #include <type_traits>
 
 #include "qvl/base/dtype.h"
+#include "qvl/kernels/attention_int8_simd.h"
 #include "qvl/kernels/attention_tile_simd.h"
 
 namespace qvl::kernels::simd {
 
-template <typename V, typename T>
+template <typename V, typename T, typename C>
 struct Stream {
   using F = typename V::F;
   static constexpr int64_t kW = V::kWidth;
+  static constexpr bool kInterleaves = std::is_same_v<C, BFloat16>;
+  static_assert(std::is_same_v<C, T> || std::is_same_v<C, int8_t>);
 
-  static bool interleaved(int64_t hd) { return !std::is_same_v<T, float> && hd % (2 * kW) == 0; }
+  static bool whole(int64_t hd) { return hd % (2 * kW) == 0; }
+  static bool interleaved(int64_t hd) { return kInterleaves && whole(hd); }
 
   // Two vectors of elements d.. in internal order. The second vector lies wholly behind hd when it is not
   // loaded.
-  template <bool Interleaved>
-  QVL_INLINE void load2(const T* p, int64_t d, int64_t hd, F& a, F& b) {
-    if constexpr (Interleaved) {
+  template <bool Whole>
+  QVL_INLINE void load2(const C* p, int64_t d, int64_t hd, F& a, F& b) {
+    if constexpr (Whole && kInterleaves) {
       V::load_even_odd(p + d, a, b);
+    } else if constexpr (Whole) {
+      V::load_two(p + d, a, b);
     } else {
       const int64_t left = hd - d;
       a = left >= kW ? V::load(p + d) : V::load_n(p + d, left);
@@ -51,10 +57,19 @@ struct Stream {
     }
   }
 
+  static void multiply(const float* factors, int64_t count, float* values) {
+    int64_t i = 0;
+    for (; i + kW <= count; i += kW) V::store(values + i, V::mul(V::load(values + i), V::load(factors + i)));
+    if (i < count) {
+      const int64_t n = count - i;
+      V::store_n(values + i, V::mul(V::load_n(values + i, n), V::load_n(factors + i, n)), n);
+    }
+  }
+
   static void widen(const void* src, int64_t hd, float* dst) {
     const T* p = static_cast<const T*>(src);
     if (interleaved(hd)) {
-      if constexpr (!std::is_same_v<T, float>) {
+      if constexpr (kInterleaves) {
         for (int64_t d = 0; d < hd; d += 2 * kW) {
           F a, b;
           V::load_even_odd(p + d, a, b);
@@ -64,9 +79,8 @@ struct Stream {
       }
       return;
     }
-    int64_t d = 0;
-    for (; d + kW <= hd; d += kW) V::store(dst + d, V::load(p + d));
-    if (d < hd) V::store_n(dst + d, V::load_n(p + d, hd - d), hd - d);
+    widen_head<V>(p, hd, dst);
+    if constexpr (std::is_same_v<C, int8_t>) hadamard<V>(dst, hd);
   }
 
   static void narrow(const float* src, int64_t hd, void* dst) {
@@ -74,7 +88,7 @@ struct Stream {
     // Adding zero turns a negative zero into a positive one.
     const auto positive = [=](F v) { return V::add(v, V::zero()); };
     if (interleaved(hd)) {
-      if constexpr (!std::is_same_v<T, float>) {
+      if constexpr (kInterleaves) {
         for (int64_t d = 0; d < hd; d += 2 * kW) {
           V::store_even_odd(p + d, positive(V::load(src + d)), positive(V::load(src + d + kW)));
         }
@@ -87,15 +101,15 @@ struct Stream {
   }
 
   // R rows and so many keys at a time that their sums share one reduction.
-  template <bool Interleaved, int R>
-  static void score_rows(const float* q, const T* k, int64_t count, int64_t hd, float* scores,
+  template <bool Whole, int R>
+  static void score_rows(const float* q, const C* k, int64_t count, int64_t hd, float* scores,
                          int64_t stride) {
     constexpr int kSums = V::kScoreSums, kKeys = kSums / R;
     constexpr bool kHoldQueries = R <= kKeys;
     constexpr int kHeld = kHoldQueries ? R : kKeys;
     for (int64_t i = 0; i < count; i += kKeys) {
       const int64_t keys = count - i < kKeys ? count - i : kKeys;
-      const T* rows[kKeys];  // missing keys repeat the last one
+      const C* rows[kKeys];  // missing keys repeat the last one
 #pragma GCC unroll 16
       for (int j = 0; j < kKeys; ++j) rows[j] = k + (i + (j < keys ? j : keys - 1)) * hd;
       F acc[kSums];
@@ -103,7 +117,7 @@ struct Stream {
       for (int j = 0; j < kSums; ++j) acc[j] = V::zero();
       for (int64_t d = 0; d < hd; d += 2 * kW) {
         const auto load_query = [&](int r, F& a, F& b) {
-          if constexpr (Interleaved) {
+          if constexpr (Whole) {
             a = V::load(q + r * hd + d);
             b = V::load(q + r * hd + d + kW);
           } else {
@@ -117,14 +131,14 @@ struct Stream {
           if constexpr (kHoldQueries) {
             load_query(h, held_a[h], held_b[h]);
           } else {
-            load2<Interleaved>(rows[h], d, hd, held_a[h], held_b[h]);
+            load2<Whole>(rows[h], d, hd, held_a[h], held_b[h]);
           }
         }
 #pragma GCC unroll 16
         for (int o = 0; o < kSums / kHeld; ++o) {
           F a, b;
           if constexpr (kHoldQueries) {
-            load2<Interleaved>(rows[o], d, hd, a, b);
+            load2<Whole>(rows[o], d, hd, a, b);
           } else {
             load_query(o, a, b);
           }
@@ -150,12 +164,12 @@ struct Stream {
   }
 
   // out[R, columns] += weights . values for two vectors' worth of columns at a time, keys in ascending order.
-  template <bool Interleaved, int R>
-  static void gather_rows(const float* weights, int64_t stride, const T* v, int64_t count, int64_t hd,
+  template <bool Whole, int R>
+  static void gather_rows(const float* weights, int64_t stride, const C* v, int64_t count, int64_t hd,
                           float* out) {
     constexpr int kPairs = V::kGatherPairs;  // vector pairs held at once
     int64_t d = 0;
-    for (; Interleaved && d + 2 * kPairs * kW <= hd; d += 2 * kPairs * kW) {
+    for (; Whole && d + 2 * kPairs * kW <= hd; d += 2 * kPairs * kW) {
       F acc[R][2 * kPairs];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
@@ -166,7 +180,7 @@ struct Stream {
         F x[2 * kPairs];
 #pragma GCC unroll 2
         for (int c = 0; c < kPairs; ++c)
-          load2<Interleaved>(v + i * hd, d + 2 * c * kW, hd, x[2 * c], x[2 * c + 1]);
+          load2<Whole>(v + i * hd, d + 2 * c * kW, hd, x[2 * c], x[2 * c + 1]);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const F w = V::set1(weights[r * stride + i]);
@@ -186,7 +200,7 @@ struct Stream {
       for (int r = 0; r < R; ++r) load2_float(out + r * hd, d, hd, acc[r][0], acc[r][1]);
       for (int64_t i = 0; i < count; ++i) {
         F a, b;
-        load2<Interleaved>(v + i * hd, d, hd, a, b);
+        load2<Whole>(v + i * hd, d, hd, a, b);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const F w = V::set1(weights[r * stride + i]);
@@ -214,12 +228,9 @@ struct Stream {
 
   static void scores(const float* q, int64_t rows, const void* k, int64_t count, int64_t hd, float* out,
                      int64_t stride) {
-    const T* keys = static_cast<const T*>(k);
+    const C* keys = static_cast<const C*>(k);
     for_groups(rows, [&]<int R>(int64_t r) {
-      if constexpr (!std::is_same_v<T, float>) {
-        if (interleaved(hd))
-          return score_rows<true, R>(q + r * hd, keys, count, hd, out + r * stride, stride);
-      }
+      if (whole(hd)) return score_rows<true, R>(q + r * hd, keys, count, hd, out + r * stride, stride);
       score_rows<false, R>(q + r * hd, keys, count, hd, out + r * stride, stride);
     });
   }
@@ -252,21 +263,18 @@ struct Stream {
 
   static void gather(const float* w, int64_t stride, int64_t rows, const void* v, int64_t count, int64_t hd,
                      float* out) {
-    const T* values = static_cast<const T*>(v);
+    const C* values = static_cast<const C*>(v);
     for_groups(rows, [&]<int R>(int64_t r) {
-      if constexpr (!std::is_same_v<T, float>) {
-        if (interleaved(hd))
-          return gather_rows<true, R>(w + r * stride, stride, values, count, hd, out + r * hd);
-      }
+      if (whole(hd)) return gather_rows<true, R>(w + r * stride, stride, values, count, hd, out + r * hd);
       gather_rows<false, R>(w + r * stride, stride, values, count, hd, out + r * hd);
     });
   }
 };
 
-template <typename V, typename T>
+template <typename V, typename T, typename C = T>
 AttentionStream attention_stream() {
-  using S = Stream<V, T>;
-  return {S::scores, S::weights, S::gather, S::add_scaled, S::widen, S::narrow};
+  using S = Stream<V, T, C>;
+  return {S::scores, S::weights, S::gather, S::add_scaled, S::multiply, S::widen, S::narrow};
 }
 
 }  // namespace qvl::kernels::simd

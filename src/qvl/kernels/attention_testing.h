@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -90,33 +91,47 @@ inline ::testing::AssertionResult same_bits(const Activations& a, const Activati
   return ::testing::AssertionSuccess();
 }
 
-// A table that this processor runs and an activation type; the parameter of most tests here.
+// A table that this processor runs, an activation type and a type of the cache; the parameter of most tests here.
 struct Variant {
   std::string table;
   DType dtype;
+  DType cache;
 };
 
 inline std::ostream& operator<<(std::ostream& os, const Variant& v) {
-  return os << v.table << " " << dtype_name(v.dtype);
+  os << v.table << " " << dtype_name(v.dtype);
+  if (v.cache != v.dtype) os << " " << dtype_name(v.cache);
+  return os;
 }
 
 inline std::vector<Variant> all_variants() {
   std::vector<Variant> v;
   for (std::string_view name : runnable_tables()) {
-    v.push_back({std::string(name), DType::kF32});
-    v.push_back({std::string(name), DType::kBF16});
+    for (DType type : {DType::kF32, DType::kBF16}) v.push_back({std::string(name), type, type});
+  }
+  return v;
+}
+
+// With int8 caches too.
+inline std::vector<Variant> all_cache_variants() {
+  std::vector<Variant> v = all_variants();
+  for (std::string_view name : runnable_tables()) {
+    for (DType type : {DType::kF32, DType::kBF16}) v.push_back({std::string(name), type, DType::kI8});
   }
   return v;
 }
 
 inline std::string variant_name(const ::testing::TestParamInfo<Variant>& info) {
-  return info.param.table + "_" + std::string(dtype_name(info.param.dtype));
+  const Variant& v = info.param;
+  return v.table + "_" + std::string(dtype_name(v.dtype)) + (v.cache == DType::kI8 ? "_int8_cache" : "");
 }
 
 class VariantTest : public ::testing::TestWithParam<Variant> {
  protected:
   DType dtype() const { return GetParam().dtype; }
   bool bf16() const { return dtype() == DType::kBF16; }
+  DType cache_dtype() const { return GetParam().cache; }
+  bool int8() const { return cache_dtype() == DType::kI8; }
   Context context() { return {&pool_, &table_by_name(GetParam().table)}; }
   static ThreadPool pool_;
 };
@@ -124,55 +139,127 @@ inline ThreadPool VariantTest::pool_{2};
 
 // A paged cache of one layer with all storage set to NaN.
 struct Cache {
-  std::vector<Tensor> keys, values;
+  std::vector<AlignedBuffer> keys, values;
   std::vector<void*> key_pointers, value_pointers;
   KvView view;
 
   Cache(DType dtype, int64_t tokens, int64_t block_tokens, int64_t kv_heads, int64_t head_dim) {
+    view = {nullptr, nullptr, dtype, block_tokens, kv_heads, head_dim};
     const int64_t blocks = (tokens + block_tokens - 1) / block_tokens;
     for (int64_t b = 0; b < blocks; ++b) {
       for (auto* list : {&keys, &values}) {
-        list->emplace_back(dtype, Shape{kv_heads, block_tokens, head_dim});
+        list->emplace_back(kv_block_bytes(view));
         std::memset(list->back().data(), 0xff, list->back().size_bytes());
       }
       key_pointers.push_back(keys.back().data());
       value_pointers.push_back(values.back().data());
     }
-    view = {key_pointers.data(), value_pointers.data(), dtype, block_tokens, kv_heads, head_dim};
+    view.key_blocks = key_pointers.data();
+    view.value_blocks = value_pointers.data();
+    decode();
+  }
+
+  bool int8() const { return view.dtype == DType::kI8; }
+  const std::vector<AlignedBuffer>& list(bool key) const { return key ? keys : values; }
+  // Of an int8 cache.
+  int8_t* codes(bool key, int64_t position, int64_t head) const {
+    return static_cast<int8_t*>((key ? key_pointers : value_pointers)[block_of(position)]) + index(position, head, 0);
+  }
+  float* scale(bool key, int64_t position, int64_t head) const {
+    void* block = (key ? key_pointers : value_pointers)[block_of(position)];
+    return reinterpret_cast<float*>(static_cast<std::byte*>(block) +
+                                    view.kv_heads * view.block_tokens * view.head_dim) +
+           index(position, head, 0) / view.head_dim;
+  }
+  size_t block_of(int64_t position) const { return static_cast<size_t>(position / view.block_tokens); }
+
+  // Reads what the codes of an int8 cache stand for, by the formula; get() then sees what was written.
+  void decode() {
+    if (!int8()) return;
+    const int64_t hd = view.head_dim, n = hd & -hd;
+    for (bool key : {true, false}) {
+      auto& out = decoded_[key];
+      out.resize(list(key).size() * static_cast<size_t>(view.kv_heads * view.block_tokens * hd));
+      for (int64_t p = 0; p < static_cast<int64_t>(list(key).size()) * view.block_tokens; ++p) {
+        for (int64_t h = 0; h < view.kv_heads; ++h) {
+          for (int64_t d = 0; d < hd; ++d) {
+            int64_t sum = codes(key, p, h)[d];
+            if (key) {
+              sum = 0;
+              for (int64_t j = d / n * n; j < d / n * n + n; ++j)
+                sum += __builtin_popcountll(static_cast<uint64_t>((j % n) & (d % n))) % 2 ? -codes(key, p, h)[j]
+                                                                                         : codes(key, p, h)[j];
+            }
+            out[static_cast<size_t>(at(p, h, d))] = static_cast<float>(sum) * *scale(key, p, h);
+          }
+        }
+      }
+    }
   }
 
   int64_t index(int64_t position, int64_t head, int64_t d) const {
     return (head * view.block_tokens + position % view.block_tokens) * view.head_dim + d;
   }
-  float get(const std::vector<Tensor>& list, int64_t position, int64_t head, int64_t d) const {
-    const Tensor& t = list[static_cast<size_t>(position / view.block_tokens)];
-    const auto i = static_cast<size_t>(index(position, head, d));
-    return t.dtype() == DType::kF32 ? t.as<float>()[i] : to_float(t.as<BFloat16>()[i]);
+  int64_t at(int64_t position, int64_t head, int64_t d) const {
+    return position / view.block_tokens * view.kv_heads * view.block_tokens * view.head_dim + index(position, head, d);
   }
-  void set(std::vector<Tensor>& list, int64_t position, int64_t head, int64_t d, float v) {
-    Tensor& t = list[static_cast<size_t>(position / view.block_tokens)];
-    const auto i = static_cast<size_t>(index(position, head, d));
-    if (t.dtype() == DType::kF32) {
-      t.as<float>()[i] = v;
+  float get(bool key, int64_t position, int64_t head, int64_t d) const {
+    if (int8()) return decoded_[key][static_cast<size_t>(at(position, head, d))];
+    const std::byte* block = list(key)[block_of(position)].data();
+    const int64_t i = index(position, head, d);
+    return view.dtype == DType::kF32 ? reinterpret_cast<const float*>(block)[i]
+                                     : to_float(reinterpret_cast<const BFloat16*>(block)[i]);
+  }
+  float key(int64_t position, int64_t head, int64_t d) const { return get(true, position, head, d); }
+  float value(int64_t position, int64_t head, int64_t d) const { return get(false, position, head, d); }
+
+  void set(bool key, int64_t position, int64_t head, int64_t d, float v) {
+    std::byte* block = (key ? keys : values)[block_of(position)].data();
+    const int64_t i = index(position, head, d);
+    if (view.dtype == DType::kF32) {
+      reinterpret_cast<float*>(block)[i] = v;
     } else {
-      t.as<BFloat16>()[i] = to_bfloat16(v);
+      reinterpret_cast<BFloat16*>(block)[i] = to_bfloat16(v);
     }
   }
-  float key(int64_t position, int64_t head, int64_t d) const { return get(keys, position, head, d); }
-  float value(int64_t position, int64_t head, int64_t d) const { return get(values, position, head, d); }
+  // All of a position as another cache of the same shape has it.
+  void copy_position(const Cache& from, int64_t position) {
+    const auto row_bytes = static_cast<size_t>(view.head_dim) * dtype_size_bytes(view.dtype);
+    for (bool key : {true, false}) {
+      for (int64_t h = 0; h < view.kv_heads; ++h) {
+        const size_t offset = static_cast<size_t>(index(position, h, 0)) * dtype_size_bytes(view.dtype);
+        std::memcpy((key ? keys : values)[block_of(position)].data() + offset,
+                    from.list(key)[block_of(position)].data() + offset, row_bytes);
+        if (int8()) *scale(key, position, h) = *from.scale(key, position, h);
+      }
+    }
+  }
 
+  // An int8 cache: random codes, and scales with which the elements are as large as another's.
   void fill_normal(int64_t first, int64_t count, uint32_t seed, float key_scale = 1.0f) {
     std::mt19937 g(seed);
     std::normal_distribution<float> n;
     for (int64_t p = first; p < first + count; ++p) {
       for (int64_t h = 0; h < view.kv_heads; ++h) {
-        for (int64_t d = 0; d < view.head_dim; ++d) {
-          set(keys, p, h, d, n(g) * key_scale);
-          set(values, p, h, d, n(g));
+        for (bool key : {true, false}) {
+          const float size = (1.0f + 0.5f * std::abs(n(g))) * (key ? key_scale : 1.0f) / 40.0f;
+          if (int8())
+            *scale(key, p, h) = key ? size / std::sqrt(static_cast<float>(view.head_dim & -view.head_dim)) : size;
+          for (int64_t d = 0; d < view.head_dim; ++d) {
+            if (int8()) {
+              codes(key, p, h)[d] = static_cast<int8_t>(std::clamp(std::nearbyint(n(g) * 40.0f), -127.0f, 127.0f));
+            } else {
+              set(key, p, h, d, n(g) * (key ? key_scale : 1.0f));
+            }
+          }
         }
       }
     }
+    decode();
   }
+
+ private:
+  std::vector<float> decoded_[2];  // values, keys
 };
 
 // softmax(q . K^T * scale) . V for one query in double, and how far a correct kernel may be from each
@@ -182,6 +269,9 @@ struct Cache {
 // magnitudes, four more roundings for the scaling), which moves every weight by at most twice that; exp2 and
 // the sums over n keys add (16 + 4 sqrt(n)) u of the sum of |weight * value|. bf16 (unit roundoff 2^-8): the
 // weights may be rounded, in the numerator and perhaps not in the sum, and the result is rounded once.
+//
+// transformed: the scores are those of transformed queries and keys, whose products are no larger than the product of
+// their lengths (Cauchy and Schwarz), of queries that went through log2(head_dim) float additions.
 struct Expected {
   std::vector<double> out;
   std::vector<double> tolerance;
@@ -189,23 +279,28 @@ struct Expected {
 
 template <typename Query, typename Key, typename Value>
 Expected attend_in_double(int64_t keys, int64_t hd, double scale, bool bf16, const Query& q, const Key& k,
-                          const Value& v) {
+                          const Value& v, bool transformed = false) {
   std::vector<double> scores(static_cast<size_t>(keys));
   double max = -INFINITY, magnitude = 0;
   for (int64_t i = 0; i < keys; ++i) {
-    double s = 0, m = 0;
+    double s = 0, m = 0, query = 0, key = 0;
     for (int64_t d = 0; d < hd; ++d) {
-      const double product = static_cast<double>(q(d)) * static_cast<double>(k(i, d));
-      s += product;
-      m += std::abs(product);
+      const double x = static_cast<double>(q(d)), y = static_cast<double>(k(i, d));
+      s += x * y;
+      m += std::abs(x * y);
+      query += x * x;
+      key += y * y;
     }
+    if (transformed) m = std::sqrt(query * key);
     scores[static_cast<size_t>(i)] = s * scale;
     max = std::max(max, s * scale);
     magnitude = std::max(magnitude, m * scale);
   }
   double sum = 0;
   for (double& s : scores) sum += s = std::exp(s - max);
-  const double score_error = kUnit * magnitude * (4 + std::sqrt(static_cast<double>(hd)));
+  const double score_error = kUnit * magnitude *
+                             (4 + std::sqrt(static_cast<double>(hd)) +
+                              (transformed ? 2 + std::log2(static_cast<double>(hd)) : 0.0));
   const double relative =
       std::expm1(2 * score_error) + kUnit * (16 + 4 * std::sqrt(static_cast<double>(keys)));
   Expected e;

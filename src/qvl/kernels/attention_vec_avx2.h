@@ -51,6 +51,9 @@ struct VecAvx2 {
 
   QVL_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
   QVL_INLINE F load(const BFloat16* p) { return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  QVL_INLINE F load(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
   // The first n lanes, the others zero.
   QVL_INLINE F load_n(const float* p, int64_t n) { return _mm256_maskload_ps(p, mask(n)); }
   QVL_INLINE F load_n(const BFloat16* p, int64_t n) {
@@ -58,8 +61,24 @@ struct VecAvx2 {
     std::memcpy(copy, p, static_cast<size_t>(n) * sizeof(BFloat16));
     return load(copy);
   }
+  QVL_INLINE F load_n(const int8_t* p, int64_t n) {
+    int8_t copy[8] = {};
+    std::memcpy(copy, p, static_cast<size_t>(n));
+    return load(copy);
+  }
   QVL_INLINE void store(float* p, F v) { _mm256_storeu_ps(p, v); }
   QVL_INLINE void store(BFloat16* p, F v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(v)); }
+  // Rounded to nearest even; |v| < 128, NaN gives any code.
+  QVL_INLINE void store(int8_t* p, F v) {
+    const __m256i i = _mm256_cvtps_epi32(v);
+    const __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(w, w));
+  }
+  QVL_INLINE void store_n(int8_t* p, F v, int64_t n) {
+    int8_t copy[8];
+    store(copy, v);
+    std::memcpy(p, copy, static_cast<size_t>(n));
+  }
   QVL_INLINE void store_n(float* p, F v, int64_t n) { _mm256_maskstore_ps(p, mask(n), v); }
   QVL_INLINE void store_n(BFloat16* p, F v, int64_t n) {
     alignas(16) BFloat16 copy[8];
@@ -77,6 +96,15 @@ struct VecAvx2 {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     even = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
     odd = _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  // Elements 0..7 and 8..15 of 16 codes.
+  QVL_INLINE void load_two(const int8_t* p, F& a, F& b) {
+    a = load(p);
+    b = load(p + 8);
+  }
+  QVL_INLINE void load_two(const float* p, F& a, F& b) {
+    a = load(p);
+    b = load(p + 8);
   }
   // The inverse of load_even_odd with rounding.
   QVL_INLINE void store_even_odd(BFloat16* p, F even, F odd) {

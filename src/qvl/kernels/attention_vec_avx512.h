@@ -42,11 +42,24 @@ struct VecAvx512 {
   QVL_INLINE F load(const BFloat16* p) {
     return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  QVL_INLINE F load(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   // The first n lanes, the others zero.
   QVL_INLINE F load_n(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
   QVL_INLINE F load_n(const BFloat16* p, int64_t n) { return widen(_mm256_maskz_loadu_epi16(mask(n), p)); }
+  QVL_INLINE F load_n(const int8_t* p, int64_t n) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask(n), p)));
+  }
   QVL_INLINE void store(float* p, F v) { _mm512_storeu_ps(p, v); }
   QVL_INLINE void store(BFloat16* p, F v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v)); }
+  // Rounded to nearest even; |v| < 128, NaN gives any code.
+  QVL_INLINE void store(int8_t* p, F v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
+  }
+  QVL_INLINE void store_n(int8_t* p, F v, int64_t n) {
+    _mm_mask_storeu_epi8(p, mask(n), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
+  }
   QVL_INLINE void store_n(float* p, F v, int64_t n) { _mm512_mask_storeu_ps(p, mask(n), v); }
   QVL_INLINE void store_n(BFloat16* p, F v, int64_t n) { _mm256_mask_storeu_epi16(p, mask(n), narrow(v)); }
   // v rounded to bfloat16 and back.
@@ -60,6 +73,15 @@ struct VecAvx512 {
     const __m512i v = _mm512_loadu_si512(p);
     even = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
     odd = _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  // Elements 0..15 and 16..31 of 32 codes.
+  QVL_INLINE void load_two(const int8_t* p, F& a, F& b) {
+    a = load(p);
+    b = load(p + 16);
+  }
+  QVL_INLINE void load_two(const float* p, F& a, F& b) {
+    a = load(p);
+    b = load(p + 16);
   }
   // The inverse of load_even_odd with rounding.
   QVL_INLINE void store_even_odd(BFloat16* p, F even, F odd) {

@@ -41,11 +41,25 @@ struct VecNeon {
 
   QVL_INLINE F load(const float* p) { return neon::F32::load(p); }
   QVL_INLINE F load(const BFloat16* p) { return neon::BF16::load(p); }
+  QVL_INLINE F load(const int8_t* p) { return load_n(p, 4); }
   // The first n lanes, the others zero.
   QVL_INLINE F load_n(const float* p, int64_t n) { return neon::F32::load_n(p, n); }
   QVL_INLINE F load_n(const BFloat16* p, int64_t n) { return neon::BF16::load_n(p, n); }
+  QVL_INLINE F load_n(const int8_t* p, int64_t n) {
+    int8_t copy[8] = {};
+    std::memcpy(copy, p, static_cast<size_t>(n));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(copy)))));
+  }
   QVL_INLINE void store(float* p, F v) { neon::F32::store(p, v); }
   QVL_INLINE void store(BFloat16* p, F v) { neon::BF16::store(p, v); }
+  // Rounded to nearest even; |v| < 128, NaN gives any code.
+  QVL_INLINE void store(int8_t* p, F v) { store_n(p, v, 4); }
+  QVL_INLINE void store_n(int8_t* p, F v, int64_t n) {
+    const int16x4_t w = vqmovn_s32(vcvtnq_s32_f32(v));
+    int8_t copy[8];
+    vst1_s8(copy, vqmovn_s16(vcombine_s16(w, w)));
+    std::memcpy(p, copy, static_cast<size_t>(n));
+  }
   QVL_INLINE void store_n(float* p, F v, int64_t n) { neon::F32::store_n(p, v, n); }
   QVL_INLINE void store_n(BFloat16* p, F v, int64_t n) { neon::BF16::store_n(p, v, n); }
   // v rounded to bfloat16 and back.
@@ -56,6 +70,16 @@ struct VecNeon {
     const uint32x4_t v = vreinterpretq_u32_u16(vld1q_u16(&p->bits));
     even = vreinterpretq_f32_u32(vshlq_n_u32(v, 16));
     odd = vreinterpretq_f32_u32(vandq_u32(v, vdupq_n_u32(0xffff0000u)));
+  }
+  // Elements 0..3 and 4..7 of 8 codes.
+  QVL_INLINE void load_two(const int8_t* p, F& a, F& b) {
+    const int16x8_t v = vmovl_s8(vld1_s8(p));
+    a = vcvtq_f32_s32(vmovl_s16(vget_low_s16(v)));
+    b = vcvtq_f32_s32(vmovl_high_s16(v));
+  }
+  QVL_INLINE void load_two(const float* p, F& a, F& b) {
+    a = load(p);
+    b = load(p + 4);
   }
   // The inverse of load_even_odd with rounding.
   QVL_INLINE void store_even_odd(BFloat16* p, F even, F odd) {

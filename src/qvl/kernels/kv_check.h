@@ -9,9 +9,19 @@
 
 namespace qvl::kernels {
 
+// Throws unless a cache of this type goes with activations of `dtype`.
+inline void check_kv_type(std::string_view where, const KvView& kv, DType dtype) {
+  if (kv.dtype != DType::kI8) check_dtype(where, "cache", dtype, kv.dtype);
+}
+
+// The scales of an int8 block.
+inline float* kv_scales(const KvView& kv, void* block) {
+  return reinterpret_cast<float*>(static_cast<std::byte*>(block) + kv.kv_heads * kv.block_tokens * kv.head_dim);
+}
+
 // Throws unless the view can hold `tokens` positions: type, extents, and a block behind every position.
 inline void check_kv(std::string_view where, const KvView& kv, int64_t tokens) {
-  check_activation(where, "cache", kv.dtype);
+  if (kv.dtype != DType::kI8) check_activation(where, "cache", kv.dtype);
   if (kv.block_tokens < 16 || kv.block_tokens % 16 != 0) {
     fail(ErrorCode::kUnsupported, where, "tokens per cache block", "a multiple of 16",
          std::to_string(kv.block_tokens));
@@ -19,6 +29,10 @@ inline void check_kv(std::string_view where, const KvView& kv, int64_t tokens) {
   if (kv.kv_heads < 1 || kv.head_dim < 1) {
     fail(ErrorCode::kMismatch, where, "cache shape", "at least one head and one element per head",
          std::to_string(kv.kv_heads) + " x " + std::to_string(kv.head_dim));
+  }
+  if (kv.dtype == DType::kI8 && kv.head_dim > kMaxInt8HeadDim) {
+    fail(ErrorCode::kUnsupported, where, "head_dim of an int8 cache", "at most " + std::to_string(kMaxInt8HeadDim),
+         std::to_string(kv.head_dim));
   }
   if (tokens <= 0) return;
   check_pointer(where, "key blocks", kv.key_blocks);

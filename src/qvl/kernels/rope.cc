@@ -10,6 +10,15 @@
 
 namespace qvl::kernels {
 
+size_t kv_scale_bytes(DType dtype) {
+  return dtype == DType::kI8 ? sizeof(float) : 0;
+}
+
+size_t kv_block_bytes(const KvView& kv) {
+  return static_cast<size_t>(kv.kv_heads * kv.block_tokens) *
+         (static_cast<size_t>(kv.head_dim) * dtype_size_bytes(kv.dtype) + kv_scale_bytes(kv.dtype));
+}
+
 void rope_vision(const Context& ctx, Matrix x, int64_t heads, int64_t head_dim, const float* cos,
                  const float* sin) {
   constexpr std::string_view kWhere = "rope_vision";
@@ -33,9 +42,9 @@ void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatri
   check_matrix(kWhere, "k", k);
   check_matrix(kWhere, "v", v);
   check_head_dim(kWhere, kv.head_dim, 2);
-  check_dtype(kWhere, "q", kv.dtype, q.dtype);
-  check_dtype(kWhere, "k", kv.dtype, k.dtype);
-  check_dtype(kWhere, "v", kv.dtype, v.dtype);
+  check_kv_type(kWhere, kv, q.dtype);
+  check_dtype(kWhere, "k", q.dtype, k.dtype);
+  check_dtype(kWhere, "v", q.dtype, v.dtype);
   const int64_t hd = kv.head_dim, half = hd / 2;
   check_size(kWhere, "q columns (heads * head_dim)", heads * hd, q.cols);
   check_size(kWhere, "k columns (kv_heads * head_dim)", kv.kv_heads * hd, k.cols);
@@ -63,6 +72,20 @@ void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatri
       kernels.norm_rope_head(head, hd, q_norm, eps, row_cos, row_sin, head);
     }
     const int64_t block = (past + r) / kv.block_tokens, slot = (past + r) % kv.block_tokens;
+    if (kv.dtype == DType::kI8) {
+      alignas(64) std::byte key[kMaxInt8HeadDim * sizeof(float)];
+      float* key_scales = kv_scales(kv, kv.key_blocks[block]);
+      float* value_scales = kv_scales(kv, kv.value_blocks[block]);
+      for (int64_t h = 0; h < kv.kv_heads; ++h) {
+        const int64_t row = h * kv.block_tokens + slot;
+        kernels.norm_rope_head(element(k.data, k.dtype, r * k.stride + h * hd), hd, k_norm, eps, row_cos, row_sin, key);
+        key_scales[row] =
+            kernels.quantize_head(key, hd, true, static_cast<int8_t*>(kv.key_blocks[block]) + row * hd);
+        value_scales[row] = kernels.quantize_head(element(v.data, v.dtype, r * v.stride + h * hd), hd, false,
+                                                  static_cast<int8_t*>(kv.value_blocks[block]) + row * hd);
+      }
+      return;
+    }
     for (int64_t h = 0; h < kv.kv_heads; ++h) {
       const int64_t at = (h * kv.block_tokens + slot) * hd;
       kernels.norm_rope_head(element(k.data, k.dtype, r * k.stride + h * hd), hd, k_norm, eps, row_cos,

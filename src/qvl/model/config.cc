@@ -230,8 +230,12 @@ int64_t VisionConfig::position_side() const {
   return side;
 }
 
-int64_t ModelConfig::kv_bytes_per_token(int64_t element_bytes) const {
-  return 2 * text.num_layers * text.kv_width() * element_bytes;
+int64_t ModelConfig::kv_bytes_per_token(DType cache) const {
+  if (cache != DType::kF32 && cache != DType::kBF16 && cache != DType::kI8)
+    fail(ErrorCode::kUnsupported, "kv cache", "type of the elements", "F32, BF16 or I8", dtype_name(cache));
+  const int64_t scale_bytes = cache == DType::kI8 ? static_cast<int64_t>(sizeof(float)) : 0;
+  return 2 * text.num_layers *
+         (text.kv_width() * static_cast<int64_t>(dtype_size_bytes(cache)) + text.num_kv_heads * scale_bytes);
 }
 
 ModelConfig ModelConfig::load(const std::filesystem::path& folder) {

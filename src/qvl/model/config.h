@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "qvl/base/dtype.h"
 #include "qvl/base/json.h"
 
 namespace qvl::model {
@@ -87,9 +88,9 @@ struct ModelConfig {
   TextConfig text;
   VisionConfig vision;
 
-  // Key and value bytes that one token takes in the cache, for elements of `element_bytes` (2: 147456 for
-  // 4B).
-  int64_t kv_bytes_per_token(int64_t element_bytes) const;
+  // Key and value bytes that one token takes in a cache of F32, BF16 (147456 for 4B) or I8 elements, the last with a
+  // float scale for each head of each of them (76032 for 4B). Throws kUnsupported for another type.
+  int64_t kv_bytes_per_token(DType cache) const;
 
   // Reads FOLDER/config.json. Throws kNotFound, kFormat (not JSON, wrong type of a value), kMismatch (values
   // that contradict each other), kUnsupported (another model_type, MoE, quantised weights, unknown rope type

@@ -289,7 +289,7 @@ TEST(Config, OddValuesAreReadOrRefusedButNeverWorse) {
       try {
         const ModelConfig c = ModelConfig::from_json(json, "config.json");
         EXPECT_GT(parameter_count(c).total, 0) << what;
-        EXPECT_GT(c.kv_bytes_per_token(4), 0) << what;
+        EXPECT_GT(c.kv_bytes_per_token(DType::kF32), 0) << what;
         for (const float f : mrope_inv_freq(c.text)) EXPECT_TRUE(std::isfinite(f)) << what;
         EXPECT_TRUE(std::isfinite(mrope_attention_factor(c.text))) << what;
         ++accepted;

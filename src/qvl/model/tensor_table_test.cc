@@ -36,7 +36,11 @@ TEST(TensorTable, CountsOfReleasedSizes) {
     EXPECT_EQ(tensor_table(config).size(), c.tensors) << c.name;
     EXPECT_EQ(count.total, c.parameters) << c.name;
     EXPECT_EQ(count.vision, c.vision) << c.name;
-    EXPECT_EQ(config.kv_bytes_per_token(2), c.kv_bytes) << c.name;
+    EXPECT_EQ(config.kv_bytes_per_token(DType::kBF16), c.kv_bytes) << c.name;
+    EXPECT_EQ(config.kv_bytes_per_token(DType::kF32), 2 * c.kv_bytes) << c.name;
+    // Heads of 128: as many codes and a float.
+    EXPECT_EQ(config.kv_bytes_per_token(DType::kI8) * 256, c.kv_bytes * 132) << c.name;
+    EXPECT_THROW(config.kv_bytes_per_token(DType::kI16), Error);
   }
 }
 

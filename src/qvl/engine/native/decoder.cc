@@ -65,12 +65,16 @@ Tensor NativeEmbed::embed(std::span<const int32_t> ids) const {
 }
 
 NativeDecoder::NativeDecoder(const model::TextConfig& config, const DecoderWeights& weights, DType activation,
-                             kernels::Context context)
-    : config_(config), weights_(weights), activation_(activation), context_(context), mrope_(config) {}
+                             DType cache, kernels::Context context)
+    : config_(config),
+      weights_(weights),
+      activation_(activation),
+      cache_(cache),
+      context_(context),
+      mrope_(config) {}
 
 std::unique_ptr<KvCache> NativeDecoder::new_cache() const {
-  return std::make_unique<NativeKvCache>(this, activation_, config_.num_layers, config_.num_kv_heads,
-                                         config_.head_dim);
+  return std::make_unique<NativeKvCache>(this, cache_, config_.num_layers, config_.num_kv_heads, config_.head_dim);
 }
 
 Tensor NativeDecoder::logits(const Tensor& x, LogitsMode mode, LinearPath path) const {

@@ -25,8 +25,9 @@ class NativeEmbed : public EmbedStage {
 
 class NativeDecoder : public DecoderStage {
  public:
-  // The config, the weights and the context outlive this stage.
-  NativeDecoder(const model::TextConfig& config, const DecoderWeights& weights, DType activation,
+  // The config, the weights and the context outlive this stage. `cache`: the type of keys and values in memory, the
+  // activations' or I8.
+  NativeDecoder(const model::TextConfig& config, const DecoderWeights& weights, DType activation, DType cache,
                 kernels::Context context);
 
   std::unique_ptr<KvCache> new_cache() const override;
@@ -40,6 +41,7 @@ class NativeDecoder : public DecoderStage {
   const model::TextConfig& config_;
   const DecoderWeights& weights_;
   DType activation_;
+  DType cache_;
   kernels::Context context_;
   model::MropeTable mrope_;
 };

@@ -37,8 +37,7 @@ size_t NativeKvCache::size_bytes() const {
 }
 
 void NativeKvCache::reserve(int64_t length) {
-  const size_t half_bytes =
-      static_cast<size_t>(kv_heads_ * kBlockTokens * head_dim_) * dtype_size_bytes(dtype_);
+  const size_t half_bytes = kernels::kv_block_bytes(shape());
   while (static_cast<int64_t>(blocks_.size()) * kBlockTokens < length) {
     AlignedBuffer buffer(half_bytes * 2 * layers_.size());
     std::byte* p = buffer.data();
@@ -57,24 +56,27 @@ std::string NativeKvCache::saved_form() const {
 }
 
 uint64_t NativeKvCache::saved_bytes(int64_t length) const {
-  return static_cast<uint64_t>(length * kv_heads_ * head_dim_) * dtype_size_bytes(dtype_) * 2 * layers_.size();
+  return static_cast<uint64_t>(length) * 2 * layers_.size() * (kernels::kv_block_bytes(shape()) / kBlockTokens);
 }
 
 void NativeKvCache::for_each_piece(int64_t length,
                                    const std::function<void(std::span<std::byte>)>& visit) const {
-  const size_t row_bytes = static_cast<size_t>(head_dim_) * dtype_size_bytes(dtype_);
-  const size_t head_bytes = static_cast<size_t>(kBlockTokens) * row_bytes;
+  const size_t half_bytes = kernels::kv_block_bytes(shape());
   for (size_t b = 0; static_cast<int64_t>(b) * kBlockTokens < length; ++b) {
     const int64_t tokens = std::min(kBlockTokens, length - static_cast<int64_t>(b) * kBlockTokens);
     for (const Layer& layer : layers_) {
       for (void* half : {layer.keys[b], layer.values[b]}) {
         auto* p = static_cast<std::byte*>(half);
         if (tokens == kBlockTokens) {
-          visit({p, static_cast<size_t>(kv_heads_) * head_bytes});
+          visit({p, half_bytes});
           continue;
         }
-        for (int64_t head = 0; head < kv_heads_; ++head, p += head_bytes)
-          visit({p, static_cast<size_t>(tokens) * row_bytes});
+        for (const size_t row_bytes :
+             {static_cast<size_t>(head_dim_) * dtype_size_bytes(dtype_), kernels::kv_scale_bytes(dtype_)}) {
+          if (row_bytes == 0) continue;
+          for (int64_t head = 0; head < kv_heads_; ++head, p += static_cast<size_t>(kBlockTokens) * row_bytes)
+            visit({p, static_cast<size_t>(tokens) * row_bytes});
+        }
       }
     }
   }
@@ -104,7 +106,10 @@ void NativeKvCache::load(int64_t length, const ByteSource& source) {
 
 kernels::KvView NativeKvCache::layer(int64_t index) const {
   const Layer& layer = layers_.at(static_cast<size_t>(index));
-  return {layer.keys.data(), layer.values.data(), dtype_, kBlockTokens, kv_heads_, head_dim_};
+  kernels::KvView view = shape();
+  view.key_blocks = layer.keys.data();
+  view.value_blocks = layer.values.data();
+  return view;
 }
 
 }  // namespace qvl::engine::native

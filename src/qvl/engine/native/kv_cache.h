@@ -18,13 +18,14 @@ class NativeKvCache : public KvCache {
  public:
   static constexpr int64_t kBlockTokens = 256;
 
+  // `dtype`: F32, BF16 or I8 (kernels/ops.h).
   NativeKvCache(const void* owner, DType dtype, int64_t layers, int64_t kv_heads, int64_t head_dim);
 
   int64_t length() const override { return length_; }
   void truncate(int64_t length) override;
   size_t size_bytes() const override;
-  // Block by block, in a block layer by layer, in a layer the heads of the keys, then those of the values, in a head
-  // its positions.
+  // Block by block, in a block layer by layer, in a layer the keys, then the values; of these the heads with their
+  // positions, then likewise the scales where there are any.
   std::string saved_form() const override;
   uint64_t saved_bytes(int64_t length) const override;
   void save(int64_t length, const ByteSink& sink) const override;
@@ -46,6 +47,9 @@ class NativeKvCache : public KvCache {
     std::vector<void*> keys;
     std::vector<void*> values;
   };
+
+  // A view without blocks.
+  kernels::KvView shape() const { return {nullptr, nullptr, dtype_, kBlockTokens, kv_heads_, head_dim_}; }
 
   const void* owner_;
   DType dtype_;

@@ -21,6 +21,15 @@ std::byte* row(const NativeKvCache& cache, int64_t layer, bool value, int64_t he
                     dtype_size_bytes(v.dtype);
 }
 
+// Of an int8 cache: behind the codes of all heads.
+std::byte* scale(const NativeKvCache& cache, int64_t layer, bool value, int64_t head, int64_t position) {
+  const kernels::KvView v = cache.layer(layer);
+  const int64_t block = position / v.block_tokens;
+  auto* base = static_cast<std::byte*>(value ? v.value_blocks[block] : v.key_blocks[block]);
+  return base + v.kv_heads * v.block_tokens * v.head_dim +
+         (head * v.block_tokens + position % v.block_tokens) * static_cast<int64_t>(sizeof(float));
+}
+
 void for_each_row(int64_t length, const std::function<void(int64_t, bool, int64_t, int64_t)>& visit) {
   for (int64_t layer = 0; layer < kLayers; ++layer)
     for (bool value : {false, true})
@@ -29,7 +38,7 @@ void for_each_row(int64_t length, const std::function<void(int64_t, bool, int64_
 }
 
 TEST(NativeKvCacheSaved, ComesBackBitForBit) {
-  for (DType dtype : {DType::kBF16, DType::kF32}) {
+  for (DType dtype : {DType::kBF16, DType::kF32, DType::kI8}) {
     const size_t row_bytes = kHeadDim * dtype_size_bytes(dtype);
     NativeKvCache full(nullptr, dtype, kLayers, kHeads, kHeadDim);
     full.reserve(700);
@@ -38,6 +47,7 @@ TEST(NativeKvCacheSaved, ComesBackBitForBit) {
     for_each_row(700, [&](int64_t l, bool v, int64_t h, int64_t p) {
       std::byte* at = row(full, l, v, h, p);
       for (size_t i = 0; i < row_bytes; ++i) at[i] = static_cast<std::byte>(random());
+      for (size_t i = 0; dtype == DType::kI8 && i < 4; ++i) scale(full, l, v, h, p)[i] = static_cast<std::byte>(random());
     });
     for (int64_t length : {0, 1, 255, 256, 257, 512, 699, 700}) {
       SCOPED_TRACE(length);
@@ -55,6 +65,9 @@ TEST(NativeKvCacheSaved, ComesBackBitForBit) {
       ASSERT_EQ(other.length(), length);
       for_each_row(length, [&](int64_t l, bool v, int64_t h, int64_t p) {
         ASSERT_EQ(std::memcmp(row(other, l, v, h, p), row(full, l, v, h, p), row_bytes), 0) << l << v << h << p;
+        if (dtype == DType::kI8) {
+          ASSERT_EQ(std::memcmp(scale(other, l, v, h, p), scale(full, l, v, h, p), sizeof(float)), 0) << l << v << h << p;
+        }
       });
     }
   }
@@ -63,6 +76,7 @@ TEST(NativeKvCacheSaved, ComesBackBitForBit) {
 TEST(NativeKvCacheSaved, FormsDifferWhereBytesWould) {
   const NativeKvCache a(nullptr, DType::kBF16, 3, 2, 8);
   EXPECT_NE(a.saved_form(), NativeKvCache(nullptr, DType::kF32, 3, 2, 8).saved_form());
+  EXPECT_NE(a.saved_form(), NativeKvCache(nullptr, DType::kI8, 3, 2, 8).saved_form());
   EXPECT_NE(a.saved_form(), NativeKvCache(nullptr, DType::kBF16, 4, 2, 8).saved_form());
   EXPECT_NE(a.saved_form(), NativeKvCache(nullptr, DType::kBF16, 3, 4, 8).saved_form());
   EXPECT_NE(a.saved_form(), NativeKvCache(nullptr, DType::kBF16, 3, 2, 16).saved_form());

@@ -26,6 +26,26 @@ DType activation_type(Precision precision, DType stored) {
   return stored == DType::kBF16 ? DType::kBF16 : DType::kF32;
 }
 
+DType cache_type(KvType kv, DType activation, int64_t head_dim) {
+  switch (kv) {
+    case KvType::kInt8:
+      if (head_dim > kernels::kMaxInt8HeadDim) {
+        fail(ErrorCode::kUnsupported, "load", "head_dim with an int8 KV cache",
+             cat("at most ", kernels::kMaxInt8HeadDim), cat(head_dim));
+      }
+      return DType::kI8;
+    case KvType::kBF16:
+      if (activation != DType::kBF16) {
+        fail(ErrorCode::kUnsupported, "load", "KV cache", "auto or int8 with fp32 activations", "bf16",
+             "with bf16 activations, --text-dtype bf16, the cache is bf16 too");
+      }
+      return DType::kBF16;
+    case KvType::kAuto:
+      break;
+  }
+  return activation;
+}
+
 std::string stage_name(DType activation, const WeightBinder& binder) {
   if (binder.multiplies_int8()) return "native int8";
   return activation == DType::kBF16 ? "native bf16" : "native fp32";
@@ -103,11 +123,13 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     stages.weight_bytes += binder.owned_bytes();
     model->owned = binder.take_owned();
     model->embed = std::make_unique<NativeEmbed>(model->weights, type);
-    model->decoder = std::make_unique<NativeDecoder>(config.text, model->weights, type, context);
+    stages.kv_dtype = cache_type(options.kv, type, config.text.head_dim);
+    model->decoder = std::make_unique<NativeDecoder>(config.text, model->weights, type, stages.kv_dtype, context);
     stages.embed = {model, model->embed.get()};
     stages.decoder = {model, model->decoder.get()};
     stages.text_name = stage_name(type, binder);
-    stages.text_identity = identity(stages.text_name, type);
+    stages.text_identity =
+        identity(cat(stages.text_name, ", ", kv_dtype_name(stages.kv_dtype), " keys and values"), type);
   }
   return stages;
 }
