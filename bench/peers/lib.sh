@@ -9,9 +9,12 @@ self=$(basename "$0")
 say() { echo "$self: $*" >&2; }
 die() { say "$*"; exit 1; }
 
-# arguments CHECKPOINT WORK: sets checkpoint and work, absolute.
+# arguments CHECKPOINT WORK [--check]: sets checkpoint and work, absolute. With --check nothing is made.
 arguments() {
-  [ $# -eq 2 ] || die "usage: $self CHECKPOINT WORK_FOLDER"
+  check_only=
+  if [ $# -eq 3 ] && [ "$3" = --check ]; then check_only=1; elif [ $# -ne 2 ]; then
+    die "usage: $self CHECKPOINT WORK_FOLDER [--check]"
+  fi
   [ -s "$1/config.json" ] || die "$1: no config.json (a Hugging Face folder, or one made by qvl synth, is expected)"
   [ -s "$1/tokenizer.json" ] || die "$1: no tokenizer.json (qvl synth --tokenizer puts one there)"
   mkdir -p "$2"
@@ -24,6 +27,9 @@ checkpoint_key() {
   (cd "$checkpoint" && { cat config.json tokenizer.json; stat -c '%n %s' ./*.safetensors; }) | sha256sum | cut -c1-12
 }
 
+# missing WHAT: called before something is made.
+missing() { [ -z "$check_only" ] || die "not set up: $1 is missing or of other versions"; }
+
 # environment FOLDER REQUIREMENTS [PIP_OPTION...]: FOLDER/venv with exactly these packages. A changed file rebuilds it.
 environment() {
   local folder=$1 requirements=$2
@@ -31,6 +37,7 @@ environment() {
   local stamp
   stamp=$(sha256sum < "$requirements")
   if [ "$(cat "$folder/venv.stamp" 2> /dev/null)" = "$stamp" ]; then return; fi
+  missing "$folder/venv"
   say "installing $(basename "$requirements") into $folder/venv"
   mkdir -p "$folder"
   rm -rf "$folder/venv" "$folder/venv.stamp"
