@@ -2,7 +2,6 @@
 //
 // Weights of 4 bits never overflow those sums: 255 * 15 * 2 four times over fits. Weights of 8 bits do, unless the sign
 // moves from the weight to x first (128 * 127 * 2 fits). Otherwise as int8_avx512vnni.cc with half the lanes.
-#include "qvl/kernels/int8_gemv_loop.h"
 #include "qvl/kernels/int8_kernels.h"
 #include "qvl/kernels/int8_weight.h"
 
@@ -73,129 +72,6 @@ void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales)
     }
   }
 }
-
-// ---- GEMV ----
-
-// Prepared x, 4 bits: for each 64 columns [32] even q, [32] odd q, [8] sums, [8] scales.
-// 8 bits: for each 32 columns [32] q, [8] scales.
-constexpr int64_t kRecord4 = 128, kRecord8 = 64;
-
-size_t prepared_bytes(const Int8Weight& w) {
-  return static_cast<size_t>(w.bits == 4 ? int8_padded(w.k) / 64 * kRecord4 : int8_padded(w.k) / 32 * kRecord8);
-}
-
-void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byte* dst) {
-  const int64_t group = w.group();
-  const int64_t lane_columns = w.bits == 4 ? 8 : 4;
-  for (int64_t i = 0; i < int8_padded(w.k); i += 8 * lane_columns) {
-    float lane_scales[8];
-    int32_t sums[8];
-    for (int64_t lane = 0; lane < 8; ++lane) {
-      const int8_t* from = q + i + lane * lane_columns;
-      lane_scales[lane] = scales[(i + lane * lane_columns) / group];
-      sums[lane] = 0;
-      for (int64_t j = 0; j < lane_columns; ++j) {
-        sums[lane] += from[j];
-        const int64_t to = w.bits == 4 ? j % 2 * 32 + lane * 4 + j / 2 : lane * 4 + j;
-        dst[to] = static_cast<std::byte>(from[j]);
-      }
-    }
-    if (w.bits == 4) {
-      std::memcpy(dst + 64, sums, sizeof(sums));
-      std::memcpy(dst + 96, lane_scales, sizeof(lane_scales));
-      dst += kRecord4;
-    } else {
-      std::memcpy(dst + 32, lane_scales, sizeof(lane_scales));
-      dst += kRecord8;
-    }
-  }
-}
-
-// 8 zero points from nibbles; `count` of them are there.
-inline __m256i load_zero_points(const std::byte* p, int64_t count) {
-  uint32_t nibbles = 0;
-  std::memcpy(&nibbles, p, static_cast<size_t>(std::min<int64_t>(4, (count + 1) / 2)));
-  const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-  return _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(nibbles)), shifts),
-                          _mm256_set1_epi32(15));
-}
-
-constexpr int64_t kPrefetchBytes = 2048;
-
-// See int8_gemv_loop.h.
-template <typename Scale, int kBits, bool kZero, int kN>
-inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
-  constexpr int64_t kColumns = kBits == 4 ? 64 : 32;  // of one vector of weights
-  constexpr int64_t kRecord = kBits == 4 ? kRecord4 : kRecord8;
-  const int shift = std::countr_zero(static_cast<uint64_t>(w.block));
-  const __m128i shift_count = _mm_cvtsi32_si128(shift);
-  const int64_t blocks = w.blocks();
-  const int64_t columns_a_load = w.block * 8;  // that 8 scales cover
-  const int64_t row_bytes = w.data_stride;
-  const __m256i nibble = _mm256_set1_epi8(15);
-  const __m256i lane_columns = _mm256_slli_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), kBits == 4 ? 3 : 2);
-
-  __m256 acc[kN];
-#pragma GCC unroll 4
-  for (int n = 0; n < kN; ++n) acc[n] = _mm256_setzero_ps();
-  int64_t byte = 0;
-  for (int64_t first = 0; first < w.k; first += columns_a_load) {
-    const int64_t block = first >> shift;
-    __m256 scales[kN];
-    __m256i zeros[kN];
-#pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) {
-      const auto* row = reinterpret_cast<const typename Scale::Element*>(w.scales + n * apart * w.scale_stride);
-      scales[n] = load_first<Scale>(row + block, blocks - block);
-      zeros[n] = _mm256_set1_epi32(8);
-      if constexpr (kZero) {
-        zeros[n] = load_zero_points(w.zero_points + n * apart * w.zero_stride + block / 2, blocks - block);
-      }
-    }
-    const int64_t end = std::min(w.k, first + columns_a_load);
-    __m256i columns = lane_columns;
-    for (int64_t column = first; column < end; column += kColumns) {
-      const __m256i x0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(x));
-      const __m256 x_scale = _mm256_load_ps(reinterpret_cast<const float*>(x + kRecord - 32));
-      const __m256i index = _mm256_srl_epi32(columns, shift_count);
-#pragma GCC unroll 4
-      for (int n = 0; n < kN; ++n) {
-        const std::byte* p = w.data + n * apart * row_bytes + byte;
-        _mm_prefetch(reinterpret_cast<const char*>(p + kPrefetchBytes), _MM_HINT_T0);
-        __m256i v = load_bytes(p, row_bytes - byte);
-        __m256i dot;
-        if constexpr (kBits == 4) {
-          const __m256i x1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(x + 32));
-          const __m256i x_sum = _mm256_load_si256(reinterpret_cast<const __m256i*>(x + 64));
-          const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(v, nibble), x0);
-          const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(v, 4), nibble), x1);
-          const __m256i zero = kZero ? _mm256_permutevar8x32_epi32(zeros[n], index) : zeros[n];
-          dot = _mm256_sub_epi32(widen_pairs(_mm256_add_epi16(low, high)), _mm256_mullo_epi32(zero, x_sum));
-        } else {
-          v = _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(0x80)));
-          dot = widen_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(x0, v)));
-        }
-        const __m256 scale = _mm256_mul_ps(x_scale, _mm256_permutevar8x32_ps(scales[n], index));
-        acc[n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc[n]);
-      }
-      x += kRecord;
-      byte += 32;
-      columns = _mm256_add_epi32(columns, _mm256_set1_epi32(static_cast<int>(kColumns)));
-    }
-  }
-#pragma GCC unroll 4
-  for (int n = 0; n < kN; ++n) c[n * apart] = sum_ps(acc[n]);
-}
-
-struct Avx2 {
-  using F32 = avx2::F32;
-  using BF16 = avx2::BF16;
-  using F16 = avx2::F16;
-  template <typename Scale, int kBits, bool kZero, int kN>
-  static void rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
-    gemv_rows<Scale, kBits, kZero, kN>(x, w, apart, c);
-  }
-};
 
 // ---- GEMM ----
 // Panel: for each group of columns [16] weight scales, [16] corrections, [group / 4][16][4] signed values.
@@ -513,7 +389,7 @@ void tile(const Int8TileArgs& t) {
 const Int8Kernels& int8_kernels_avx2() {
   static const Int8Kernels kernels = {quantize<F32>,
                                       quantize<BF16>,
-                                      {prepared_bytes, prepare, int8_gemv<Avx2>},
+                                      int8_gemv_avx2(),
                                       {kTileRows, kPanelCols, true, panel_bytes, pack, tile}};
   return kernels;
 }

@@ -115,8 +115,9 @@ inline __m512 load_zero_points(const std::byte* p, int64_t count) {
 constexpr int64_t kPrefetchBytes = 2048;
 
 // See int8_gemv_loop.h.
-template <typename Scale, int kBits, bool kZero, int kN>
-inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
+template <typename Scale, int kBits, bool kZero, int kM, int kN>
+inline void gemv_rows(const std::byte* x, int64_t x_stride, const Int8Weight& w, int64_t apart, float* c,
+                      int64_t ldc) {
   constexpr int64_t kColumns = kBits == 4 ? 128 : 64;  // of one vector of weights
   constexpr int64_t kRecord = kBits == 4 ? kRecord4 : kRecord8;
   const int shift = std::countr_zero(static_cast<uint64_t>(w.block));
@@ -128,9 +129,12 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, fl
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i lane_columns = _mm512_slli_epi32(lanes, kBits == 4 ? 3 : 2);
 
-  __m512 acc[kN];
+  __m512 acc[kM][kN];
 #pragma GCC unroll 4
-  for (int n = 0; n < kN; ++n) acc[n] = _mm512_setzero_ps();
+  for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kN; ++n) acc[m][n] = _mm512_setzero_ps();
+  }
   int64_t byte = 0;
   for (int64_t first = 0; first < w.k; first += columns_a_load) {
     const int64_t block = first >> shift;
@@ -147,29 +151,31 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, fl
     const int64_t end = std::min(w.k, first + columns_a_load);
     __m512i columns = lane_columns;
     const auto step = [&](int64_t left) __attribute__((always_inline)) {
-      const __m512i x0 = _mm512_load_si512(x);
-      const __m512i x1 = kBits == 4 ? _mm512_load_si512(x + 64) : x0;
-      const __m512i correction = _mm512_load_si512(x + kRecord - 128);
-      const __m512 x_scale = _mm512_load_ps(reinterpret_cast<const float*>(x + kRecord - 64));
       const __m512i index = _mm512_srl_epi32(columns, shift_count);
 #pragma GCC unroll 4
       for (int n = 0; n < kN; ++n) {
         const std::byte* p = w.data + n * apart * row_bytes + byte;
-        __m512i v = left >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(first_bytes(left), p);
-        __m512i dot = kZero ? _mm512_setzero_si512() : correction;
-        if constexpr (kBits == 4) {
-          dot = _mm512_dpbusd_epi32(dot, _mm512_and_si512(v, nibble), x0);
-          dot = _mm512_dpbusd_epi32(dot, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), x1);
-        } else {
-          dot = _mm512_dpbusd_epi32(dot, v, x0);
+        const __m512i v = left >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(first_bytes(left), p);
+        const __m512i low = kBits == 4 ? _mm512_and_si512(v, nibble) : v;
+        const __m512i high = kBits == 4 ? _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble) : v;
+        const __m512 scale = _mm512_permutexvar_ps(index, scales[n]);
+        const __m512 zero = kZero ? _mm512_permutexvar_ps(index, zeros[n]) : scale;
+#pragma GCC unroll 4
+        for (int m = 0; m < kM; ++m) {
+          const std::byte* record = x + m * x_stride;
+          const __m512i correction = _mm512_load_si512(record + kRecord - 128);
+          __m512i dot = kZero ? _mm512_setzero_si512() : correction;
+          dot = _mm512_dpbusd_epi32(dot, low, _mm512_load_si512(record));
+          if constexpr (kBits == 4) dot = _mm512_dpbusd_epi32(dot, high, _mm512_load_si512(record + 64));
+          __m512 sum = _mm512_cvtepi32_ps(dot);
+          if constexpr (kZero) {
+            // correction = -8 * sum of x
+            const __m512 x_sum = _mm512_mul_ps(_mm512_cvtepi32_ps(correction), _mm512_set1_ps(0.125f));
+            sum = _mm512_fmadd_ps(zero, x_sum, sum);
+          }
+          const __m512 x_scale = _mm512_load_ps(reinterpret_cast<const float*>(record + kRecord - 64));
+          acc[m][n] = _mm512_fmadd_ps(sum, _mm512_mul_ps(x_scale, scale), acc[m][n]);
         }
-        __m512 sum = _mm512_cvtepi32_ps(dot);
-        if constexpr (kZero) {
-          // correction = -8 * sum of x
-          const __m512 x_sum = _mm512_mul_ps(_mm512_cvtepi32_ps(correction), _mm512_set1_ps(0.125f));
-          sum = _mm512_fmadd_ps(_mm512_permutexvar_ps(index, zeros[n]), x_sum, sum);
-        }
-        acc[n] = _mm512_fmadd_ps(sum, _mm512_mul_ps(x_scale, _mm512_permutexvar_ps(index, scales[n])), acc[n]);
       }
       x += kRecord;
       byte += 64;
@@ -186,16 +192,19 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, fl
     for (; column < end; column += kColumns) step(row_bytes - byte);
   }
 #pragma GCC unroll 4
-  for (int n = 0; n < kN; ++n) c[n * apart] = sum_ps(acc[n]);
+  for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kN; ++n) c[m * ldc + n * apart] = sum_ps(acc[m][n]);
+  }
 }
 
 struct Avx512Vnni {
   using F32 = avx512::F32;
   using BF16 = avx512::BF16;
   using F16 = avx512::F16;
-  template <typename Scale, int kBits, bool kZero, int kN>
-  static void rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
-    gemv_rows<Scale, kBits, kZero, kN>(x, w, apart, c);
+  template <typename Scale, int kBits, bool kZero, int kM, int kN>
+  static void rows(const std::byte* x, int64_t x_stride, const Int8Weight& w, int64_t apart, float* c, int64_t ldc) {
+    gemv_rows<Scale, kBits, kZero, kM, kN>(x, x_stride, w, apart, c, ldc);
   }
 };
 

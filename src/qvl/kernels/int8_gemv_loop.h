@@ -1,7 +1,8 @@
-// What the integer GEMV of every vector instruction set shares: the order of rows and the choice by format (private to
-// this room). `Isa` has F32, BF16 and F16 and
-//   rows<Scale, kBits, kZero, kN>(x, w, apart, c): c[n * apart] = sums of one row of x with kN rows of w that
-//   lie `apart` rows apart; Scale is the scales' type, kZero: zero points are stored.
+// What the integer GEMVs of AVX-512 and NEON share: the order of rows and the choice by format (private to this room).
+// `Isa` has F32, BF16 and F16 and
+//   rows<Scale, kBits, kZero, kM, kN>(x, x_stride, w, apart, c, ldc): c[m * ldc + n * apart] = sums of kM rows of x,
+//   x_stride bytes apart, with kN rows of w that lie `apart` rows apart; Scale is the scales' type, kZero: zero points
+//   are stored. The sums of a row do not depend on kM.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +14,20 @@
 namespace qvl::kernels {
 
 constexpr int kInt8WeightRows = 4;
+// Rows of x that share one unpacking of the weights.
+constexpr int kInt8MaxGroup = 4;
+
+// The last rows of x, kM or fewer of them.
+template <typename Isa, typename Scale, int kBits, bool kZero, int kM>
+void int8_gemv_group(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t apart, float* c,
+                     int64_t ldc) {
+  if constexpr (kM > 1) {
+    if (m < kM) {
+      return int8_gemv_group<Isa, Scale, kBits, kZero, kM - 1>(x, x_stride, m, w, apart, c, ldc);
+    }
+  }
+  Isa::template rows<Scale, kBits, kZero, kM, kInt8WeightRows>(x, x_stride, w, apart, c, ldc);
+}
 
 // The rows are read as kInt8WeightRows streams, each in address order: memory serves streams of different pages faster
 // than one.
@@ -20,15 +35,16 @@ template <typename Isa, typename Scale, int kBits, bool kZero>
 void int8_gemv_all(const std::byte* x, int64_t x_stride, int64_t m, Int8Weight w, int64_t n, float* c, int64_t ldc) {
   const int64_t apart = n / kInt8WeightRows;
   for (int64_t j = 0; j < apart; ++j) {
-    for (int64_t r = 0; r < m; ++r) {
-      Isa::template rows<Scale, kBits, kZero, kInt8WeightRows>(x + r * x_stride, w, apart, c + r * ldc + j);
+    for (int64_t r = 0; r < m; r += kInt8MaxGroup) {
+      int8_gemv_group<Isa, Scale, kBits, kZero, kInt8MaxGroup>(x + r * x_stride, x_stride, m - r, w, apart,
+                                                               c + r * ldc + j, ldc);
     }
     w = w.rows_from(1);
   }
   w = w.rows_from((kInt8WeightRows - 1) * apart);
   for (int64_t j = kInt8WeightRows * apart; j < n; ++j) {
     for (int64_t r = 0; r < m; ++r) {
-      Isa::template rows<Scale, kBits, kZero, 1>(x + r * x_stride, w, 1, c + r * ldc + j);
+      Isa::template rows<Scale, kBits, kZero, 1, 1>(x + r * x_stride, x_stride, w, 1, c + r * ldc + j, ldc);
     }
     w = w.rows_from(1);
   }

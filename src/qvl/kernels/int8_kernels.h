@@ -54,6 +54,8 @@ struct Int8GemvKernel {
   // c[m, n] (row stride ldc) = x[m, k] . w[n, k]^T; prepared rows x_stride bytes apart.
   void (*run)(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c,
               int64_t ldc) = nullptr;
+  // Its sums have the bits of the GEMM kernel's and it is the faster of the two up to so many rows; 0: they have not.
+  int64_t rows_as_gemm = 0;
 };
 
 // c[rows, panel_cols] = x . panel, or += when `accumulate`.
@@ -94,6 +96,7 @@ struct Int8Kernels {
 
 const Int8Kernels& int8_kernels_scalar();
 #if defined(__x86_64__)
+const Int8GemvKernel& int8_gemv_avx2();
 const Int8Kernels& int8_kernels_avx2();
 const Int8Kernels& int8_kernels_avx512vnni();
 #elif defined(__aarch64__)

@@ -107,23 +107,23 @@ QVL_VEC_INLINE int32_t zero_nibble(const std::byte* p, int64_t block) {
 constexpr int64_t kPrefetchBytes = 1024;
 
 // See int8_gemv_loop.h. kNarrow: blocks of 16 columns.
-template <typename D, typename Scale, int kBits, bool kZero, bool kNarrow, int kN>
-inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
+template <typename D, typename Scale, int kBits, bool kZero, bool kNarrow, int kM, int kN>
+inline void gemv_rows(const std::byte* x, int64_t x_stride, const Int8Weight& w, int64_t apart, float* c,
+                      int64_t ldc) {
   const int shift = std::countr_zero(static_cast<uint64_t>(w.block));
   const int64_t blocks = w.blocks();
   const int64_t row_bytes = w.data_stride;
   const int8x16_t nibble = vdupq_n_s8(15);
   const int8x16_t flip = vdupq_n_s8(-128);  // uint8 around 128 to int8
 
-  float32x4_t acc[kN];
+  float32x4_t acc[kM][kN];
 #pragma GCC unroll 4
-  for (int n = 0; n < kN; ++n) acc[n] = vdupq_n_f32(0.0f);
+  for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kN; ++n) acc[m][n] = vdupq_n_f32(0.0f);
+  }
   int64_t byte = 0;
   for (int64_t column = 0; column < w.k; column += kColumns, x += kRecord) {
-    const int8_t* q = reinterpret_cast<const int8_t*>(x);
-    const int8x16_t x0 = vld1q_s8(q), x1 = vld1q_s8(q + 16);
-    const int32x4_t x_sums = vld1q_s32(reinterpret_cast<const int32_t*>(x + 32));
-    const float32x4_t x_scales = vld1q_f32(reinterpret_cast<const float*>(x + 48));
     const int64_t block = column >> shift;
     const bool both = block + 1 < blocks;
 #pragma GCC unroll 4
@@ -132,11 +132,19 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, fl
       __builtin_prefetch(p + kPrefetchBytes);
       const auto* scales =
           reinterpret_cast<const typename Scale::Element*>(w.scales + n * apart * w.scale_stride) + block;
+      float32x4_t wide_scale = vdupq_n_f32(0.0f);
+      float scale = 0;
+      if constexpr (kNarrow) {
+        wide_scale = two_scales<Scale>(scales, both);
+      } else {
+        scale = one_scale<Scale>(scales);
+      }
+      int8x16_t first, second;  // of the two halves of prepared x
+      int32x4_t zero = vdupq_n_s32(8);
       if constexpr (kBits == 4) {
         const int8x16_t v = load_bytes(p, row_bytes - byte);
-        const int8x16_t low = vandq_s8(v, nibble);
-        const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4));
-        int32x4_t zero = vdupq_n_s32(8);
+        first = vandq_s8(v, nibble);
+        second = vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(v), 4));
         if constexpr (kZero) {
           const std::byte* zeros = w.zero_points + n * apart * w.zero_stride;
           zero = vdupq_n_s32(zero_nibble(zeros, block));
@@ -144,28 +152,43 @@ inline void gemv_rows(const std::byte* x, const Int8Weight& w, int64_t apart, fl
             zero = vcombine_s32(vget_low_s32(zero), vdup_n_s32(both ? zero_nibble(zeros, block + 1) : 0));
           }
         }
-        const int32x4_t dot = D::dot2(vnegq_s32(vmulq_s32(zero, x_sums)), low, x0, high, x1);
-        const float32x4_t scale = kNarrow ? vmulq_f32(x_scales, two_scales<Scale>(scales, both))
-                                          : vmulq_n_f32(x_scales, one_scale<Scale>(scales));
-        acc[n] = vfmaq_f32(acc[n], vcvtq_f32_s32(dot), scale);
       } else {
-        const int8x16_t v0 = veorq_s8(load_bytes(p, row_bytes - byte), flip);
-        const int8x16_t v1 = veorq_s8(load_bytes(p + 16, row_bytes - byte - 16), flip);
-        const int32x4_t none = vdupq_n_s32(0);
+        first = veorq_s8(load_bytes(p, row_bytes - byte), flip);
+        second = veorq_s8(load_bytes(p + 16, row_bytes - byte - 16), flip);
+      }
+#pragma GCC unroll 4
+      for (int m = 0; m < kM; ++m) {
+        const std::byte* record = x + m * x_stride;
+        const int8_t* q = reinterpret_cast<const int8_t*>(record);
+        const int8x16_t x0 = vld1q_s8(q), x1 = vld1q_s8(q + 16);
+        const float32x4_t x_scales = vld1q_f32(reinterpret_cast<const float*>(record + 48));
+        float32x4_t both_scales;
         if constexpr (kNarrow) {
-          const float32x4_t scale = vmulq_f32(x_scales, two_scales<Scale>(scales, both));
-          acc[n] = vfmaq_laneq_f32(acc[n], vcvtq_f32_s32(D::dot(none, v0, x0)), scale, 0);
-          acc[n] = vfmaq_laneq_f32(acc[n], vcvtq_f32_s32(D::dot(none, v1, x1)), scale, 2);
+          both_scales = vmulq_f32(x_scales, wide_scale);
         } else {
-          const float32x4_t scale = vmulq_n_f32(x_scales, one_scale<Scale>(scales));
-          acc[n] = vfmaq_f32(acc[n], vcvtq_f32_s32(D::dot2(none, v0, x0, v1, x1)), scale);
+          both_scales = vmulq_n_f32(x_scales, scale);
+        }
+        const int32x4_t none = vdupq_n_s32(0);
+        if constexpr (kBits == 4) {
+          const int32x4_t x_sums = vld1q_s32(reinterpret_cast<const int32_t*>(record + 32));
+          const int32x4_t dot = D::dot2(vnegq_s32(vmulq_s32(zero, x_sums)), first, x0, second, x1);
+          acc[m][n] = vfmaq_f32(acc[m][n], vcvtq_f32_s32(dot), both_scales);
+        } else if constexpr (kNarrow) {
+          acc[m][n] = vfmaq_laneq_f32(acc[m][n], vcvtq_f32_s32(D::dot(none, first, x0)), both_scales, 0);
+          acc[m][n] = vfmaq_laneq_f32(acc[m][n], vcvtq_f32_s32(D::dot(none, second, x1)), both_scales, 2);
+        } else {
+          const int32x4_t dot = D::dot2(none, first, x0, second, x1);
+          acc[m][n] = vfmaq_f32(acc[m][n], vcvtq_f32_s32(dot), both_scales);
         }
       }
     }
     byte += kColumns * kBits / 8;
   }
 #pragma GCC unroll 4
-  for (int n = 0; n < kN; ++n) c[n * apart] = vaddvq_f32(acc[n]);
+  for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kN; ++n) c[m * ldc + n * apart] = vaddvq_f32(acc[m][n]);
+  }
 }
 
 template <typename D>
@@ -173,10 +196,10 @@ struct Gemv {
   using F32 = neon::F32;
   using BF16 = neon::BF16;
   using F16 = neon::F16;
-  template <typename Scale, int kBits, bool kZero, int kN>
-  static void rows(const std::byte* x, const Int8Weight& w, int64_t apart, float* c) {
-    w.block < kColumns ? gemv_rows<D, Scale, kBits, kZero, true, kN>(x, w, apart, c)
-                       : gemv_rows<D, Scale, kBits, kZero, false, kN>(x, w, apart, c);
+  template <typename Scale, int kBits, bool kZero, int kM, int kN>
+  static void rows(const std::byte* x, int64_t x_stride, const Int8Weight& w, int64_t apart, float* c, int64_t ldc) {
+    w.block < kColumns ? gemv_rows<D, Scale, kBits, kZero, true, kM, kN>(x, x_stride, w, apart, c, ldc)
+                       : gemv_rows<D, Scale, kBits, kZero, false, kM, kN>(x, x_stride, w, apart, c, ldc);
   }
 };
 

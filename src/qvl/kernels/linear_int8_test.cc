@@ -254,6 +254,37 @@ TEST_P(IntegerLinearTest, RowsDoNotDependOnOtherRowsOrThreads) {
   }
 }
 
+TEST_P(IntegerLinearTest, FewRowsAreThoseOfManyInEveryFormat) {
+  // A table may multiply few rows otherwise than many, on either path: the bits must not tell.
+  std::mt19937 rng(8);
+  ThreadPool pool(2);
+  const Context ctx{&pool, &table()};
+  for (const Format& format : formats()) {
+    for (const auto& [cols, depth] : {std::array<int64_t, 2>{37, 1111}, {75, 272}, {5, 40}}) {
+      const IntegerWeight w(format, cols, depth, rng);
+      const Activations x(DType::kF32, 33, depth, rng);
+      for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+        const int64_t all = path == LinearPath::kGemm ? 33 : 16;
+        const auto product = [&](int64_t begin, int64_t rows) {
+          std::vector<float> y(static_cast<size_t>(rows * cols));
+          ConstMatrix part = x.view();
+          part.data = x.tensor.as<float>().data() + begin * depth;
+          part.rows = rows;
+          linear(ctx, path, part, w.view(true), Activation::kNone, {}, {y.data(), DType::kF32, rows, cols, cols});
+          return y;
+        };
+        const std::vector<float> whole = product(0, all);
+        for (int64_t rows = 1; rows <= all; rows += rows < 6 ? 1 : 5) {
+          const std::vector<float> some = product(all - rows, rows);
+          ASSERT_EQ(std::memcmp(whole.data() + (all - rows) * cols, some.data(), some.size() * sizeof(float)), 0)
+              << format.name() << (path == LinearPath::kGemm ? " gemm, " : " gemv, ") << rows << " rows of " << depth
+              << " with " << cols;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(IntegerLinearTest, SwigluMatchesDouble) {
   std::mt19937 rng(5);
   ThreadPool pool(2);
