@@ -20,7 +20,6 @@ namespace {
 using namespace avx2;
 
 constexpr int64_t kStep = 16;  // inputs per iteration
-constexpr int64_t kPrefetchBytes = 1024;
 
 int64_t prepared_floats(int64_t k) {
   return (k + kStep - 1) / kStep * kStep;
@@ -76,10 +75,15 @@ struct WeightF32 {
   }
 };
 
+// Which of the passes over the same rows of w this is.
+struct Pass {
+  int64_t index, count;
+};
+
 // c[m, n] for kM rows of x and kN rows of w.
 template <typename W, int kM, int kN>
 inline void block_avx2(const float* x, int64_t x_stride, const typename W::Element* w, int64_t k, float* c,
-                       int64_t ldc) {
+                       int64_t ldc, Pass pass = {0, 1}) {
   using Element = typename W::Element;
   __m256 acc[kM][kN][2];
 #pragma GCC unroll 4
@@ -99,12 +103,16 @@ inline void block_avx2(const float* x, int64_t x_stride, const typename W::Eleme
       }
     }
   };
+  // The passes over these rows share in asking for the rows that come next: memory must not rest while all but the first
+  // read what is in the cache.
+  const int64_t row_bytes = k * static_cast<int64_t>(sizeof(Element));
+  const char* ahead = reinterpret_cast<const char*>(w + kN * k) + row_bytes * pass.index / pass.count;
+  const int64_t ahead_step = kStep * static_cast<int64_t>(sizeof(Element)) / pass.count;
   int64_t i = 0;
   for (; i + kStep <= k; i += kStep) {
 #pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + n * k + i) + kPrefetchBytes, _MM_HINT_T0);
-    }
+    for (int n = 0; n < kN; ++n) _mm_prefetch(ahead + n * row_bytes, _MM_HINT_T0);
+    ahead += ahead_step;
     step(i, w + i, k);
   }
   if (i < k) {
@@ -131,11 +139,14 @@ void gemv_f32acc_avx2(const void* x, int64_t x_stride, int64_t m, const void* w,
     for (; j + 4 <= n; j += 4) block_avx2<W, 1, 4>(xf, x_stride, rows + j * k, k, c + j, ldc);
   } else {
     for (; j + 2 <= n; j += 2) {
+      const int64_t passes = (m + 1) / 2;
       int64_t r = 0;
       for (; r + 2 <= m; r += 2) {
-        block_avx2<W, 2, 2>(xf + r * x_stride, x_stride, rows + j * k, k, c + r * ldc + j, ldc);
+        block_avx2<W, 2, 2>(xf + r * x_stride, x_stride, rows + j * k, k, c + r * ldc + j, ldc, {r / 2, passes});
       }
-      if (r < m) block_avx2<W, 1, 2>(xf + r * x_stride, x_stride, rows + j * k, k, c + r * ldc + j, ldc);
+      if (r < m) {
+        block_avx2<W, 1, 2>(xf + r * x_stride, x_stride, rows + j * k, k, c + r * ldc + j, ldc, {r / 2, passes});
+      }
     }
   }
   for (; j < n; ++j) {
