@@ -36,6 +36,35 @@ TEST(NativeVisionStage, ImagesDoNotInfluenceEachOther) {
   }
 }
 
+// Layers take many patches piece by piece: a picture that lies across the pieces (4,096 rows) has the bits of one alone.
+TEST(NativeVisionStage, PiecesOfManyPatchesDoNotMatter) {
+  const image::Grid grid{1, 14, 18};
+  constexpr size_t kPictures = 18;  // 252 patches each: the 17th ends behind 4,096
+  const auto patches = static_cast<size_t>(grid.patches());
+  std::vector<float> pixels(kPictures * patches * 1536);
+  uint32_t state = 1;
+  for (float& v : pixels) {
+    state = state * 1664525u + 1013904223u;
+    v = static_cast<float>(state >> 8) / 8388608.0f - 1.0f;
+  }
+  const std::vector<image::Grid> all(kPictures, grid);
+  for (const Variant& variant : variants()) {
+    const auto engine = tiny_engine(variant);
+    const engine::VisionFeatures together = engine->vision().encode(pixels, all);
+    for (const size_t i : {size_t{0}, size_t{16}, size_t{17}}) {
+      const engine::VisionFeatures alone =
+          engine->vision().encode(std::span(pixels).subspan(i * patches * 1536, patches * 1536), {&grid, 1});
+      const auto expect_part = [&](const Tensor& one, const Tensor& many) {
+        const Tensor a = one.to(DType::kF32), b = many.to(DType::kF32);
+        EXPECT_TRUE(std::ranges::equal(a.as<float>(), b.as<float>().subspan(i * a.as<float>().size(), a.as<float>().size())))
+            << variant_name(variant) << " picture " << i;
+      };
+      expect_part(alone.merged, together.merged);
+      for (size_t j = 0; j < alone.deepstack.size(); ++j) expect_part(alone.deepstack[j], together.deepstack[j]);
+    }
+  }
+}
+
 // A frame's features are the same bits whatever stands before and behind it: frames that repeat are encoded once.
 TEST(NativeVisionStage, FramesDoNotInfluenceEachOther) {
   const auto file = checkpoint::SafetensorsFile::open(fixture_path("vision/video.safetensors"));

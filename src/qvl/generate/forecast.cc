@@ -17,10 +17,11 @@ double as_double(int64_t v) {
   return static_cast<double>(v);
 }
 
-// What the vision stage holds for the patches of one picture: input, residual, normed, qkv, one piece of the MLP.
+// What the vision stage holds for the patches of one picture: input, residual, normed, qkv, rotary tables, packed keys and
+// values of a head, one piece of the MLP. Mergers work in what blocks have left.
 int64_t vision_activation_bytes(const model::VisionConfig& c, int64_t patches, int64_t element) {
   const int64_t rows = std::min(patches, kMlpRows);
-  return patches * (c.patch_width() * 4 + 5 * c.hidden_size * element + c.head_dim() * 4) +
+  return patches * (c.patch_width() * 4 + 5 * c.hidden_size * element + 3 * c.head_dim() * 4) +
          rows * (c.intermediate_size + c.patch_width()) * element;
 }
 
@@ -30,8 +31,9 @@ int64_t feature_bytes(const model::VisionConfig& c, int64_t tokens, int64_t elem
 
 int64_t text_activation_bytes(const model::TextConfig& c, int64_t prompt, int64_t chunk, int64_t element) {
   const int64_t rows = std::min(prompt, chunk);
+  const int64_t packed = 2 * c.head_dim * 4;  // keys and values of a head
   const int64_t wide = 3 * c.hidden_size + 2 * c.q_width() + 2 * c.kv_width() + c.intermediate_size;
-  return prompt * c.hidden_size * element + rows * wide * element + c.vocab_size * 6;
+  return prompt * packed + rows * wide * element + c.vocab_size * 6;
 }
 
 }  // namespace

@@ -13,6 +13,9 @@ namespace qvl::engine::native {
 namespace {
 
 constexpr float kNormEps = 1e-6f;
+// Rows that a linear layer takes at a time: what a kernel makes of x, its int8 form, is as large as x and stays with the
+// thread. A row's result does not depend on the others.
+constexpr int64_t kLinearRows = 4096;
 // Rows that pass through the MLP together: bounds its intermediate to a few MB whatever the image's size.
 constexpr int64_t kMlpRows = 1024;
 
@@ -37,11 +40,31 @@ kernels::Matrix columns_of(Tensor& t, int64_t first, int64_t cols) {
   return {at(t, first), t.dtype(), t.dim(0), cols, t.dim(1)};
 }
 
+// Rows [first, first + rows).
+kernels::ConstMatrix part(const kernels::ConstMatrix& m, int64_t first, int64_t rows) {
+  return {static_cast<const std::byte*>(m.data) +
+              static_cast<size_t>(first * m.stride) * dtype_size_bytes(m.dtype),
+          m.dtype, rows, m.cols, m.stride};
+}
+kernels::Matrix part(const kernels::Matrix& m, int64_t first, int64_t rows) {
+  return {static_cast<std::byte*>(m.data) + static_cast<size_t>(first * m.stride) * dtype_size_bytes(m.dtype), m.dtype,
+          rows, m.cols, m.stride};
+}
+
 void trace(const StageHooks& hooks, const std::string& name, const Tensor& value) {
   if (hooks.trace) hooks.trace(name, value.to(DType::kF32));
 }
 
 }  // namespace
+
+void NativeVision::linear(kernels::ConstMatrix x, const kernels::Weight& w, kernels::Activation activation,
+                          kernels::ConstMatrix residual, kernels::Matrix y) const {
+  for (int64_t row = 0; row < x.rows; row += kLinearRows) {
+    const int64_t n = std::min(kLinearRows, x.rows - row);
+    kernels::linear(context_, kernels::LinearPath::kGemm, part(x, row, n), w, activation,
+                    residual.data == nullptr ? residual : part(residual, row, n), part(y, row, n));
+  }
+}
 
 void NativeVision::embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,
                                  const StageHooks& hooks) const {
@@ -50,8 +73,7 @@ void NativeVision::embed_patches(std::span<const float> pixels, std::span<const 
   const int64_t dim = config_.hidden_size;
   if (activation_ == DType::kF32) {
     const kernels::ConstMatrix in{pixels.data(), DType::kF32, patches, width, width};
-    kernels::linear(context_, kernels::LinearPath::kGemm, in, weights_.patch_embed,
-                    kernels::Activation::kNone, {}, view(x));
+    linear(in, weights_.patch_embed, kernels::Activation::kNone, {}, view(x));
   } else {
     const int64_t step = std::min(patches, kMlpRows);
     Tensor in(DType::kBF16, {step, width});
@@ -98,21 +120,22 @@ void NativeVision::embed_patches(std::span<const float> pixels, std::span<const 
 }
 
 void NativeVision::block(const VisionBlockWeights& w, std::span<const int64_t> segments, const float* cos,
-                         const float* sin, Tensor& x, Tensor& y, Tensor& qkv, Tensor& hidden) const {
+                         const float* sin, Workspace& s) const {
   using kernels::Activation;
   using kernels::LinearPath;
+  auto& [x, y, qkv, hidden] = s;
   const int64_t dim = config_.hidden_size;
   const int64_t heads = config_.num_heads;
   const int64_t head_dim = config_.head_dim();
 
   kernels::layer_norm(context_, view(x), w.norm1.weight.data(), w.norm1.bias.data(), kNormEps, view(y));
-  kernels::linear(context_, LinearPath::kGemm, view(y), w.qkv, Activation::kNone, {}, view(qkv));
+  linear(view(y), w.qkv, Activation::kNone, {}, view(qkv));
   // q and k stand side by side: one call turns the heads of both.
   kernels::rope_vision(context_, columns_of(qkv, 0, 2 * dim), 2 * heads, head_dim, cos, sin);
   kernels::attention_full(context_, columns_of(qkv, 0, dim), columns_of(qkv, dim, dim),
                           columns_of(qkv, 2 * dim, dim), heads, head_dim, segments,
                           1.0f / std::sqrt(static_cast<float>(head_dim)), view(y));
-  kernels::linear(context_, LinearPath::kGemm, view(y), w.proj, Activation::kNone, view(x), view(x));
+  linear(view(y), w.proj, Activation::kNone, view(x), view(x));
 
   kernels::layer_norm(context_, view(x), w.norm2.weight.data(), w.norm2.bias.data(), kNormEps, view(y));
   for (int64_t row = 0; row < x.dim(0); row += kMlpRows) {
@@ -124,12 +147,11 @@ void NativeVision::block(const VisionBlockWeights& w, std::span<const int64_t> s
   }
 }
 
-Tensor NativeVision::merge(const MergerWeights& w, bool norm_after_regrouping, const Tensor& x) const {
+Tensor NativeVision::merge(const MergerWeights& w, bool norm_after_regrouping, Workspace& s) const {
   using kernels::Activation;
-  using kernels::LinearPath;
+  auto& [x, y, qkv, hidden] = s;
   const int64_t merged_rows = x.dim(0) / config_.merge_rows();
   const int64_t width = config_.merged_width();
-  Tensor y(activation_, x.shape());
   if (norm_after_regrouping) {
     // Four consecutive rows are one row of four times the width.
     kernels::ConstMatrix grouped{x.data(), x.dtype(), merged_rows, width, width};
@@ -139,10 +161,10 @@ Tensor NativeVision::merge(const MergerWeights& w, bool norm_after_regrouping, c
     kernels::layer_norm(context_, view(x), w.norm.weight.data(), w.norm.bias.data(), kNormEps, view(y));
   }
   const kernels::ConstMatrix grouped{y.data(), y.dtype(), merged_rows, width, width};
-  Tensor h(activation_, {merged_rows, width});
-  kernels::linear(context_, LinearPath::kGemm, grouped, w.fc1, Activation::kGeluErf, {}, view(h));
+  const kernels::Matrix h{qkv.data(), activation_, merged_rows, width, width};
+  linear(grouped, w.fc1, Activation::kGeluErf, {}, h);
   Tensor out(activation_, {merged_rows, config_.out_hidden_size});
-  kernels::linear(context_, LinearPath::kGemm, view(h), w.fc2, Activation::kNone, {}, view(out));
+  linear(h, w.fc2, Activation::kNone, {}, view(out));
   return out;
 }
 
@@ -156,27 +178,26 @@ VisionFeatures NativeVision::encode(std::span<const float> pixels, std::span<con
   const int64_t dim = config_.hidden_size;
   const model::CosSin rotary = model::vision_cos_sin(grids, config_.head_dim(), config_.spatial_merge_size);
 
-  Tensor x(activation_, {patches, dim});
-  Tensor y(activation_, {patches, dim});
-  Tensor qkv(activation_, {patches, 3 * dim});
-  Tensor hidden(activation_, {std::min(kMlpRows, patches), config_.intermediate_size});
-  embed_patches(pixels, grids, x, hooks);
+  Workspace s{.x = Tensor(activation_, {patches, dim}),
+              .y = Tensor(activation_, {patches, dim}),
+              .qkv = Tensor(activation_, {patches, 3 * dim}),
+              .hidden = Tensor(activation_, {std::min(kMlpRows, patches), config_.intermediate_size})};
+  embed_patches(pixels, grids, s.x, hooks);
 
   VisionFeatures features;
   features.deepstack.resize(weights_.deepstack.size());
   for (int64_t i = 0; i < config_.depth; ++i) {
     if (hooks.progress && !hooks.progress(i, config_.depth))
       fail(ErrorCode::kCancelled, "vision", "cancelled");
-    block(weights_.blocks[static_cast<size_t>(i)], segments, rotary.cos.data(), rotary.sin.data(), x, y, qkv,
-          hidden);
-    trace(hooks, "vision.block" + std::to_string(i), x);
+    block(weights_.blocks[static_cast<size_t>(i)], segments, rotary.cos.data(), rotary.sin.data(), s);
+    trace(hooks, "vision.block" + std::to_string(i), s.x);
     for (size_t j = 0; j < weights_.deepstack.size(); ++j) {
       if (config_.deepstack_indexes[j] != i) continue;
-      features.deepstack[j] = merge(weights_.deepstack[j], /*norm_after_regrouping=*/true, x);
+      features.deepstack[j] = merge(weights_.deepstack[j], /*norm_after_regrouping=*/true, s);
       trace(hooks, "vision.deepstack" + std::to_string(j), features.deepstack[j]);
     }
   }
-  features.merged = merge(weights_.merger, /*norm_after_regrouping=*/false, x);
+  features.merged = merge(weights_.merger, /*norm_after_regrouping=*/false, s);
   trace(hooks, "vision.merged", features.merged);
   if (hooks.progress) hooks.progress(config_.depth, config_.depth);
   return features;

@@ -29,11 +29,23 @@ class NativeVision : public VisionStage {
   bool frames_are_independent() const override { return true; }
 
  private:
+  // Activations of a call, all that grows with the patches. Every step of every block and merger works in them.
+  struct Workspace {
+    Tensor x;       // [P, dim], the residual stream
+    Tensor y;       // [P, dim], normed; what attention says; normed rows of a merger
+    Tensor qkv;     // [P, 3 dim]; between blocks the hidden rows of a merger [P/4, 4 dim]
+    Tensor hidden;  // [up to 1024, intermediate], a piece of the MLP
+  };
+
   void embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,
                      const StageHooks& hooks) const;
   void block(const VisionBlockWeights& w, std::span<const int64_t> segments, const float* cos,
-             const float* sin, Tensor& x, Tensor& y, Tensor& qkv, Tensor& hidden) const;
-  Tensor merge(const MergerWeights& w, bool norm_after_regrouping, const Tensor& x) const;
+             const float* sin, Workspace& s) const;
+  // y = act(x . W^T + bias) (+ residual), piece by piece.
+  void linear(kernels::ConstMatrix x, const kernels::Weight& w, kernels::Activation activation,
+              kernels::ConstMatrix residual, kernels::Matrix y) const;
+  // Of s.x, which stays as it is.
+  Tensor merge(const MergerWeights& w, bool norm_after_regrouping, Workspace& s) const;
 
   const model::VisionConfig& config_;
   VisionWeights weights_;
