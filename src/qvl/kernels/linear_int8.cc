@@ -133,6 +133,7 @@ void run_int8(const Context& ctx, LinearPath path, const Call& call) {
   const int preparations = shared ? 1 : 2;
   const int64_t rows = call.x.rows, k = call.first->in;
 
+  // Where the bits are the same the faster of the two is taken.
   if (path == LinearPath::kGemv || rows <= std::min(kMaxGemvRows, kernels.gemv.rows_as_gemm)) {
     const auto quantize = call.x.dtype == DType::kF32 ? kernels.quantize_f32 : kernels.quantize_bf16;
     int64_t strides[2] = {0, 0};
