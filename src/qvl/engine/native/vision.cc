@@ -22,9 +22,6 @@ constexpr int64_t kMlpRows = 1024;
 kernels::Matrix view(Tensor& t) {
   return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)};
 }
-kernels::ConstMatrix view(const Tensor& t) {
-  return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)};
-}
 
 void* at(Tensor& t, int64_t element) {
   return static_cast<std::byte*>(t.data()) + static_cast<size_t>(element) * dtype_size_bytes(t.dtype());
