@@ -1,5 +1,4 @@
-// The last step of linear layers for AVX-512: bias, activation, residual, rounding; SwiGLU's product; row
-// sums.
+// The last step of linear layers for AVX-512.
 #include "qvl/kernels/linear_avx512.h"
 
 #if defined(__x86_64__)
@@ -11,87 +10,39 @@
 
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
 
+// After the vector.
+#include "qvl/kernels/finish_simd.h"
+
 namespace qvl::kernels {
 namespace {
 
-using namespace avx512;
-
-template <Activation kActivation>
-inline __m512 activate(__m512 v) {
-  if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh_ps(v);
-  if constexpr (kActivation == Activation::kGeluErf) return gelu_erf_ps(v);
-  return v;
-}
-
-// Lanes of the vector that starts at column j of `cols`.
-inline __mmask16 lanes(int64_t j, int64_t cols) {
-  return first_lanes(cols - j < 16 ? cols - j : 16);
-}
-
-template <typename T, Activation kActivation>
-void finish_rows(const FinishArgs& f) {
-  using Element = typename T::Element;
-  for (int64_t r = 0; r < f.rows; ++r) {
-    Element* y = static_cast<Element*>(f.y) + r * f.y_stride;
-    const Element* residual =
-        f.residual == nullptr ? nullptr : static_cast<const Element*>(f.residual) + r * f.residual_stride;
-    for (int64_t j = 0; j < f.cols; j += 16) {
-      const __mmask16 mask = lanes(j, f.cols);
-      __m512 v = _mm512_maskz_loadu_ps(mask, f.c + r * f.ldc + j);
-      if (f.bias != nullptr) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, f.bias + j));
-      if constexpr (kActivation != Activation::kNone) v = activate<kActivation>(T::round(v));
-      if (residual != nullptr) v = _mm512_add_ps(T::round(v), T::load(residual + j, mask));
-      T::store(y + j, mask, v);
-    }
+struct Vector {
+  using F = __m512;
+  using F32 = avx512::F32;
+  using BF16 = avx512::BF16;
+  static constexpr int64_t kWidth = 16;
+  template <typename T>
+  QVL_VEC_INLINE F load(const typename T::Element* p, int64_t n) {
+    return T::load(p, lanes(n));
   }
-}
-
-template <typename T>
-void finish_avx512(const FinishArgs& f) {
-  switch (f.activation) {
-    case Activation::kNone:
-      return finish_rows<T, Activation::kNone>(f);
-    case Activation::kGeluTanh:
-      return finish_rows<T, Activation::kGeluTanh>(f);
-    case Activation::kGeluErf:
-      return finish_rows<T, Activation::kGeluErf>(f);
+  template <typename T>
+  QVL_VEC_INLINE void store(typename T::Element* p, F v, int64_t n) {
+    T::store(p, lanes(n), v);
   }
-}
+  QVL_VEC_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+  QVL_VEC_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  QVL_VEC_INLINE F silu(F v) { return avx512::silu_ps(v); }
+  QVL_VEC_INLINE F gelu_tanh(F v) { return avx512::gelu_tanh_ps(v); }
+  QVL_VEC_INLINE F gelu_erf(F v) { return avx512::gelu_erf_ps(v); }
 
-template <typename T>
-void finish_swiglu_avx512(const FinishArgs& f) {
-  using Element = typename T::Element;
-  for (int64_t r = 0; r < f.rows; ++r) {
-    Element* y = static_cast<Element*>(f.y) + r * f.y_stride;
-    for (int64_t j = 0; j < f.cols; j += 16) {
-      const __mmask16 mask = lanes(j, f.cols);
-      const __m512 gate = T::round(_mm512_maskz_loadu_ps(mask, f.c + r * f.ldc + j));
-      const __m512 up = T::round(_mm512_maskz_loadu_ps(mask, f.c2 + r * f.ldc + j));
-      T::store(y + j, mask, _mm512_mul_ps(T::round(silu_ps(gate)), up));
-    }
-  }
-}
-
-template <typename T>
-void add_avx512(void* dst, const void* src, int64_t n) {
-  using Element = typename T::Element;
-  Element* d = static_cast<Element*>(dst);
-  const Element* s = static_cast<const Element*>(src);
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 mask = lanes(i, n);
-    T::store(d + i, mask, _mm512_add_ps(T::load(d + i, mask), T::load(s + i, mask)));
-  }
-}
+ private:
+  QVL_VEC_INLINE __mmask16 lanes(int64_t n) { return avx512::first_lanes(n < 16 ? n : 16); }
+};
 
 }  // namespace
 
 void set_finish_avx512(LinearKernels& kernels) {
-  kernels.finish_f32 = finish_avx512<F32>;
-  kernels.finish_bf16 = finish_avx512<BF16>;
-  kernels.finish_swiglu_f32 = finish_swiglu_avx512<F32>;
-  kernels.finish_swiglu_bf16 = finish_swiglu_avx512<BF16>;
-  kernels.add_f32 = add_avx512<F32>;
-  kernels.add_bf16 = add_avx512<BF16>;
+  simd::set_finish<Vector>(kernels);
 }
 
 }  // namespace qvl::kernels
