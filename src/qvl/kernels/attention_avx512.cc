@@ -22,22 +22,12 @@
 
 #include "qvl/kernels/attention_vec_avx512.h"
 // After the vector.
-#include "qvl/kernels/attention_rows_simd.h"
-#include "qvl/kernels/attention_stream_simd.h"
-#include "qvl/kernels/attention_tile_simd.h"
+#include "qvl/kernels/attention_table_simd.h"
 
 namespace qvl::kernels {
 
 const AttentionKernels& attention_kernels_avx512() {
-  using V = VecAvx512;
-  static const AttentionKernels kernels = {simd::row_kernels<V, float>(),
-                                           simd::row_kernels<V, BFloat16>(),
-                                           simd::attention_tile_f32_words<V, float>(),
-                                           simd::attention_tile_f32_words<V, BFloat16>(),
-                                           simd::attention_stream<V, float>(),
-                                           simd::attention_stream<V, BFloat16>(),
-                                           simd::attention_stream<V, float, int8_t>(),
-                                           simd::attention_stream<V, BFloat16, int8_t>()};
+  static const AttentionKernels kernels = simd::attention_kernels<VecAvx512>();
   return kernels;
 }
 
