@@ -17,6 +17,8 @@
 
 #pragma GCC target("avx2,fma,f16c")
 
+#include "qvl/kernels/int8_vec_avx2.h"
+
 namespace qvl::kernels {
 namespace {
 
@@ -41,11 +43,6 @@ inline uint32_t largest(__m256i v) {
   m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
   m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
   return static_cast<uint32_t>(_mm_cvtsi128_si32(m));
-}
-
-// Sums of two 16-bit products to 32 bits.
-inline __m256i widen_pairs(__m256i pairs) {
-  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
 template <typename X>
@@ -173,16 +170,6 @@ inline void unpack_two(const Int8Weight& w, int64_t row, int64_t present, int64_
   const __m256i second = inside && row + 4 < present ? unpack32<kBits, kZero>(w, b, row + 4, column) : zero;
   low = _mm256_permute2x128_si256(first, second, 0x20);
   high = _mm256_permute2x128_si256(first, second, 0x31);
-}
-
-// Rows 0|4, 1|5, 2|6, 3|7 of four words each to words 0, 1, 2, 3 of all eight rows.
-inline void transpose_words(__m256i (&r)[4]) {
-  const __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
-  const __m256i c = _mm256_unpacklo_epi32(r[2], r[3]), d = _mm256_unpackhi_epi32(r[2], r[3]);
-  r[0] = _mm256_unpacklo_epi64(a, c);
-  r[1] = _mm256_unpackhi_epi64(a, c);
-  r[2] = _mm256_unpacklo_epi64(b, d);
-  r[3] = _mm256_unpackhi_epi64(b, d);
 }
 
 template <int kBits, bool kZero>

@@ -19,6 +19,8 @@
 
 #pragma GCC target("avx2,fma,f16c")
 
+#include "qvl/kernels/int8_vec_avx2.h"
+
 namespace qvl::kernels {
 namespace {
 
@@ -94,11 +96,6 @@ inline __m256 repeat_float(const std::byte* p) {
   return _mm256_castsi256_ps(repeat_word(p));
 }
 
-// Sums of two 16-bit products to 32 bits.
-inline __m256i widen_pairs(__m256i pairs) {
-  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-
 // 16 bytes of eight rows `stride` apart: vector i is word i of each of them.
 inline void load_words(const std::byte* p, int64_t stride, __m256i (&words)[kWords]) {
   const auto two = [stride](const std::byte* row) __attribute__((always_inline)) {
@@ -106,13 +103,9 @@ inline void load_words(const std::byte* p, int64_t stride, __m256i (&words)[kWor
     const auto* second = reinterpret_cast<const __m128i*>(row + 4 * stride);
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(first)), _mm_loadu_si128(second), 1);
   };
-  const __m256i r0 = two(p), r1 = two(p + stride), r2 = two(p + 2 * stride), r3 = two(p + 3 * stride);
-  const __m256i a = _mm256_unpacklo_epi32(r0, r1), b = _mm256_unpackhi_epi32(r0, r1);
-  const __m256i c = _mm256_unpacklo_epi32(r2, r3), d = _mm256_unpackhi_epi32(r2, r3);
-  words[0] = _mm256_unpacklo_epi64(a, c);
-  words[1] = _mm256_unpackhi_epi64(a, c);
-  words[2] = _mm256_unpacklo_epi64(b, d);
-  words[3] = _mm256_unpackhi_epi64(b, d);
+#pragma GCC unroll 4
+  for (int i = 0; i < kWords; ++i) words[i] = two(p + i * stride);
+  transpose_words(words);
 }
 
 // The scales of `count` blocks from `block` on, a vector of the eight rows each.

@@ -1,0 +1,25 @@
+// What GEMV and GEMM of integer weights share on AVX2 (private to this room). Include after the target pragma.
+#pragma once
+
+#include <immintrin.h>
+
+#include "qvl/kernels/vec_math_avx2.h"
+
+namespace qvl::kernels::avx2 {
+
+// Sums of two 16-bit products to 32 bits.
+QVL_VEC_INLINE __m256i widen_pairs(__m256i pairs) {
+  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+
+// Rows 0|4, 1|5, 2|6, 3|7 of four words each to words 0, 1, 2, 3 of all eight rows.
+QVL_VEC_INLINE void transpose_words(__m256i (&r)[4]) {
+  const __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
+  const __m256i c = _mm256_unpacklo_epi32(r[2], r[3]), d = _mm256_unpackhi_epi32(r[2], r[3]);
+  r[0] = _mm256_unpacklo_epi64(a, c);
+  r[1] = _mm256_unpackhi_epi64(a, c);
+  r[2] = _mm256_unpacklo_epi64(b, d);
+  r[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+}  // namespace qvl::kernels::avx2
