@@ -17,18 +17,14 @@
 
 #pragma GCC target("arch=armv8.2-a+dotprod")
 
-#include "qvl/kernels/int8_neon_simd.h"
+#include "qvl/kernels/int8_neon_sdot.h"
 
 namespace qvl::kernels {
 namespace {
 
-struct Dot {
+struct Dot : int8_neon::Sdot {
   static constexpr int kUnit = 4, kTileRows = 4, kVectors = 4;
 
-  QVL_VEC_INLINE int32x4_t dot(int32x4_t sum, int8x16_t a, int8x16_t b) { return vdotq_s32(sum, a, b); }
-  QVL_VEC_INLINE int32x4_t dot2(int32x4_t sum, int8x16_t a, int8x16_t b, int8x16_t c, int8x16_t d) {
-    return vdotq_s32(vdotq_s32(sum, a, b), c, d);
-  }
   template <int kWord>
   QVL_VEC_INLINE int32x4_t dot_word(int32x4_t sum, int8x16_t w, int8x16_t x) {
     return vdotq_laneq_s32(sum, w, x, kWord);

@@ -18,19 +18,14 @@
 
 #pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
 
-#include "qvl/kernels/int8_neon_simd.h"
+#include "qvl/kernels/int8_neon_sdot.h"
 
 namespace qvl::kernels {
 namespace {
 
 // 8 rows x 8 outputs = 4 x 4 accumulators of 2 x 2, 4 operands of x.
-struct Matrix8 {
+struct Matrix8 : int8_neon::Sdot {
   static constexpr int kUnit = 8, kTileRows = 8, kVectors = 2;
-
-  QVL_VEC_INLINE int32x4_t dot(int32x4_t sum, int8x16_t a, int8x16_t b) { return vdotq_s32(sum, a, b); }
-  QVL_VEC_INLINE int32x4_t dot2(int32x4_t sum, int8x16_t a, int8x16_t b, int8x16_t c, int8x16_t d) {
-    return vdotq_s32(vdotq_s32(sum, a, b), c, d);
-  }
 
   template <int kM>
   QVL_VEC_INLINE void group(const uint8_t* x, int64_t x_stride, const std::byte* values, int64_t columns,
