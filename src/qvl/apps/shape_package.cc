@@ -1,5 +1,6 @@
 #include "qvl/apps/shape_package.h"
 
+#include "qvl/apps/work_folder.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/export/exporter.h"
@@ -43,27 +44,6 @@ bool usable(const fs::path& folder) {
   }
 }
 
-// config.json and its companions, for as long as the exporter reads them.
-class ConfigFolder {
- public:
-  ConfigFolder(const std::string& shape, fs::path path) : path_(std::move(path)) {
-    std::error_code ec;
-    fs::create_directories(path_, ec);
-    if (ec) fail(ErrorCode::kIo, path_.string(), "cannot create the folder: " + ec.message());
-    synth::write_config_files(shape, path_);
-  }
-  ~ConfigFolder() {
-    std::error_code ec;
-    fs::remove_all(path_, ec);
-  }
-  ConfigFolder(const ConfigFolder&) = delete;
-  ConfigFolder& operator=(const ConfigFolder&) = delete;
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
-
 }  // namespace
 
 fs::path shape_package(const ShapeOptions& o, const fs::path& work,
@@ -71,7 +51,8 @@ fs::path shape_package(const ShapeOptions& o, const fs::path& work,
   const fs::path folder = work / fmt::format("{}-text-{}-vision-{}", o.shape, o.text, o.vision);
   if (usable(folder)) return folder;
   ThreadPool pool(resolve_threads(o.threads, "bench"));
-  const ConfigFolder files(o.shape, work / fmt::format("{}-config", o.shape));
+  const WorkFolder files("", "shape");  // config.json and its companions, for as long as the exporter reads them
+  synth::write_config_files(o.shape, files.path());
   const SyntheticInput input(o.shape, files.path(), pool);
   exporting::ExportOptions options;
   options.input = &input;
