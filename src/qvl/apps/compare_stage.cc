@@ -35,14 +35,8 @@ void write_logits(const OpenStages& opened, const generate::ParityCase& prompt, 
 Json measure_stage(const StageOptions& o) {
   const bool logits = o.what == "logits", vision = o.what != "text", text = o.what != "vision";
   const OpenStages opened = open_stages(o, vision, text);
-  generate::ParityCaseOptions cases;
-  cases.sizes = {o.size};
-  cases.greedy_tokens = o.tokens;
-  cases.texts = 0;
-  cases.several.clear();
-  cases.video = false;
-  const generate::ParityCase prompt = std::move(generate::standard_parity_cases(
-      o.model, opened.config, cases, opened.pool.get())[0]);
+  const generate::ParityCase prompt =
+      generate::picture_case(o.model, opened.config, o.size, o.tokens, opened.pool.get());
 
   Json out;
   out["isa"] = opened.isa;

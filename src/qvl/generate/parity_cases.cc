@@ -253,4 +253,11 @@ std::vector<ParityCase> standard_parity_cases(const fs::path& folder, const mode
   return cases;
 }
 
+ParityCase picture_case(const fs::path& folder, const model::ModelConfig& config, PictureSize size,
+                        int64_t greedy_tokens, ThreadPool* pool) {
+  const ParityCaseOptions options{
+      .sizes = {size}, .greedy_tokens = greedy_tokens, .texts = 0, .several = {}, .video = false};
+  return std::move(standard_parity_cases(folder, config, options, pool)[0]);
+}
+
 }  // namespace qvl::generate

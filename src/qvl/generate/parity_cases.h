@@ -44,4 +44,8 @@ std::vector<ParityCase> standard_parity_cases(const std::filesystem::path& folde
                                               const model::ModelConfig& config,
                                               const ParityCaseOptions& options, ThreadPool* pool);
 
+// One picture of that size and the request to describe it; throws likewise.
+ParityCase picture_case(const std::filesystem::path& folder, const model::ModelConfig& config, PictureSize size,
+                        int64_t greedy_tokens, ThreadPool* pool);
+
 }  // namespace qvl::generate
