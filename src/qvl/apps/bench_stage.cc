@@ -1,17 +1,14 @@
 #include "qvl/apps/bench_stage.h"
 
-#include <chrono>
-
 #include "qvl/apps/child_process.h"
 #include "qvl/apps/stored_weights.h"
 #include "qvl/base/error.h"
+#include "qvl/base/stopwatch.h"
 #include "qvl/generate/workload.h"
 #include "qvl/image/processor_config.h"
 
 namespace qvl::apps {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 generate::ValidationLimits limits_of(const std::string& stage_name) {
   // The native engine promises the same bits however a prompt is cut; ONNX Runtime promises nothing, its kernels for
@@ -26,12 +23,8 @@ Json operations_json(const generate::Operations& o) {
 }
 
 generate::ParityCase picture_case(const BenchSettings& s, const OpenStages& opened) {
-  generate::ParityCaseOptions cases;
-  cases.sizes = {s.picture};
-  cases.texts = 0;
-  cases.several.clear();
-  cases.video = false;
-  return std::move(generate::standard_parity_cases(s.model, opened.config, cases, opened.pool.get())[0]);
+  constexpr int64_t kGreedyTokens = 1;  // nobody asks for them here
+  return generate::picture_case(s.model, opened.config, s.picture, kGreedyTokens, opened.pool.get());
 }
 
 void measure_vision(const BenchSettings& s, const OpenStages& opened, const generate::BenchProgress& progress,
@@ -94,7 +87,7 @@ Json measure_bench_stage(const std::string& what, const BenchSettings& s, const 
     opened = {};
     const Clock::time_point start = Clock::now();
     opened = open_stages(s.model, s.engine, selection);
-    loads.push_back(std::chrono::duration<double>(Clock::now() - start).count());
+    loads.push_back(seconds_since(start));
   }
   out["load_seconds"] = loads;
   out["vision"] = opened.vision_name;

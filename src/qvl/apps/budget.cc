@@ -1,6 +1,5 @@
 #include "qvl/apps/budget.h"
 
-#include <chrono>
 #include <ctime>
 
 #include "qvl/apps/bench_report.h"
@@ -9,6 +8,7 @@
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/base/log.h"
+#include "qvl/base/stopwatch.h"
 
 namespace qvl::apps {
 namespace {
@@ -88,7 +88,7 @@ generate::SpeedProfile find_profile(const fs::path& folder, const OpenModel& mod
       }
     }
   }
-  const auto start = std::chrono::steady_clock::now();
+  const Clock::time_point start = Clock::now();
   const generate::SpeedProfile profile = generate::measure_speed_profile(
       *model.engine, stored_weights(folder).decode_bytes, [&bar](int64_t done, int64_t total) {
         bar.update("measuring this machine", done, total, "steps");
@@ -96,7 +96,7 @@ generate::SpeedProfile find_profile(const fs::path& folder, const OpenModel& mod
       });
   bar.clear();
   source = fmt::format("measured now in {:.1f} s",
-                       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+                       seconds_since(start));
   keep_profile(file, key, profile);
   return profile;
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +9,7 @@
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/base/log.h"
+#include "qvl/base/stopwatch.h"
 #include "qvl/engine/native/open.h"
 #include "qvl/generate/report.h"
 #include "qvl/image/decode.h"
@@ -288,7 +288,7 @@ OpenModel open_model(const fs::path& folder, const EngineChoice& choice, Progres
   if (!fs::is_directory(folder, ec)) {
     fail(ErrorCode::kInvalidArgument, folder.string(), "model", "a checkpoint or package folder", "a file");
   }
-  const auto start = std::chrono::steady_clock::now();
+  const Clock::time_point start = Clock::now();
   const engine::ProgressFn progress = [&bar](int64_t done, int64_t total) {
     bar.update("loading", done, total, "");
     return !interrupt_flag();
@@ -305,7 +305,7 @@ OpenModel open_model(const fs::path& folder, const EngineChoice& choice, Progres
     out.assets =
         std::make_shared<const generate::Assets>(generate::Assets::load(folder, out.engine->config()));
   }
-  out.load_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  out.load_ms = ms_since(start);
   bar.clear();
   return out;
 }

@@ -1,6 +1,5 @@
 // `qvl export`: a checkpoint becomes a package of ONNX graphs.
 
-#include <chrono>
 #include <regex>
 #include <set>
 
@@ -8,6 +7,7 @@
 #include "qvl/apps/verification.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/base/stopwatch.h"
 #include "qvl/engine/native/open.h"
 #include "qvl/export/exporter.h"
 #include "qvl/generate/calibrate.h"
@@ -202,10 +202,6 @@ exporting::ExportResult exported(const ExportCommandOptions& o, exporting::Expor
 }
 
 int run_export(const ExportCommandOptions& o) {
-  using Clock = std::chrono::steady_clock;
-  const auto seconds_since = [](Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  };
   log_to_stderr(false);
   exporting::ExportOptions options = export_options(o);
   const bool rounds_text = o.text == "int4" || o.text == "int8";

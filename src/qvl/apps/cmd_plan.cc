@@ -1,10 +1,9 @@
 // `qvl plan`: what a question about pictures will take, and which pictures fit into a budget, before it is asked.
 
-#include <chrono>
-
 #include "qvl/apps/budget.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/base/stopwatch.h"
 
 namespace qvl::apps {
 namespace {
@@ -109,9 +108,9 @@ int plan(const PlanOptions& o) {
                               std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes),
                               o.prefill_chunk);
   const ResidentMemory before = resident_memory(folder);
-  const auto start = std::chrono::steady_clock::now();
+  const Clock::time_point start = Clock::now();
   const std::vector<std::shared_ptr<generate::Visual>> visuals = pipeline.load(inputs, pixels);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = seconds_since(start);
   generate::AnswerOptions options;
   options.max_tokens = o.answer_tokens;
   const std::vector<generate::ChatMessage> conversation = {generate::user_message(visuals, asked.prompt)};

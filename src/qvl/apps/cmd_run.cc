@@ -2,12 +2,11 @@
 #include <iostream>
 #include <iterator>
 
-#include <chrono>
-
 #include "qvl/apps/budget.h"
 #include "qvl/apps/cli.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/base/stopwatch.h"
 #include "qvl/generate/report.h"
 #include "qvl/image/decode.h"
 
@@ -62,16 +61,22 @@ Question read_question(const std::vector<std::string>& words) {
   return q;
 }
 
+std::vector<generate::ChatMessage> conversation(const RunOptions& o,
+                                                const std::vector<std::shared_ptr<generate::Visual>>& visuals,
+                                                const std::string& prompt) {
+  std::vector<generate::ChatMessage> out;
+  if (!o.generation.system.empty()) out.push_back(generate::text_message(text::Role::kSystem, o.generation.system));
+  out.push_back(generate::user_message(visuals, prompt));
+  return out;
+}
+
 // Loads the pictures again, smaller, where the question as it stands is predicted not to fit.
 void fit_budget(const RunOptions& o, const fs::path& folder, const OpenModel& model, generate::Pipeline& pipeline,
                 const std::string& prompt, const generate::AnswerOptions& options, double preprocess_seconds, const ResidentMemory& before,
                 const std::vector<generate::VisualInput>& inputs, image::PixelOverrides pixels,
                 std::vector<std::shared_ptr<generate::Visual>>& visuals, ProgressBar& bar) {
-  std::vector<generate::ChatMessage> conversation;
-  if (!o.generation.system.empty())
-    conversation.push_back(generate::text_message(text::Role::kSystem, o.generation.system));
-  conversation.push_back(generate::user_message(visuals, prompt));
-  generate::Question asked = question_of(pipeline, visuals, conversation, options, preprocess_seconds);
+  generate::Question asked =
+      question_of(pipeline, visuals, conversation(o, visuals, prompt), options, preprocess_seconds);
   asked.prefill_chunk = o.generation.prefill_chunk;
   const Planned planned = plan_question(folder, model, asked, before, pixels, o.budget, bar);
   if (!planned.plan.reduced) return;
@@ -99,17 +104,12 @@ int run(const RunOptions& o) {
                               std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes),
                               o.generation.prefill_chunk, open_disk_memory(o.memory, model));
   const ResidentMemory before = o.budget.asked() ? resident_memory(folder) : ResidentMemory{};
-  const auto loading = std::chrono::steady_clock::now();
+  const Clock::time_point loading = Clock::now();
   std::vector<std::shared_ptr<generate::Visual>> visuals = pipeline.load(inputs, pixels);
   if (o.budget.asked()) {
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - loading).count();
-    fit_budget(o, folder, model, pipeline, question.prompt, options, seconds, before, inputs, pixels, visuals, bar);
+    fit_budget(o, folder, model, pipeline, question.prompt, options, seconds_since(loading), before, inputs, pixels, visuals, bar);
   }
 
-  std::vector<generate::ChatMessage> conversation;
-  if (!o.generation.system.empty())
-    conversation.push_back(generate::text_message(text::Role::kSystem, o.generation.system));
-  conversation.push_back(generate::user_message(std::move(visuals), question.prompt));
   generate::AnswerCallbacks callbacks;
   callbacks.progress = phase_progress(bar);
   callbacks.cancel = &interrupt_flag();
@@ -117,7 +117,7 @@ int run(const RunOptions& o) {
     bar.clear();
     if (!o.json) write_stdout(piece);
   };
-  const generate::Answer answer = pipeline.answer(conversation, options, callbacks);
+  const generate::Answer answer = pipeline.answer(conversation(o, visuals, question.prompt), options, callbacks);
   bar.clear();
   if (o.json) {
     const generate::RunFacts facts{.load_ms = model.load_ms, .peak_rss_mb = peak_rss_mb()};

@@ -1,7 +1,6 @@
 #include "qvl/generate/benchmark.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -9,23 +8,14 @@
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/base/stopwatch.h"
 #include "qvl/generate/parity_cases.h"
 #include "qvl/generate/session.h"
+#include "qvl/generate/text_timeline.h"
 #include "qvl/image/preprocess.h"
 
 namespace qvl::generate {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-int32_t likeliest(const Tensor& logits) {
-  const auto v = logits.as<float>();
-  return static_cast<int32_t>(std::max_element(v.begin(), v.end()) - v.begin());
-}
 
 // Counts runs and asks whether to go on.
 class Steps {
@@ -39,43 +29,6 @@ class Steps {
  private:
   const BenchProgress& progress_;
   int64_t done_ = 0, total_;
-};
-
-// Text alone on one cache.
-class Timeline {
- public:
-  Timeline(const engine::EmbedStage& embed, const engine::DecoderStage& decoder)
-      : embed_(embed), decoder_(decoder), cache_(decoder.new_cache()) {}
-
-  // Logits of the last position, [1, V].
-  Tensor prefill(std::span<const int32_t> ids, int64_t chunk) {
-    Tensor logits;
-    for (size_t begin = 0; begin < ids.size();) {
-      const size_t n = std::min(static_cast<size_t>(chunk), ids.size() - begin);
-      const bool last = begin + n == ids.size();
-      logits = forward(ids.subspan(begin, n), false, last ? engine::LogitsMode::kLast : engine::LogitsMode::kNone);
-      begin += n;
-    }
-    return logits;
-  }
-  Tensor decode(int32_t id) { return forward({&id, 1}, true, engine::LogitsMode::kLast); }
-  void truncate(int64_t length) { cache_->truncate(length); }
-
- private:
-  Tensor forward(std::span<const int32_t> ids, bool decode, engine::LogitsMode mode) {
-    const Tensor rows = embed_.embed(ids);
-    std::vector<int64_t> positions(ids.size());
-    std::iota(positions.begin(), positions.end(), cache_->length());
-    engine::DecoderInput input;
-    input.embeds = &rows;
-    for (auto& axis : input.positions) axis = positions;
-    input.decode = decode;
-    return decoder_.forward(input, *cache_, mode);
-  }
-
-  const engine::EmbedStage& embed_;
-  const engine::DecoderStage& decoder_;
-  std::unique_ptr<engine::KvCache> cache_;
 };
 
 double largest_value(const Tensor& t) {
@@ -179,12 +132,12 @@ void validate_text(const engine::EmbedStage& embed, const engine::DecoderStage& 
   constexpr int64_t kTokens = 40, kShort = 30, kChunk = 7;
   const std::vector<int32_t> ids = random_text_ids(config, kTokens, 1);
   const std::span<const int32_t> all(ids);
-  Timeline whole(embed, decoder), parts(embed, decoder);
+  TextTimeline whole(embed, decoder), parts(embed, decoder);
   const Tensor expected = whole.prefill(all, kTokens);
   check_finite(expected, "decoder", "logits");
   check_close(expected, parts.prefill(all, kChunk), limits.chunk_error, "decoder",
               "logits of a prompt whole and in chunks");
-  Timeline shorter(embed, decoder);
+  TextTimeline shorter(embed, decoder);
   const Tensor before = shorter.prefill(all.first(kTokens - 1), kTokens);
   if (std::ranges::equal(before.as<float>(), expected.as<float>())) {
     fail(ErrorCode::kMismatch, "decoder", "logits of two prompts", "different ones", "the same");
@@ -218,14 +171,14 @@ TextSeries time_text(const engine::EmbedStage& embed, const engine::DecoderStage
 
   steps.next();
   {  // pages of the weights, buffers
-    Timeline warm(embed, decoder);
+    TextTimeline warm(embed, decoder);
     int32_t next = likeliest(warm.prefill(first(std::min<int64_t>(longest, 32)), o.chunk_tokens));
     for (int i = 0; i < 2; ++i) next = likeliest(warm.decode(next));
   }
   TextSeries out;
   for (const int64_t n : o.prompt_tokens) {
     out.prefill.push_back({n, timed(o.repeats, steps, [&] {
-                             Timeline(embed, decoder).prefill(first(n), o.chunk_tokens);
+                             TextTimeline(embed, decoder).prefill(first(n), o.chunk_tokens);
                            })});
   }
   if (o.contexts.empty()) return out;
@@ -234,7 +187,7 @@ TextSeries time_text(const engine::EmbedStage& embed, const engine::DecoderStage
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return o.contexts[a] > o.contexts[b]; });
   out.decode.resize(o.contexts.size());
-  Timeline timeline(embed, decoder);
+  TextTimeline timeline(embed, decoder);
   steps.next();
   timeline.prefill(first(o.contexts[order[0]]), o.chunk_tokens);
   for (const size_t i : order) {

@@ -1,12 +1,12 @@
 #include "qvl/generate/disk_memory.h"
 
-#include <chrono>
 #include <utility>
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/base/log.h"
 #include "qvl/base/sha256.h"
+#include "qvl/base/stopwatch.h"
 #include "qvl/generate/session.h"
 
 namespace qvl::generate {
@@ -153,7 +153,7 @@ std::string DiskMemory::prefix_name(std::span<const int32_t> ids,
 
 bool DiskMemory::load_prefix(const std::string& name, int64_t length, engine::KvCache& cache) {
   if (name.empty() || cache.saved_form().empty()) return false;
-  const auto start = std::chrono::steady_clock::now();
+  const Clock::time_point start = Clock::now();
   const bool found =
       folder_->get(name, [&](const Json& d, uint64_t payload_bytes, const CacheFolder::Source& read) {
         if (d.at("positions") != length || d.at("form") != cache.saved_form() ||
@@ -168,7 +168,7 @@ bool DiskMemory::load_prefix(const std::string& name, int64_t length, engine::Kv
   }
   log_message(LogLevel::kInfo,
               fmt::format("image memory: {} positions taken from {} in {:.0f} ms", length, folder_->folder().string(),
-                          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count()));
+                          ms_since(start)));
   return true;
 }
 

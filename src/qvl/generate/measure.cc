@@ -1,26 +1,16 @@
 #include "qvl/generate/measure.h"
 
 #include <algorithm>
-#include <chrono>
 #include <limits>
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/base/stopwatch.h"
+#include "qvl/generate/text_timeline.h"
 #include "qvl/model/positions.h"
 
 namespace qvl::generate {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-int32_t likeliest(const Tensor& logits) {
-  const auto v = logits.as<float>();
-  return static_cast<int32_t>(std::max_element(v.begin(), v.end()) - v.begin());
-}
 
 // Prefill and greedy decoding of one timeline.
 TextSpeed run_text(const engine::EmbedStage& embed, const engine::DecoderStage& decoder,

@@ -1,6 +1,5 @@
 #include "qvl/generate/pipeline.h"
 
-#include <chrono>
 #include <random>
 #include <string_view>
 #include <unordered_map>
@@ -9,6 +8,7 @@
 #include "qvl/base/format.h"
 #include "qvl/base/mapped_file.h"
 #include "qvl/base/sha256.h"
+#include "qvl/base/stopwatch.h"
 #include "qvl/generate/repeated_frames.h"
 #include "qvl/generate/stop_strings.h"
 #include "qvl/image/decode.h"
@@ -18,12 +18,6 @@
 
 namespace qvl::generate {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double ms_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
 
 // Short enough to be read off --verbose and typed again.
 uint64_t fresh_seed() {

@@ -1,24 +1,18 @@
 #include "qvl/generate/session.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <numeric>
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/base/log.h"
+#include "qvl/base/stopwatch.h"
 #include "qvl/engine/visual_features.h"
 #include "qvl/model/positions.h"
 
 namespace qvl::generate {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double ms_since(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
 
 // Rows of one kind (images or videos) that a chunk shows, gathered from the features of the visuals they
 // belong to.
@@ -395,8 +389,8 @@ GenerateResult Session::generate(const GenerateOptions& options, const std::func
   }
   truncate(known);
   if (!result.ids.empty()) {
-    result.first_token_ms = std::chrono::duration<double, std::milli>(first_token - start).count();
-    result.decode_ms = std::chrono::duration<double, std::milli>(last_token - first_token).count();
+    result.first_token_ms = 1e3 * seconds_between(start, first_token);
+    result.decode_ms = 1e3 * seconds_between(first_token, last_token);
   }
   return result;
 }

@@ -1,25 +1,19 @@
 #include "qvl/generate/speed_profile.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <memory>
-#include <numeric>
+#include <optional>
 #include <vector>
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/base/stopwatch.h"
 #include "qvl/generate/parity_cases.h"
+#include "qvl/generate/text_timeline.h"
 #include "qvl/generate/workload.h"
 
 namespace qvl::generate {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_between(Clock::time_point a, Clock::time_point b) {
-  return std::chrono::duration<double>(b - a).count();
-}
 
 // One timed piece of work.
 struct ProfileSample {
@@ -117,7 +111,7 @@ ProfileSample steady_sample(const std::function<ProfileSample()>& take) {
   const Clock::time_point start = Clock::now();
   ProfileSample out = take();
   std::vector<double> seconds = {out.seconds};
-  while (seconds_between(start, Clock::now()) < kSeconds && seconds.size() < 25) seconds.push_back(take().seconds);
+  while (seconds_since(start) < kSeconds && seconds.size() < 25) seconds.push_back(take().seconds);
   out.seconds = median(std::move(seconds));
   return out;
 }
@@ -138,9 +132,9 @@ class TextSampler {
 
   ProfileSample prefill(int64_t tokens) {
     const model::TextConfig& config = engine_.config().text;
-    cache_ = engine_.decoder().new_cache();
+    timeline_.emplace(engine_.embed(), engine_.decoder());
     const bool stopped = clock_.run([&](const engine::StageHooks& hooks) {
-      forward(random_text_ids(engine_.config(), tokens, 3), false, hooks);
+      timeline_->prefill(random_text_ids(engine_.config(), tokens, 3), tokens, hooks);
     });
     ProfileSample out;
     if (!stopped) {
@@ -158,37 +152,26 @@ class TextSampler {
     return out;
   }
 
-  int64_t length() const { return cache_->length(); }
+  int64_t length() const { return timeline_->length(); }
   // Seconds of one token after the last prefill.
   double decode() {
-    const auto one = [&] { forward({5}, true, {}); };
+    const auto one = [&] { timeline_->decode(5); };
     one();
     std::vector<double> seconds;
     double spent = 0;
     while (seconds.size() < 5 || (spent < 1 && seconds.size() < 100)) {
       const Clock::time_point start = Clock::now();
       one();
-      seconds.push_back(seconds_between(start, Clock::now()));
+      seconds.push_back(seconds_since(start));
       spent += seconds.back();
     }
     return median(std::move(seconds));
   }
 
  private:
-  void forward(const std::vector<int32_t>& ids, bool decode, const engine::StageHooks& hooks) {
-    const Tensor rows = engine_.embed().embed(ids);
-    std::vector<int64_t> positions(ids.size());
-    std::iota(positions.begin(), positions.end(), cache_->length());
-    engine::DecoderInput input;
-    input.embeds = &rows;
-    for (auto& axis : input.positions) axis = positions;
-    input.decode = decode;
-    engine_.decoder().forward(input, *cache_, engine::LogitsMode::kLast, hooks);
-  }
-
   const engine::Engine& engine_;
   UnitClock& clock_;
-  std::unique_ptr<engine::KvCache> cache_;
+  std::optional<TextTimeline> timeline_;
 };
 
 }  // namespace
