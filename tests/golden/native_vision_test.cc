@@ -36,10 +36,10 @@ TEST(NativeVisionStage, ImagesDoNotInfluenceEachOther) {
   }
 }
 
-// Layers take many patches piece by piece: a picture that lies across the pieces (4,096 rows) has the bits of one alone.
+// Layers take many patches piece by piece: a picture that lies across the pieces (2,048 rows) has the bits of one alone.
 TEST(NativeVisionStage, PiecesOfManyPatchesDoNotMatter) {
   const image::Grid grid{1, 14, 18};
-  constexpr size_t kPictures = 18;  // 252 patches each: the 17th ends behind 4,096
+  constexpr size_t kPictures = 18;  // 252 patches each: the 17th ends behind two pieces
   const auto patches = static_cast<size_t>(grid.patches());
   std::vector<float> pixels(kPictures * patches * 1536);
   uint32_t state = 1;

@@ -160,6 +160,52 @@ TEST(OnnxText, CachesAreIndependent) {
   }
 }
 
+// Timelines that begin alike and go on differently, one decode step of both at a time: each as if it were alone.
+void expect_forks(const engine::Engine& engine, const std::string& what) {
+  const Prompt prompt = random_text(engine, 40);
+  const auto root = engine.decoder().new_cache();
+  feed(engine, prompt, 0, 40, *root, engine::LogitsMode::kNone);
+  const auto fork = engine.decoder().new_cache(), alone = engine.decoder().new_cache(),
+             root_alone = engine.decoder().new_cache();
+  ASSERT_TRUE(fork->share_prefix(*root, 33)) << what;
+  for (auto* cache : {alone.get(), root_alone.get()}) feed(engine, prompt, 0, 40, *cache, engine::LogitsMode::kNone);
+  alone->truncate(33);
+  for (int32_t i = 0; i < 5; ++i) {
+    const std::vector<int32_t> ids = {100 + i, 200 + i, 300 + i};
+    const std::vector<int64_t> positions = {root->length(), fork->length(), fork->length() + 1};
+    const Tensor embeds = engine.embed().embed(ids);
+    engine::DecoderInput input;
+    input.embeds = &embeds;
+    for (auto& axis : input.positions) axis = positions;
+    input.decode = true;
+    const std::vector<engine::DecodeShare> shares = {{root.get(), 1}, {fork.get(), 2}};
+    const Tensor together = engine.decoder().decode_together(input, shares);
+    const auto own = [&](engine::KvCache& cache, size_t first, size_t rows) {
+      const Tensor part = engine.embed().embed(std::span(ids).subspan(first, rows));
+      engine::DecoderInput in;
+      in.embeds = &part;
+      for (auto& axis : in.positions) axis = std::span(positions).subspan(first, rows);
+      in.decode = true;
+      const Tensor logits = engine.decoder().forward(in, cache, engine::LogitsMode::kAll);
+      const auto width = static_cast<size_t>(logits.dim(1));
+      EXPECT_TRUE(std::ranges::equal(logits.as<float>(), together.as<float>().subspan(first * width, rows * width)))
+          << what << " step " << i << " row " << first;
+    };
+    own(*root_alone, 0, 1);
+    own(*alone, 1, 2);
+  }
+  EXPECT_EQ(root->length(), 45);
+  EXPECT_EQ(fork->length(), 43);
+  EXPECT_EQ(code_of([&] { fork->share_prefix(*root, 3); }), ErrorCode::kInvalidArgument);
+}
+
+TEST(OnnxText, ForksStepTogetherAsEachAlone) {
+  for (const Variant& variant : kCacheForms) expect_forks(*tiny_engine(variant), variant.kernels);
+  engine::ort::OrtOptions options;
+  options.threads = 1;
+  expect_forks(*open_mix("static", true, true, options, engine::Precision::kAuto), "static");
+}
+
 TEST(OnnxText, AnErrorLeavesTheTimelineAsItWas) {
   const auto file = text_file("text");
   for (const Variant& variant : kCacheForms) {

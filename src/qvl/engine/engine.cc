@@ -4,16 +4,6 @@
 
 namespace qvl::engine {
 
-uint64_t KvCache::saved_bytes(int64_t) const { return 0; }
-
-void KvCache::save(int64_t, const ByteSink&) const {
-  fail(ErrorCode::kUnsupported, "kv cache", "a cache of this engine cannot be saved");
-}
-
-void KvCache::load(int64_t, const ByteSource&) {
-  fail(ErrorCode::kUnsupported, "kv cache", "a cache of this engine cannot be loaded");
-}
-
 Precision parse_precision(std::string_view name) {
   if (name == "auto") return Precision::kAuto;
   if (name == "f32" || name == "fp32") return Precision::kF32;

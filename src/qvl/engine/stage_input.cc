@@ -71,4 +71,34 @@ void check_decoder_input(const DecoderInput& input, const model::TextConfig& con
   }
 }
 
+void check_decode_shares(const DecoderInput& input, std::span<const DecodeShare> shares) {
+  constexpr std::string_view kWhere = "decode together";
+  if (!input.embeds || input.embeds->shape().size() != 2) {
+    fail(ErrorCode::kInvalidArgument, kWhere, "no embeddings [S, D] given");
+  }
+  if (!input.decode || !input.visual_rows.empty()) {
+    fail(ErrorCode::kInvalidArgument, kWhere, "rows", "those of a decode step, text alone",
+         input.decode ? "visual ones among them" : "those of a prompt");
+  }
+  int64_t rows = 0;
+  for (size_t i = 0; i < shares.size(); ++i) {
+    const DecodeShare& s = shares[i];
+    if (!s.cache || s.rows < 1) {
+      fail(ErrorCode::kInvalidArgument, kWhere, "share " + std::to_string(i), "a cache and at least one row",
+           s.cache ? std::to_string(s.rows) + " rows" : "no cache");
+    }
+    for (size_t j = 0; j < i; ++j) {
+      if (shares[j].cache == s.cache) {
+        fail(ErrorCode::kInvalidArgument, kWhere, "caches", "different ones",
+             "shares " + std::to_string(j) + " and " + std::to_string(i) + " have the same");
+      }
+    }
+    rows += s.rows;
+  }
+  if (rows != input.embeds->dim(0) || rows > kMaxDecodeRows) {
+    fail(ErrorCode::kInvalidArgument, kWhere, "rows of all shares",
+         std::to_string(input.embeds->dim(0)) + ", at most " + std::to_string(kMaxDecodeRows), std::to_string(rows));
+  }
+}
+
 }  // namespace qvl::engine

@@ -22,8 +22,11 @@ namespace qvl::engine {
 // converted to float32. A stage computes what only the trace needs only when one is given.
 using TraceSink = std::function<void(std::string_view name, Tensor value)>;
 
-// Called between units of work with done/total in units of the stage (blocks, layers x chunks). Return false
-// to cancel: the stage throws kCancelled and leaves the cache as it was before the call.
+// Called on the caller's thread between pieces of work, with the finished units of the stage (blocks, layers) and how many
+// there are; where a unit takes long, several times within it, with the same numbers. Return false to cancel: the stage
+// throws kCancelled and leaves the cache as it was before the call. No parallel loop runs meanwhile and no memory is
+// shared between calls, so that stages may be called from inside it for other timelines (an answer goes on while another
+// prompt is read): neither call's bits change. The cache of the interrupted call must not be touched.
 using ProgressFn = std::function<bool(int64_t done, int64_t total)>;
 
 // Receives what flows into a linear layer: the role and layer of its weight and x [S, K] in the activation
@@ -76,7 +79,14 @@ class KvCache {
   virtual int64_t length() const = 0;
   // Forgets all positions >= length; throws kInvalidArgument when length is above length().
   virtual void truncate(int64_t length) = 0;
+  // Memory held. What several caches share counts with each in equal parts, so that a sum over caches is what is there.
   virtual size_t size_bytes() const = 0;
+
+  // Makes this cache, which must be empty, hold positions [0, length) of `other`, bit for bit and without computing them.
+  // Memory is shared until one of the two writes there, so neither notices what becomes of the other. False: caches of
+  // this kind cannot; this one is still empty. Throws kInvalidArgument when this is not empty, when length is not in
+  // 0..other.length(), or when another decoder made `other`. Caches that share are used by one thread at a time.
+  virtual bool share_prefix(const KvCache& other, int64_t length);
 
   // The form of what save() writes, in words: load() reads what was saved under equal words. Empty: a cache of this
   // kind cannot be saved.
@@ -91,6 +101,9 @@ class KvCache {
   virtual void load(int64_t length, const ByteSource& source);
 };
 
+// Rows of a decode call, of all timelines together.
+inline constexpr int64_t kMaxDecodeRows = 16;
+
 struct DecoderInput {
   // [S, D]; rows at visual positions already replaced by merged features.
   const Tensor* embeds = nullptr;
@@ -101,12 +114,18 @@ struct DecoderInput {
   std::span<const int64_t> visual_rows;
   std::span<const Tensor> deepstack;
   int64_t deepstack_offset = 0;
-  // True for generated tokens (S <= 16): weights are streamed once per call instead of being tiled. Prompts
+  // True for generated tokens (S <= kMaxDecodeRows): weights are streamed once per call instead of being tiled. Prompts
   // use false, also for a last chunk of one row, so that results do not depend on the chunk size.
   bool decode = false;
 };
 
 enum class LogitsMode { kNone, kLast, kAll };
+
+// What one timeline has in a decode call: the next `rows` rows of the input, appended to `cache`.
+struct DecodeShare {
+  KvCache* cache = nullptr;
+  int64_t rows = 0;  // >= 1
+};
 
 class DecoderStage {
  public:
@@ -119,6 +138,13 @@ class DecoderStage {
   // cache is as before the call.
   virtual Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits,
                          const StageHooks& hooks = {}) const = 0;
+  // One decode step of several timelines: input.decode is true, S <= kMaxDecodeRows rows of text, those of a timeline
+  // side by side in their order, timelines in the order of `shares`. Appends each timeline's rows to its cache and returns
+  // float32 logits [S, V]; each has to the bit what its own forward() would give. Weights are read once for all where
+  // the engine can (otherwise this is one forward() a share). On any error, cancelling included, all caches are as before
+  // the call. Throws kInvalidArgument when rows and shares disagree, a cache is missing or there twice, or rows are visual.
+  virtual Tensor decode_together(const DecoderInput& input, std::span<const DecodeShare> shares,
+                                 const StageHooks& hooks = {}) const;
 };
 
 }  // namespace qvl::engine

@@ -7,6 +7,7 @@
 #include <bit>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -39,13 +40,20 @@ struct FakeCache final : engine::KvCache {
     source(std::as_writable_bytes(std::span(loaded)));
     hashes = std::move(loaded);
   }
+  bool share_prefix(const engine::KvCache& other, int64_t length) override {
+    const auto& from = dynamic_cast<const FakeCache&>(other);
+    if (!hashes.empty() || length > from.length()) fail(ErrorCode::kInvalidArgument, "fake", "share");
+    hashes.assign(from.hashes.begin(), from.hashes.begin() + length);
+    return true;
+  }
 };
 
 // What the fake stages saw, for assertions.
 struct FakeCalls {
   std::vector<int64_t> prefill_chunks;  // rows of every forward call that was not a decode step
   int64_t decode_steps = 0;
-  std::vector<int64_t> decode_rows;     // of every decode step
+  std::vector<int64_t> decode_rows;     // of every timeline in every decode step
+  std::vector<int64_t> together;        // timelines of every decode step of several or one
   int64_t encodes = 0;
   int64_t encoded_patches = 0;
 };
@@ -213,6 +221,11 @@ class FakeEngine final : public engine::Engine {
         v[static_cast<size_t>(r * vocabulary + owner_->script_[step])] = owner_->script_logit_;
       }
       return logits;
+    }
+    Tensor decode_together(const engine::DecoderInput& input, std::span<const engine::DecodeShare> shares,
+                           const engine::StageHooks& hooks) const override {
+      owner_->calls_.together.push_back(static_cast<int64_t>(shares.size()));
+      return DecoderStage::decode_together(input, shares, hooks);
     }
     const FakeEngine* owner_;
   };

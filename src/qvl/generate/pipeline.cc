@@ -1,8 +1,6 @@
 #include "qvl/generate/pipeline.h"
 
-#include <random>
 #include <string_view>
-#include <unordered_map>
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
@@ -10,53 +8,12 @@
 #include "qvl/base/sha256.h"
 #include "qvl/base/stopwatch.h"
 #include "qvl/generate/repeated_frames.h"
-#include "qvl/generate/stop_strings.h"
 #include "qvl/image/decode.h"
 #include "qvl/image/preprocess.h"
 #include "qvl/text/prompt.h"
-#include "qvl/text/stream_decoder.h"
 
 namespace qvl::generate {
 namespace {
-
-// Short enough to be read off --verbose and typed again.
-uint64_t fresh_seed() {
-  return std::random_device()();
-}
-
-// Tokens to shown text: whole characters, stop strings taken out.
-class TextStream {
- public:
-  TextStream(const text::Tokenizer& tokenizer, const std::vector<std::string>& stop,
-             const std::function<void(std::string_view)>& on_text)
-      : decoder_(tokenizer), stop_(stop), on_text_(on_text) {}
-
-  // False when a stop string is complete.
-  bool push(int32_t id) {
-    show(stop_.push(decoder_.push(id)));
-    return !stop_.stopped();
-  }
-
-  void finish() {
-    if (stop_.stopped()) return;
-    show(stop_.push(decoder_.flush()));
-    if (!stop_.stopped()) show(stop_.flush());
-  }
-
-  const std::string& text() const { return text_; }
-
- private:
-  void show(const std::string& piece) {
-    if (piece.empty()) return;
-    text_ += piece;
-    if (on_text_) on_text_(piece);
-  }
-
-  text::StreamDecoder decoder_;
-  StopStrings stop_;
-  const std::function<void(std::string_view)>& on_text_;
-  std::string text_;
-};
 
 std::string display_name(const VisualInput& input) {
   return input.name.empty() ? input.path.string() : input.name;
@@ -98,17 +55,21 @@ std::string Pipeline::content_key(const Visual& visual, const std::string& file_
   // A cryptographic hash: a server's users must not be able to craft a file that is answered with another's.
   Sha256 hash;
   auto limit = [](const std::optional<int64_t>& v) { return v ? cat(*v) : std::string("-"); };
-  hash.add(cat(input.kind == VisualInput::Kind::kFrameFolder ? "video" : "image", " ",
+  hash.add(cat(input.is_video() ? "video" : "image", " ",
                limit(visual.overrides_.min_pixels), " ", limit(visual.overrides_.max_pixels), "\n"));
-  if (input.kind != VisualInput::Kind::kFrameFolder) {
+  if (!input.is_video()) {
     hash.add(file_bytes);
     return hash.finish();
   }
-  const auto frames = image::list_frames(input.path);
+  // The same frames are the same video, wherever they come from.
+  const bool in_memory = input.kind == VisualInput::Kind::kFrameBytes;
+  const auto files = in_memory ? std::vector<std::filesystem::path>{} : image::list_frames(input.path);
+  const size_t total = in_memory ? input.frames.size() : files.size();
   const double fps = input.native_fps.value_or(image::kDefaultNativeFps);
-  hash.add(cat(frames.size(), " frames at ", fps, "\n"));
-  for (int64_t i : image::sample_frames(static_cast<int64_t>(frames.size()), fps, assets_->video)) {
-    const std::string bytes = read_file(frames[static_cast<size_t>(i)], kMaxFileBytes);
+  hash.add(cat(total, " frames at ", fps, "\n"));
+  for (int64_t i : image::sample_frames(static_cast<int64_t>(total), fps, assets_->video)) {
+    const auto frame = static_cast<size_t>(i);
+    const std::string bytes = in_memory ? input.frames[frame] : read_file(files[frame], kMaxFileBytes);
     hash.add(cat("frame ", i, " of ", bytes.size(), " bytes\n"));
     hash.add(bytes);
   }
@@ -131,7 +92,7 @@ std::shared_ptr<const engine::VisionFeatures> Pipeline::known_features(const Vis
 void Pipeline::preprocess(Visual& visual, std::span<const std::shared_ptr<Visual>> others) {
   const auto start = Clock::now();
   const VisualInput& input = visual.input_;
-  const bool is_video = input.kind == VisualInput::Kind::kFrameFolder;
+  const bool is_video = input.is_video();
   std::string file_bytes;
   if (input.kind == VisualInput::Kind::kImageFile) {
     file_bytes = read_file(input.path, kMaxFileBytes);
@@ -156,8 +117,10 @@ void Pipeline::preprocess(Visual& visual, std::span<const std::shared_ptr<Visual
     }
   }
   if (is_video) {
-    image::PreprocessedVideo video = image::load_video(input.path, input.native_fps, assets_->video,
-                                                       visual.overrides_, {}, &engine_->pool());
+    image::PreprocessedVideo video =
+        input.kind == VisualInput::Kind::kFrameBytes
+            ? image::load_video(input.frames, input.native_fps, assets_->video, visual.overrides_, {}, &engine_->pool(), input.name)
+            : image::load_video(input.path, input.native_fps, assets_->video, visual.overrides_, {}, &engine_->pool());
     info.grid = video.grid;
     info.width = video.width, info.height = video.height;
     info.resized_width = video.resized_width, info.resized_height = video.resized_height;
@@ -260,124 +223,31 @@ Prompt Pipeline::make_prompt(const std::vector<ChatMessage>& conversation,
   text::ChatOptions chat;
   chat.tools = options.tools;
   chat.add_vision_id = options.add_vision_id;
+  chat.enable_thinking = options.enable_thinking;
   prompt.ids = chat_token_ids(*assets_, engine_->config().vision, messages, infos, std::move(chat));
   return prompt;
 }
 
+std::unique_ptr<Answering> Pipeline::begin(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
+                                           AnswerCallbacks callbacks, std::span<const Pipeline* const> donors) {
+  std::unique_ptr<Answering> answering(new Answering(*this, options, std::move(callbacks)));
+  answering->begin(conversation, options, donors);
+  return answering;
+}
+
+std::unique_ptr<Answering> Pipeline::begin(std::vector<int32_t> prompt_ids, const AnswerOptions& options,
+                                           AnswerCallbacks callbacks, std::span<const Pipeline* const> donors) {
+  std::unique_ptr<Answering> answering(new Answering(*this, options, std::move(callbacks)));
+  answering->begin(std::move(prompt_ids), options, donors);
+  return answering;
+}
+
 Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
                         const AnswerCallbacks& callbacks) {
-  const auto start = Clock::now();
-  Answer answer;
-  answer.seed = options.seed ? *options.seed : fresh_seed();
-  auto cancelled = [&] { return callbacks.cancel && callbacks.cancel->load(std::memory_order_relaxed); };
-  auto hook = [&](Phase phase, int64_t before, int64_t part, int64_t total) -> engine::ProgressFn {
-    return [&, phase, before, part, total](int64_t done, int64_t units) {
-      if (callbacks.progress)
-        callbacks.progress(phase, before + (units > 0 ? part * done / units : 0), total);
-      return !cancelled();
-    };
-  };
-  TextStream stream(assets_->tokenizer, options.stop, callbacks.on_text);
-
-  Prompt prompt = make_prompt(conversation, options);
-  session_.check_context(prompt);
-  std::vector<Visual*> visuals;
-  for (const ChatMessage& m : conversation) {
-    for (const auto& v : m.visuals) visuals.push_back(v.get());
-  }
-  for (Visual* v : visuals) {
-    const VisualInfo& info = v->info();
-    answer.visuals.push_back({.info = info,
-                              .tokens = info.grid.merged_tokens(engine_->config().vision.spatial_merge_size),
-                              .cached = true});
-    answer.image_tokens += answer.visuals.back().tokens;
-  }
-  answer.prompt_tokens = static_cast<int64_t>(prompt.ids.size());
-  double preprocess_before_ms = 0;
-  auto collect_preprocess = [&] {
-    double ms = 0;
-    for (Visual* v : visuals) ms += std::exchange(v->unreported_preprocess_ms_, 0.0);
-    answer.preprocess_ms += ms;
-    return ms;
-  };
-  preprocess_before_ms =
-      collect_preprocess();  // loading happened before this call, but the user waited for it
-
-  // After the answer, so that nobody waits for it.
-  auto keep_features = [&] {
-    if (!disk_) return;
-    for (size_t i = 0; i < visuals.size(); ++i) {
-      if (prompt.visuals[i].features) disk_->keep(visuals[i]->info(), *prompt.visuals[i].features);
-    }
-  };
-
-  try {
-    const int64_t cached = disk_ ? session_.restore(prompt, *disk_) : session_.cached_prefix(prompt);
-    const std::vector<bool> needed = session_.visuals_needed(prompt, cached);
-    std::unordered_map<std::string_view, std::shared_ptr<const engine::VisionFeatures>> features;  // null: to encode
-    int64_t total_patches = 0;
-    for (size_t i = 0; i < visuals.size(); ++i) {
-      const VisualInfo& info = visuals[i]->info();
-      if (!needed[i]) continue;
-      const auto [found, first] = features.try_emplace(info.key);
-      if (!first) continue;
-      found->second = known_features(info);
-      if (!found->second) total_patches += info.grid.patches();
-    }
-    int64_t done_patches = 0;
-    for (size_t i = 0; i < visuals.size(); ++i) {
-      if (needed[i]) {
-        const VisualInfo& info = visuals[i]->info();
-        auto& found = features[info.key];
-        if (!found) {
-          const int64_t patches = info.grid.patches();
-          const Encoded encoded =
-              encode(*visuals[i], hook(Phase::kVision, done_patches, patches, total_patches));
-          found = encoded.features;
-          done_patches += patches;
-          answer.visuals[i].cached = false;
-          answer.visuals[i].encode_ms = encoded.ms;
-          answer.vision_ms += encoded.ms;
-          answer.vision_patches += encoded.patches;
-        }
-        prompt.visuals[i].features = found;
-      }
-      visuals[i]->pixels_ = Tensor();
-    }
-    if (answer.vision_patches > 0) engine_->vision().give_back();
-    collect_preprocess();
-    const PrefillResult prefill = session_.prefill(prompt, [&](int64_t done, int64_t total) {
-      if (callbacks.progress) callbacks.progress(Phase::kPrefill, done, total);
-      return !cancelled();
-    });
-    answer.cached_tokens = prefill.cached_tokens;
-    answer.prefill_ms = prefill.prefill_ms;
-  } catch (const Error& e) {
-    if (e.code() != ErrorCode::kCancelled || !cancelled()) throw;
-    answer.reason = FinishReason::kCancelled;
-    keep_features();
-    return answer;
-  }
-
-  GenerateOptions generate{.sampling = options.sampling,
-                           .seed = answer.seed,
-                           .max_tokens = options.max_tokens,
-                           .end_ids = options.ignore_eos ? std::vector<int32_t>{} : assets_->end_ids,
-                           .id_limit = assets_->tokenizer.vocab_size(),
-                           .speculation = options.speculation};
-  const double before_ms = preprocess_before_ms + ms_since(start);
-  GenerateResult result = session_.generate(
-      generate, [&](int32_t id) { return stream.push(id); }, callbacks.cancel);
-  stream.finish();
-  answer.text = stream.text();
-  answer.token_ids = std::move(result.ids);
-  answer.reason = result.reason;
-  answer.decode_ms = result.decode_ms;
-  answer.decode = result.counts;
-  answer.kv_bytes = static_cast<int64_t>(session_.cache_bytes());
-  if (!answer.token_ids.empty()) answer.ttft_ms = before_ms + result.first_token_ms;
-  keep_features();
-  if (disk_) session_.keep(prompt, *disk_);
+  const std::unique_ptr<Answering> answering = begin(conversation, options, callbacks);
+  if (!answering->done()) run_alone(*engine_, *answering->generation(), callbacks.cancel);
+  Answer answer = answering->finish();
+  answering->keep();
   return answer;
 }
 

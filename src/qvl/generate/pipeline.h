@@ -3,8 +3,10 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -15,6 +17,7 @@
 #include "qvl/engine/engine.h"
 #include "qvl/generate/assets.h"
 #include "qvl/generate/disk_memory.h"
+#include "qvl/generate/generation.h"
 #include "qvl/generate/image_memory.h"
 #include "qvl/generate/session.h"
 #include "qvl/text/chat.h"
@@ -23,12 +26,15 @@ namespace qvl::generate {
 
 // Where a picture comes from.
 struct VisualInput {
-  enum class Kind { kImageFile, kImageBytes, kFrameFolder };
+  enum class Kind { kImageFile, kImageBytes, kFrameFolder, kFrameBytes };
   Kind kind = Kind::kImageFile;
   std::filesystem::path path;        // file or folder
   std::string bytes;                 // kImageBytes: an image file in memory
+  std::vector<std::string> frames;   // kFrameBytes: image files in memory, in the order of the video
   std::string name;                  // for messages; the path if empty
-  std::optional<double> native_fps;  // kFrameFolder: recorded at (24 if unknown)
+  std::optional<double> native_fps;  // of frames: recorded at (24 if unknown)
+
+  bool is_video() const { return kind == Kind::kFrameFolder || kind == Kind::kFrameBytes; }
 };
 
 // A picture that a conversation refers to. Made by Pipeline::load; keeps what later turns need, so the file
@@ -38,6 +44,7 @@ class Visual {
   const VisualInfo& info() const { return info_; }
 
  private:
+  friend class Answering;
   friend class Pipeline;
   VisualInput input_;
   image::PixelOverrides overrides_;
@@ -65,13 +72,23 @@ struct AnswerOptions {
   Speculation speculation;  // changes how many steps an answer takes, not the answer
   Json tools;  // null or an array of schemas
   bool add_vision_id = false;
+  // Whether the model may think before it answers; absent: as its template does (text/chat.h).
+  std::optional<bool> enable_thinking;
+  std::shared_ptr<TokenConstraint> constraint;  // as in GenerateOptions, these three
+  std::map<int32_t, float> logit_bias;
+  std::optional<int> top_logprobs;
 };
 
 enum class Phase { kVision, kPrefill };
 
 struct AnswerCallbacks {
+  // Every token but an end token, before the text that it completes; false ends the answer (EndCause::kCallback; the
+  // token's text is still part of it).
+  SaidTokenFn on_token;
   std::function<void(std::string_view text)> on_text;                      // pieces of the answer
-  std::function<void(Phase phase, int64_t done, int64_t total)> progress;  // patches, prompt tokens
+  // Patches, prompt tokens. Called between pieces of work as engine::ProgressFn says, many times for a long one: answers of
+  // other pipelines may be stepped from inside it (decode_step). What it throws ends this answer.
+  std::function<void(Phase phase, int64_t done, int64_t total)> progress;
   const std::atomic<bool>* cancel = nullptr;                               // set: the answer ends where it is
 };
 
@@ -85,7 +102,10 @@ struct VisualReport {
 struct Answer {
   std::string text;
   std::vector<int32_t> token_ids;  // an end token included
+  std::vector<TokenLogprobs> logprobs;  // one for each of token_ids when asked for, else none
   FinishReason reason = FinishReason::kStop;
+  EndCause cause = EndCause::kEndToken;
+  std::string stop_string;  // kStopString: which one
   uint64_t seed = 0;
   int64_t prompt_tokens = 0;
   int64_t image_tokens = 0;  // of prompt_tokens, videos included
@@ -107,6 +127,60 @@ std::vector<int32_t> chat_token_ids(const Assets& assets, const model::VisionCon
                                     const std::vector<text::Message>& messages,
                                     const std::vector<VisualInfo>& visuals, text::ChatOptions options = {});
 
+class Pipeline;
+
+// An answer in the making: made by Pipeline::begin(), stepped by decode_step() on its generation, alone or together with
+// those of other pipelines, until it is done. Used by one thread at a time. Its pipeline outlives it and does
+// nothing else meanwhile; a pipeline makes one answer at a time.
+class Answering {
+ public:
+  ~Answering();  // without finish(): the answer is dropped, the pipeline stays usable
+  Answering(const Answering&) = delete;
+  Answering& operator=(const Answering&) = delete;
+
+  // Null when the answer was cancelled before its first token: it is then done.
+  Generation* generation() { return generation_.get(); }
+  bool done() const { return generation_ == nullptr || generation_->done(); }
+  // The facts that are known before the first token: prompt and cached tokens, pictures, times, seed.
+  const Answer& facts() const { return answer_; }
+  // The answer, or what was said by now; the last text is handed to on_text here. Called once. Throws what ended the answer
+  // (Generation::finish); the pipeline stays usable.
+  Answer finish();
+  // Keeps on disk what later processes can use of the pictures and the prompt, where the pipeline has a disk memory. Called
+  // once, after finish(), when nobody waits any more; may run on another thread while other pipelines compute.
+  void keep();
+
+ private:
+  friend class Pipeline;
+  class TextStream;
+  Answering(Pipeline& pipeline, const AnswerOptions& options, AnswerCallbacks callbacks);
+
+  bool cancelled() const;
+  // Up to the first token.
+  void begin(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
+             std::span<const Pipeline* const> donors);
+  void begin(std::vector<int32_t> ids, const AnswerOptions& options, std::span<const Pipeline* const> donors);
+  void begin(const AnswerOptions& options, std::span<const Pipeline* const> donors);  // once the prompt is known
+  void read_conversation(const std::vector<ChatMessage>& conversation, const AnswerOptions& options);
+  // Takes over what is known of the prompt, encodes and computes the rest.
+  void fill_session(std::span<const Pipeline* const> donors);
+  // Gives the pictures that the session lacks behind its first `cached` tokens their features.
+  void find_features(int64_t cached);
+  void start_generation(const AnswerOptions& options);
+  // What loading and preprocessing took and no answer has reported yet.
+  void collect_preprocess_ms();
+
+  Pipeline& pipeline_;
+  AnswerCallbacks callbacks_;
+  std::chrono::steady_clock::time_point start_;
+  double before_ms_ = 0;  // until the generation began, loading of pictures included
+  Prompt prompt_;
+  std::vector<std::shared_ptr<Visual>> visuals_;
+  Answer answer_;
+  std::unique_ptr<TextStream> stream_;
+  std::unique_ptr<Generation> generation_;
+};
+
 class Pipeline {
  public:
   // `memory` and `disk`, which may be null, may be shared by pipelines of the same engine and assets.
@@ -120,7 +194,16 @@ class Pipeline {
   std::vector<std::shared_ptr<Visual>> load(const std::vector<VisualInput>& inputs,
                                             const image::PixelOverrides& overrides = {});
 
-  // Answers the last message. The conversation is given whole every time; what the session's cache already
+  // Begins the answer to the last message: reads the pictures that are not known yet, fills the session, says the first
+  // token. `donors`, pipelines of the same engine (this one and null are passed over), are looked through for a longer
+  // beginning of the prompt than this session holds (Session::share). Cancelled by callbacks.cancel, the answer is done
+  // without a token. The conversation's pictures and callbacks.cancel stay alive until finish(). Throws as answer().
+  std::unique_ptr<Answering> begin(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
+                                   AnswerCallbacks callbacks = {}, std::span<const Pipeline* const> donors = {});
+  // Likewise continues a prompt of text as it is, without a template.
+  std::unique_ptr<Answering> begin(std::vector<int32_t> prompt_ids, const AnswerOptions& options,
+                                   AnswerCallbacks callbacks = {}, std::span<const Pipeline* const> donors = {});
+  // Answers the last message: begin(), steps alone, finish(). The conversation is given whole every time; what the session's cache already
   // holds is not computed again. When cancelled the answer holds what was said by then. Throws
   // kInvalidArgument, kMismatch, kLimit and what the stages throw; the pipeline stays usable.
   Answer answer(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
@@ -139,11 +222,14 @@ class Pipeline {
   const Tensor& pixels(Visual& visual);
 
   void reset() { session_.clear(); }
+  void set_reuse(Session::Reuse reuse) { session_.set_reuse(reuse); }
   const Session& session() const { return session_; }
   const Assets& assets() const { return *assets_; }
   const engine::Engine& engine() const { return *engine_; }
 
  private:
+  friend class Answering;
+
   // `others` are loaded together with it: a picture that is there twice is preprocessed once.
   void preprocess(Visual& visual, std::span<const std::shared_ptr<Visual>> others = {});
   std::shared_ptr<Visual> load(VisualInput input, const image::PixelOverrides& overrides,

@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
+#include <tuple>
 
 #include "qvl/base/error.h"
 #include "qvl/generate/fake_engine.h"
@@ -243,6 +245,207 @@ TEST_F(PipelineTest, SeedsAreReported) {
   EXPECT_EQ(a.token_ids, b.token_ids);
   o.seed = a.seed + 1;
   EXPECT_NE(p.answer({user_message({}, "Hello")}, o).token_ids, a.token_ids);
+}
+
+// ---- answers in steps
+
+TEST_F(PipelineTest, AnswersStepTogetherAsEachAlone) {
+  std::vector<std::vector<ChatMessage>> talks;
+  std::vector<std::unique_ptr<Pipeline>> pipelines;
+  std::vector<std::string> streamed(3);
+  std::vector<std::unique_ptr<Answering>> all;
+  AnswerOptions o;
+  o.max_tokens = 25;
+  o.seed = 7;
+  o.stop = {"qq"};
+  const auto talk = [](Pipeline& p, size_t i) {
+    std::vector<std::shared_ptr<Visual>> pictures;
+    if (i > 0) pictures.push_back(p.load({.path = kExamples / (i == 1 ? "first.png" : "shapes.png")}));
+    return std::vector<ChatMessage>{user_message(pictures, i == 0 ? "Hello there" : "What is this?")};
+  };
+  int64_t inside = 0;
+  for (size_t i = 0; i < 3; ++i) {
+    pipelines.push_back(std::make_unique<Pipeline>(pipeline()));
+    AnswerCallbacks callbacks;
+    callbacks.on_text = [&, i](std::string_view s) { streamed[i] += s; };
+    // While one reads its picture and its prompt, those before it go on.
+    callbacks.progress = [&](Phase, int64_t done, int64_t total) {
+      EXPECT_LE(done, total);
+      std::vector<Generation*> others;
+      for (const auto& a : all) {
+        if (!a->done() && a->generation()->ids().size() < 5) others.push_back(a->generation());
+      }
+      if (others.empty()) return;
+      decode_step(*engine_, others);
+      ++inside;
+    };
+    AnswerOptions mine = o;
+    if (i == 1) mine.sampling.greedy = true;
+    all.push_back(pipelines.back()->begin(talk(*pipelines.back(), i), mine, callbacks));
+    EXPECT_GT(all.back()->facts().prompt_tokens, 5);
+    EXPECT_EQ(all.back()->facts().visuals.size(), i > 0 ? 1U : 0U);
+  }
+  EXPECT_GT(inside, 3);
+  for (;;) {
+    std::vector<Generation*> now;
+    for (const auto& a : all) {
+      if (!a->done()) now.push_back(a->generation());
+    }
+    if (now.empty()) break;
+    decode_step(*engine_, now);
+  }
+  for (size_t i = 0; i < 3; ++i) {
+    const Answer together = all[i]->finish();
+    Pipeline p = pipeline();
+    AnswerOptions mine = o;
+    if (i == 1) mine.sampling.greedy = true;
+    const Answer alone = p.answer(talk(p, i), mine);
+    EXPECT_EQ(together.token_ids, alone.token_ids);
+    EXPECT_EQ(together.text, alone.text);
+    EXPECT_EQ(streamed[i], alone.text);
+    EXPECT_EQ(together.reason, alone.reason);
+    EXPECT_EQ(together.cause, alone.cause);
+    EXPECT_EQ(together.stop_string, alone.stop_string);
+    EXPECT_GT(together.ttft_ms, 0);
+  }
+}
+
+TEST_F(PipelineTest, SeveralAnswersToOnePromptShareItsBeginning) {
+  Pipeline first = pipeline(), second = pipeline(), third = pipeline(), unrelated = pipeline();
+  const std::vector<ChatMessage> talk = {user_message({first.load({.path = kExamples / "shapes.png"})}, "What is this?")};
+  AnswerOptions o;
+  o.max_tokens = 20;
+  o.seed = 1;
+  const auto a = first.begin(talk, o);
+  o.seed = 2;
+  const Pipeline* const donors[] = {&unrelated, nullptr, &first, &second};
+  engine_->calls_ = {};
+  const auto b = second.begin(talk, o, {}, donors);
+  EXPECT_EQ(engine_->calls_.encodes, 0);
+  EXPECT_EQ(b->facts().cached_tokens, b->facts().prompt_tokens - 1);
+  EXPECT_EQ(engine_->calls_.prefill_chunks, std::vector<int64_t>{1});
+  std::vector<ChatMessage> other = talk;
+  other[0].message.parts.back().text = "What is here?";
+  const std::vector<ChatMessage>& asked = other;
+  const auto c = third.begin(asked, o, {}, donors);
+  EXPECT_GT(c->facts().cached_tokens, 30);  // the picture's
+  EXPECT_EQ(engine_->calls_.encodes, 0);
+  Generation* const all[] = {a->generation(), b->generation(), c->generation()};
+  while (!a->done() && !b->done() && !c->done()) decode_step(*engine_, all);
+  const auto cold = [&](const std::vector<ChatMessage>& t, uint64_t seed) {
+    Pipeline p = pipeline();
+    AnswerOptions mine = o;
+    mine.seed = seed;
+    return p.answer(t, mine).token_ids;
+  };
+  for (const auto& [answering, t, seed] : {std::tuple{&a, &talk, 1}, std::tuple{&b, &talk, 2}, std::tuple{&c, &asked, 2}}) {
+    if (!(*answering)->done()) run_alone(*engine_, *(*answering)->generation(), nullptr);
+    EXPECT_EQ((*answering)->finish().token_ids, cold(*t, static_cast<uint64_t>(seed)));
+  }
+}
+
+TEST_F(PipelineTest, WhatEndedAnAnswerIsToldExactly) {
+  script("one two three");
+  Pipeline p = pipeline();
+  const std::vector<ChatMessage> talk = {user_message({}, "Count.")};
+  EXPECT_EQ(p.answer(talk, greedy()).cause, EndCause::kEndToken);
+  AnswerOptions o = greedy();
+  o.stop = {"four", "two"};
+  Answer a = p.answer(talk, o);
+  EXPECT_EQ(a.cause, EndCause::kStopString);
+  EXPECT_EQ(a.stop_string, "two");
+  o = greedy();
+  o.max_tokens = 2;
+  EXPECT_EQ(p.answer(talk, o).cause, EndCause::kMaxTokens);
+  // A guard ends it: its token is still part of the answer, text and all.
+  std::vector<int32_t> told;
+  std::string text;
+  AnswerCallbacks callbacks;
+  callbacks.on_token = [&](const SaidToken& t) {
+    EXPECT_EQ(t.logprobs, nullptr);
+    told.push_back(t.id);
+    return told.size() < 2;
+  };
+  callbacks.on_text = [&](std::string_view s) { text += s; };
+  a = p.answer(talk, greedy(), callbacks);
+  EXPECT_EQ(a.cause, EndCause::kCallback);
+  EXPECT_EQ(a.reason, FinishReason::kStop);
+  EXPECT_EQ(a.token_ids, told);
+  EXPECT_EQ(a.text, text);
+  EXPECT_EQ(a.text, assets_->tokenizer.decode(told, true));
+  // Cancelled before the first token.
+  std::atomic<bool> cancel = true;
+  callbacks = {};
+  callbacks.cancel = &cancel;
+  p.reset();
+  const auto answering = p.begin(talk, greedy(), callbacks);
+  EXPECT_TRUE(answering->done());
+  EXPECT_EQ(answering->generation(), nullptr);
+  EXPECT_EQ(answering->finish().cause, EndCause::kCancelled);
+}
+
+// Lets nothing through but one token, so often.
+class Only final : public TokenConstraint {
+ public:
+  Only(int32_t id, int count) : id_(id), left_(count) {}
+  void apply(std::span<float> logits) override {
+    for (size_t i = 0; i < logits.size(); ++i) {
+      if (static_cast<int32_t>(i) != id_) logits[i] = -INFINITY;
+    }
+  }
+  void accept(int32_t id) override {
+    EXPECT_EQ(id, id_);
+    --left_;
+  }
+  bool finished() const override { return left_ == 0; }
+
+ private:
+  int32_t id_;
+  int left_;
+};
+
+TEST_F(PipelineTest, ConstraintBiasAndLogprobsReachTheAnswer) {
+  script("one two three");
+  Pipeline p = pipeline();
+  const std::vector<ChatMessage> talk = {user_message({}, "Count.")};
+  const int32_t word = assets_->tokenizer.encode_text("seven").at(0);
+  AnswerOptions o = greedy();
+  o.constraint = std::make_shared<Only>(word, 3);
+  o.top_logprobs = 2;
+  Answer a = p.answer(talk, o);
+  EXPECT_EQ(a.token_ids, std::vector<int32_t>(3, word));
+  EXPECT_EQ(a.cause, EndCause::kConstraint);
+  ASSERT_EQ(a.logprobs.size(), 3U);
+  EXPECT_EQ(a.logprobs[0].said.id, word);
+  // What the model itself would have said stands first, and far above.
+  EXPECT_EQ(a.logprobs[0].top.at(0).id, engine_->script_[0]);
+  EXPECT_GT(a.logprobs[0].top.at(0).logprob, a.logprobs[0].said.logprob + 10);
+  o = greedy();
+  o.max_tokens = 4;
+  o.logit_bias = {{word, 1000.0F}};
+  EXPECT_EQ(p.answer(talk, o).token_ids, std::vector<int32_t>(4, word));
+  o = greedy();
+  o.enable_thinking = true;  // the small model's template is Instruct's
+  try {
+    p.answer(talk, o);
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ErrorCode::kUnsupported);
+  }
+  o.enable_thinking = false;
+  EXPECT_EQ(p.answer(talk, o).text, "one two three");
+}
+
+TEST_F(PipelineTest, ADroppedAnswerLeavesAUsablePipeline) {
+  script("one two three");
+  Pipeline p = pipeline();
+  const std::vector<ChatMessage> talk = {user_message({}, "Count.")};
+  {
+    const auto answering = p.begin(talk, greedy());
+    Generation* const one[] = {answering->generation()};
+    decode_step(*engine_, one);
+  }
+  EXPECT_EQ(p.answer(talk, greedy()).text, "one two three");
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "qvl/base/json.h"
 #include "qvl/engine/engine.h"
+#include "qvl/generate/grounding.h"
 #include "qvl/generate/pipeline.h"
 
 namespace qvl::generate {
@@ -14,9 +15,17 @@ struct RunFacts {
 };
 
 // {"text", "token_ids", "finish_reason", "usage": {...}, "images": [...], "timings": {...}, "decode": {"steps",
-// "drafted_tokens", "accepted_tokens"}, "peak_rss_mb", "engine": {...}}. Videos stand in "images" too, with grid_thw[0] above 1. Rates are 0 where nothing was
+// "drafted_tokens", "accepted_tokens"}, "peak_rss_mb", "engine": {...}, "grounding": {...}}. Videos stand in "images" too, with grid_thw[0] above 1. Rates are 0 where nothing was
 // computed.
 Json answer_json(const Answer& answer, const engine::EngineInfo& engine, const RunFacts& facts);
+
+// Its parts, which the server's replies carry too: an element of "images", "timings", "engine".
+Json visual_json(const VisualReport& visual);
+Json timings_json(const Answer& answer, double load_ms);
+Json engine_info_json(const engine::EngineInfo& engine);
+
+// The boxes and points of an answer, in pixels of the pictures it was asked about.
+Grounding grounding_of(const Answer& answer);
 
 // Units per second; 0 when no time passed.
 double per_second(double units, double ms);

@@ -38,7 +38,7 @@ TEST(Report, HasExactlyTheKeysOfTheContract) {
   const Json j = answer_json(a, {.vision = "native bf16", .text = "native fp32", .isa = "avx2", .threads = 2, .kv_dtype = DType::kI8},
                              {.load_ms = 3.5, .peak_rss_mb = 99.5});
   EXPECT_EQ(keys(j), (Keys{"text", "token_ids", "finish_reason", "usage", "images", "timings", "decode",
-                           "kv_cache", "peak_rss_mb", "engine"}));
+                           "kv_cache", "peak_rss_mb", "engine", "grounding"}));
   EXPECT_EQ(keys(j["decode"]), (Keys{"steps", "drafted_tokens", "accepted_tokens"}));
   EXPECT_EQ(keys(j["usage"]), (Keys{"prompt_tokens", "completion_tokens", "image_tokens", "cached_tokens"}));
   ASSERT_EQ(j["images"].size(), 1U);
@@ -69,6 +69,18 @@ TEST(Report, HasExactlyTheKeysOfTheContract) {
   EXPECT_EQ(j["decode"]["accepted_tokens"], 4);
   EXPECT_EQ(j["peak_rss_mb"], 99.5);
   EXPECT_EQ(j["engine"]["threads"], 2);
+}
+
+TEST(Report, BoxesAreInPixelsOfTheOriginal) {
+  Answer a;
+  a.text = R"([{"bbox_2d": [250, 500, 750, 1000], "label": "cat"}, {"point_2d": [100, 200], "label": "eye"}])";
+  a.visuals.push_back({.info = {.width = 1200, .height = 800, .resized_width = 640, .resized_height = 416}});
+  const Json items = answer_json(a, {}, {})["grounding"]["items"];
+  ASSERT_EQ(items.size(), 2U);
+  EXPECT_EQ(items[0]["label"], "cat");
+  EXPECT_EQ(items[0]["pixels"], Json({300.0, 400.0, 900.0, 800.0}));
+  EXPECT_EQ(items[1]["kind"], "point");
+  EXPECT_EQ(items[1]["pixels"], Json({120.0, 160.0}));
 }
 
 TEST(Report, NothingComputedMeansZeroRatesAndStillNumbers) {

@@ -57,7 +57,17 @@ void Sampler::add_generated(int32_t id) {
   if (params_.presence_penalty != 0 || params_.frequency_penalty != 0) ++generated_counts_[id];
 }
 
-std::span<const float> Sampler::penalised(std::span<const float> logits) {
+void Sampler::set_bias(const std::map<int32_t, float>& bias) {
+  for (const auto& [id, value] : bias) {
+    if (id < 0 || id >= id_limit_)
+      fail(ErrorCode::kInvalidArgument, "sampling", "token of a logit bias", cat("0..", id_limit_ - 1), cat(id));
+    if (!std::isfinite(value))
+      fail(ErrorCode::kInvalidArgument, "sampling", cat("logit bias of token ", id), "a finite number", cat(value));
+  }
+  bias_ = bias;
+}
+
+std::span<const float> Sampler::penalised(std::span<const float> logits, TokenConstraint* constraint) {
   logits =
       logits.first(static_cast<size_t>(std::min<int64_t>(id_limit_, static_cast<int64_t>(logits.size()))));
   bool any_finite = false;
@@ -70,10 +80,13 @@ std::span<const float> Sampler::penalised(std::span<const float> logits) {
     any_finite |= v > -INFINITY;
   }
   if (!any_finite) fail(ErrorCode::kFormat, "sampling", "logits", "a finite number", "none");
-  if (seen_.empty() && generated_counts_.empty()) return logits;
+  if (seen_.empty() && generated_counts_.empty() && bias_.empty() && !constraint) return logits;
 
   logits_.assign(logits.begin(), logits.end());
   const auto count = static_cast<int32_t>(logits_.size());
+  for (const auto& [id, value] : bias_) {
+    if (id < count) logits_[static_cast<size_t>(id)] += value;
+  }
   const auto penalty = static_cast<float>(params_.repetition_penalty);
   for (int32_t id : seen_) {
     if (id < 0 || id >= count) continue;
@@ -85,6 +98,7 @@ std::span<const float> Sampler::penalised(std::span<const float> logits) {
     logits_[static_cast<size_t>(id)] -=
         static_cast<float>(params_.presence_penalty + params_.frequency_penalty * static_cast<double>(n));
   }
+  if (constraint) constraint->apply(logits_);
   return logits_;
 }
 
@@ -144,8 +158,11 @@ void Sampler::keep_min_p() {
   std::erase_if(candidates_, [&](const Candidate& c) { return c.probability < params_.min_p * largest; });
 }
 
-std::span<const Sampler::Candidate> Sampler::distribution(std::span<const float> raw) {
-  const std::span<const float> logits = penalised(raw);
+std::span<const Sampler::Candidate> Sampler::distribution(std::span<const float> logits) {
+  return filtered(penalised(logits, nullptr));
+}
+
+std::span<const Sampler::Candidate> Sampler::filtered(std::span<const float> logits) {
   candidates_.clear();
   if (is_greedy()) {
     const auto best = std::max_element(logits.begin(), logits.end());
@@ -169,7 +186,16 @@ std::span<const Sampler::Candidate> Sampler::distribution(std::span<const float>
 }
 
 int32_t Sampler::sample(std::span<const float> logits) {
-  const auto candidates = distribution(logits);
+  return draw(distribution(logits));
+}
+
+std::optional<int32_t> Sampler::sample(std::span<const float> logits, TokenConstraint& constraint) {
+  const std::span<const float> allowed = penalised(logits, &constraint);
+  if (std::ranges::all_of(allowed, [](float v) { return v == -INFINITY; })) return std::nullopt;
+  return draw(filtered(allowed));
+}
+
+int32_t Sampler::draw(std::span<const Candidate> candidates) {
   if (is_greedy()) return candidates.front().id;
   double rest = random_.next();
   for (const Candidate& c : candidates) {

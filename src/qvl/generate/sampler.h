@@ -1,13 +1,17 @@
-// Chooses the next token from the logits of one position: penalties, temperature, top-k, top-p, min-p, draw,
-// in the order of spec 7.6. Last step of every decode iteration (session.h).
+// Chooses the next token from the logits of one position: bias, penalties, what a constraint lets through, temperature,
+// top-k, top-p, min-p, draw, in the order of spec 7.6. Last step of every decode iteration (session.h).
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <optional>
 #include <random>
 #include <span>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
+
+#include "qvl/generate/constraint.h"
 
 namespace qvl::generate {
 
@@ -50,9 +54,15 @@ class Sampler {
   void add_prompt(std::span<const int32_t> ids);
   void add_generated(int32_t id);
 
+  // Added to the logits first. Throws kInvalidArgument for an id without text or a value that is not finite.
+  void set_bias(const std::map<int32_t, float>& bias);
+
   // logits: [V], V >= 1. Throws kFormat when one is NaN or +infinity or when none is finite (a broken
   // checkpoint). Consumes one random number unless greedy.
   int32_t sample(std::span<const float> logits);
+  // Likewise among those that the constraint lets through (asked once); none when that is nothing, no random number is
+  // consumed then.
+  std::optional<int32_t> sample(std::span<const float> logits, TokenConstraint& constraint);
 
   // The distribution that sample() draws from, ascending ids, probabilities summing to 1. One entry when
   // greedy. Valid until the next call.
@@ -61,7 +71,11 @@ class Sampler {
   bool is_greedy() const { return params_.greedy || params_.temperature == 0; }
 
  private:
-  std::span<const float> penalised(std::span<const float> logits);
+  // With `constraint`, which may be null, and its -infinities, which may be all.
+  std::span<const float> penalised(std::span<const float> logits, TokenConstraint* constraint);
+  // Of what penalised() made.
+  std::span<const Candidate> filtered(std::span<const float> logits);
+  int32_t draw(std::span<const Candidate> candidates);
   void keep_top_k();
   void keep_top_p();
   void keep_min_p();
@@ -71,6 +85,7 @@ class Sampler {
   int64_t id_limit_;
   std::unordered_set<int32_t> seen_;
   std::unordered_map<int32_t, int64_t> generated_counts_;
+  std::map<int32_t, float> bias_;
   std::vector<float> logits_;
   std::vector<Candidate> candidates_;
 };

@@ -257,5 +257,82 @@ TEST(Sampler, ASeedMeansTheSameStreamEverywhere) {
   EXPECT_NE(x, z);
 }
 
+// ---- bias and constraints
+
+// Lets some ids through.
+struct Only final : TokenConstraint {
+  explicit Only(std::vector<int32_t> let) : ids(std::move(let)) {}
+  void apply(std::span<float> logits) override {
+    size = logits.size();
+    for (size_t i = 0; i < logits.size(); ++i) {
+      if (std::find(ids.begin(), ids.end(), static_cast<int32_t>(i)) == ids.end()) logits[i] = -INFINITY;
+    }
+  }
+  void accept(int32_t) override {}
+  bool finished() const override { return false; }
+  std::vector<int32_t> ids;
+  size_t size = 0;
+};
+
+TEST(Sampler, BiasComesBeforePenaltiesAndTemperature) {
+  const auto logits = random_logits(50, 11, 3);
+  std::vector<float> biased = logits;
+  biased[7] += 2.5F;
+  biased[8] -= 4.0F;
+  const SamplingParams params{.temperature = 0.7, .top_k = 12, .top_p = 0.9, .repetition_penalty = 1.3};
+  Sampler with(params, 1, 40), without(params, 1, 40);
+  with.set_bias({{7, 2.5F}, {8, -4.0F}});
+  for (Sampler* s : {&with, &without}) s->add_prompt(std::vector<int32_t>{7, 8, 9});
+  const auto a = with.distribution(logits);
+  const auto b = without.distribution(biased);
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].id, b[i].id);
+    EXPECT_EQ(a[i].probability, b[i].probability);
+  }
+  EXPECT_THROW(with.set_bias({{40, 1.0F}}), Error);
+  EXPECT_THROW(with.set_bias({{-1, 1.0F}}), Error);
+  EXPECT_THROW(with.set_bias({{3, NAN}}), Error);
+}
+
+TEST(Sampler, AConstraintActsBeforeTopKAndTopP) {
+  const auto logits = random_logits(50, 12, 5);
+  std::vector<int32_t> order(50);
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logits[a] < logits[b]; });
+  // The least likely ones: none of them is among the four likeliest of all.
+  Only some({order[0], order[1], order[2]});
+  Sampler sampler({.temperature = 3.0, .top_k = 4, .top_p = 0.999}, 5, 50);
+  std::map<int32_t, int> drawn;
+  for (int i = 0; i < 3000; ++i) ++drawn[sampler.sample(logits, some).value()];
+  EXPECT_EQ(some.size, 50U);
+  ASSERT_EQ(drawn.size(), 3U);
+  double total = 0;
+  for (int32_t id : some.ids) total += std::exp(static_cast<double>(logits[id]) / 3);
+  for (int32_t id : some.ids)
+    EXPECT_NEAR(drawn[id] / 3000.0, std::exp(static_cast<double>(logits[id]) / 3) / total, 0.04);
+}
+
+TEST(Sampler, NothingLetThroughIsNoTokenAndNoRandomNumber) {
+  const auto logits = random_logits(50, 13, 2);
+  Only none({}), all({});
+  for (int32_t i = 0; i < 50; ++i) all.ids.push_back(i);
+  Sampler a({.temperature = 1.0}, 9, 45), b({.temperature = 1.0}, 9, 45);
+  Only textless({47});  // it has no text
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(a.sample(logits, none), std::nullopt);
+    EXPECT_EQ(a.sample(logits, textless), std::nullopt);
+    EXPECT_EQ(none.size, 45U);
+    EXPECT_EQ(a.sample(logits, all), b.sample(logits));
+  }
+  Sampler greedy({.greedy = true}, 9, 45);
+  EXPECT_EQ(greedy.sample(logits, none), std::nullopt);
+  // Damaged logits are an error whatever is let through.
+  std::vector<float> damaged = logits;
+  damaged[3] = NAN;
+  EXPECT_THROW(a.sample(damaged, none), Error);
+  EXPECT_THROW(a.sample(std::vector<float>(50, -INFINITY), all), Error);
+}
+
 }  // namespace
 }  // namespace qvl::generate

@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
-#include "qvl/base/log.h"
 #include "qvl/base/stopwatch.h"
 #include "qvl/engine/visual_features.h"
+#include "qvl/generate/generation.h"
 #include "qvl/model/positions.h"
 
 namespace qvl::generate {
@@ -86,6 +85,26 @@ std::string_view finish_reason_name(FinishReason reason) {
   return "";
 }
 
+std::string_view end_cause_name(EndCause cause) {
+  switch (cause) {
+    case EndCause::kEndToken:
+      return "end_token";
+    case EndCause::kStopString:
+      return "stop_string";
+    case EndCause::kCallback:
+      return "callback";
+    case EndCause::kConstraint:
+      return "constraint";
+    case EndCause::kMaxTokens:
+      return "max_tokens";
+    case EndCause::kContext:
+      return "context";
+    case EndCause::kCancelled:
+      return "cancelled";
+  }
+  return "";
+}
+
 Session::Session(std::shared_ptr<const engine::Engine> engine, int64_t prefill_chunk_tokens)
     : engine_(std::move(engine)), prefill_chunk_tokens_(prefill_chunk_tokens), drafter_(walls(engine_->config())) {
   if (prefill_chunk_tokens < 1) {
@@ -135,7 +154,8 @@ Session::Layout Session::layout(const Prompt& prompt) const {
 
 int64_t Session::common_prefix(const Prompt& prompt, const Layout& layout) const {
   if (prompt.ids.empty()) return 0;
-  const size_t limit = std::min(ids_.size(), prompt.ids.size() - 1);
+  const size_t mine_usable = reuse_ == Reuse::kPromptsOnly ? static_cast<size_t>(prefilled_) : ids_.size();
+  const size_t limit = std::min(mine_usable, prompt.ids.size() - 1);
   size_t n = 0;
   while (n < limit && ids_[n] == prompt.ids[n]) {
     const int32_t mine = visual_of_[n];
@@ -269,130 +289,11 @@ void Session::prefill_chunk(const Prompt& prompt, const Layout& where, int64_t b
                     where.visual.begin() + static_cast<ptrdiff_t>(first + count));
 }
 
-Tensor Session::decode_step(std::span<const int32_t> ids, const std::atomic<bool>* cancel) {
-  const Tensor embeds = engine_->embed().embed(ids);
-  std::vector<int64_t> positions(ids.size());
-  std::iota(positions.begin(), positions.end(), length() + delta_);
-  engine::DecoderInput input;
-  input.embeds = &embeds;
-  for (auto& axis : input.positions) axis = positions;
-  input.decode = true;
-  engine::StageHooks hooks;
-  if (cancel)
-    hooks.progress = [cancel](int64_t, int64_t) { return !cancel->load(std::memory_order_relaxed); };
-  Tensor logits = engine_->decoder().forward(input, *cache_, engine::LogitsMode::kAll, hooks);
-  ids_.insert(ids_.end(), ids.begin(), ids.end());
-  visual_of_.resize(ids_.size(), -1);
-  return logits;
-}
-
-bool Session::speculates(const Speculation& speculation) const {
-  validate(speculation);
-  if (speculation.mode == Speculation::Mode::kOff) return false;
-  if (engine_->decoder().decode_rows_are_independent()) return true;
-  if (speculation.mode == Speculation::Mode::kFixed) {
-    fail(ErrorCode::kUnsupported, "speculation",
-         cat("the text engine (", engine_->info().text, ") gives a token other logits when it is checked together with "
-             "others, so answers would change"));
-  }
-  log_message(LogLevel::kInfo, cat("speculation is off: with the text engine ", engine_->info().text,
-                                   " tokens checked together would change answers"));
-  return false;
-}
-
 GenerateResult Session::generate(const GenerateOptions& options, const std::function<bool(int32_t)>& on_token,
                                  const std::atomic<bool>* cancel) {
-  const auto start = Clock::now();
-  if (options.max_tokens < 1) {
-    fail(ErrorCode::kInvalidArgument, "session", "max_tokens", "1 or more", cat(options.max_tokens));
-  }
-  const bool speculates = this->speculates(options.speculation);
-  if (logits_.empty())
-    fail(ErrorCode::kInvalidArgument, "session", "generate", "a prefill before it", "none");
-  const int64_t vocabulary = engine_->config().text.vocab_size;
-  Sampler sampler(options.sampling, options.seed,
-                  options.id_limit > 0 ? std::min(options.id_limit, vocabulary) : vocabulary);
-  sampler.add_prompt(ids_);
-  if (speculates) drafter_.set_timeline(ids_);
-  const auto ends = [&](int32_t id) {
-    return std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
-  };
-
-  GenerateResult result;
-  auto first_token = start;
-  auto last_token = start;
-  auto cancelled = [&] { return cancel && cancel->load(std::memory_order_relaxed); };
-  // Row r of the logits follows the prompt and what was said, which are the first `known` positions of the cache;
-  // behind them are the guesses [r, checked) that were checked in the same step.
-  Tensor logits = std::move(logits_);
-  logits_ = Tensor();
-  int64_t known = length();
-  Drafter::Draft draft;
-  size_t row = 0, checked = 0;
-  for (;;) {
-    if (cancelled()) {
-      result.reason = FinishReason::kCancelled;
-      break;
-    }
-    const int32_t id = sampler.sample(
-        logits.as<float>().subspan(row * static_cast<size_t>(vocabulary), static_cast<size_t>(vocabulary)));
-    sampler.add_generated(id);
-    last_token = Clock::now();
-    if (result.ids.empty()) first_token = last_token;
-    result.ids.push_back(id);
-    if (speculates) drafter_.append(id);
-    const bool guessed = row < draft.ids.size() && draft.ids[row] == id;
-    if (row < draft.ids.size()) controller_.count_guess(draft.match_tokens + static_cast<int64_t>(row), guessed);
-    const bool accepted = guessed && row < checked;
-    result.counts.accepted_tokens += accepted;
-    if (ends(id) || !on_token(id)) {
-      result.reason = FinishReason::kStop;
-      break;
-    }
-    const int64_t left = options.max_tokens - static_cast<int64_t>(result.ids.size());
-    if (left < 1 || known + 1 >= context_tokens()) {
-      result.reason = FinishReason::kLength;
-      break;
-    }
-    if (accepted) {
-      ++row;
-      ++known;
-      continue;
-    }
-    truncate(known);
-    draft = {};
-    checked = row = 0;
-    if (speculates) {
-      // A guess beyond the last token to say, or beyond one that ends the answer, would be checked in vain.
-      const int64_t useful = std::min({kMaxDraftTokens, left - 1, context_tokens() - 2 - known});
-      draft = drafter_.draft(useful);
-      const auto end = std::find_if(draft.ids.begin(), draft.ids.end(), ends);
-      const int64_t available = end - draft.ids.begin();
-      checked = static_cast<size_t>(options.speculation.mode == Speculation::Mode::kFixed
-                                        ? std::min(options.speculation.draft_tokens, available)
-                                        : controller_.choose(draft.match_tokens, available));
-    }
-    std::vector<int32_t> rows = {id};
-    rows.insert(rows.end(), draft.ids.begin(), draft.ids.begin() + static_cast<ptrdiff_t>(checked));
-    const auto step_start = Clock::now();
-    try {
-      logits = decode_step(rows, cancel);
-    } catch (const Error& e) {
-      if (e.code() != ErrorCode::kCancelled || !cancelled()) throw;
-      result.reason = FinishReason::kCancelled;
-      break;
-    }
-    controller_.count_step(static_cast<int64_t>(rows.size()), ms_since(step_start));
-    ++result.counts.steps;
-    result.counts.drafted_tokens += static_cast<int64_t>(checked);
-    ++known;
-  }
-  truncate(known);
-  if (!result.ids.empty()) {
-    result.first_token_ms = 1e3 * seconds_between(start, first_token);
-    result.decode_ms = 1e3 * seconds_between(first_token, last_token);
-  }
-  return result;
+  Generation generation(*this, options, [&](const SaidToken& token) { return on_token(token.id); }, cancel);
+  run_alone(*engine_, generation, cancel);
+  return generation.finish();
 }
 
 }  // namespace qvl::generate

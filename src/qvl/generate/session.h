@@ -1,13 +1,15 @@
 // One timeline: the KV cache, the ids and visual tokens in it, and the loops that extend it: chunked prefill
 // and decode (spec 6). A prompt that begins like what is already in the cache costs only its new part, so a
 // conversation is fed whole every turn and computed once. Above it sits pipeline.h, which makes prompts and
-// text.
+// text; answers are made by generation.h, one session's alone or those of several together.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,6 +17,8 @@
 
 #include "qvl/base/tensor.h"
 #include "qvl/engine/engine.h"
+#include "qvl/generate/constraint.h"
+#include "qvl/generate/logprobs.h"
 #include "qvl/generate/sampler.h"
 #include "qvl/generate/speculation.h"
 #include "qvl/image/grid.h"
@@ -40,6 +44,19 @@ struct Prompt {
 enum class FinishReason { kStop, kLength, kCancelled };
 std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", "cancelled"
 
+// What ended an answer, more exactly.
+enum class EndCause {
+  kEndToken,    // kStop: one of end_ids
+  kStopString,  // kStop: pipeline.h, one of AnswerOptions::stop
+  kCallback,    // kStop: on_token returned false
+  kConstraint,  // kStop: nothing more may come
+  kMaxTokens,   // kLength
+  kContext,     // kLength: the model's context is full
+  kCancelled,   // kCancelled
+};
+// "end_token", "stop_string", "callback", "constraint", "max_tokens", "context", "cancelled"
+std::string_view end_cause_name(EndCause cause);
+
 struct GenerateOptions {
   SamplingParams sampling;
   uint64_t seed = 0;
@@ -49,6 +66,12 @@ struct GenerateOptions {
   // Changes no token of the answer, only how many steps it takes. kAuto is off where the decoder's rows are not
   // independent.
   Speculation speculation;
+  // What may be said; null: everything. Serves one answer: it carries that answer's state.
+  std::shared_ptr<TokenConstraint> constraint;
+  // Added to the logits before penalties and temperature. Ids of the vocabulary, finite values.
+  std::map<int32_t, float> logit_bias;
+  // Log-probabilities of every token said and of so many alternatives, 0..kMaxTopLogprobs; absent: none.
+  std::optional<int> top_logprobs;
 };
 
 struct PrefillResult {
@@ -65,9 +88,17 @@ struct DecodeCounts {
   int64_t accepted_tokens = 0;  // of drafted_tokens, those that were said
 };
 
+// One token of an answer, as it is said.
+struct SaidToken {
+  int32_t id = 0;
+  const TokenLogprobs* logprobs = nullptr;  // null unless asked for; valid during the call
+};
+
 struct GenerateResult {
   std::vector<int32_t> ids;  // what the model said, an end token included
+  std::vector<TokenLogprobs> logprobs;  // one for each of `ids` when asked for, else none
   FinishReason reason = FinishReason::kStop;
+  EndCause cause = EndCause::kEndToken;
   double first_token_ms = 0;  // from the call to the first token
   double decode_ms = 0;       // from the first token to the last
   DecodeCounts counts;
@@ -77,6 +108,11 @@ class Session {
  public:
   // Prompts are computed `prefill_chunk_tokens` at a time (>= 1); the result does not depend on it.
   explicit Session(std::shared_ptr<const engine::Engine> engine, int64_t prefill_chunk_tokens = 512);
+
+  // What later prompts may take over from the cache. Generated tokens have other last bits there than the same tokens of a
+  // prompt; without them (kPromptsOnly) a later turn says what a fresh session would, and the last answer is read again.
+  enum class Reuse { kEverything, kPromptsOnly };
+  void set_reuse(Reuse reuse) { reuse_ = reuse; }
 
   // How many leading tokens of the prompt prefill() would take over from the cache: ids equal and, at visual
   // tokens, the same picture. At most ids.size() - 1, because the last one's logits are needed. Throws
@@ -90,6 +126,12 @@ class Session {
   // Takes the longest beginning of the prompt that `memory` keeps, where it is longer than what the cache holds, so that
   // the calls above and prefill() find it there. Returns the length of what the cache then holds of the prompt.
   int64_t restore(const Prompt& prompt, DiskMemory& memory);
+  // Takes the longest beginning of the prompt that `donor`, a session of the same engine, holds and that came from prompts
+  // alone (so that its bits are those of computing it here), where it is longer than what the cache holds: the two then
+  // share memory until one of them changes. `donor` may be in the middle of an answer or of a prefill. Returns the length
+  // of what the cache then holds of the prompt. Throws kMismatch as cached_prefix() does, kInvalidArgument for another
+  // engine's session.
+  int64_t share(const Prompt& prompt, const Session& donor);
   // Gives `memory` the beginning that ends behind the last picture of the last prompt filled in, unless tokens in it were
   // generated: those are computed in another way than a prompt's, with other last bits.
   void keep(const Prompt& prompt, DiskMemory& memory) const;
@@ -99,10 +141,9 @@ class Session {
   // the session stays usable after any of them.
   PrefillResult prefill(const Prompt& prompt, const engine::ProgressFn& progress = {});
 
-  // Continues the last prefill. on_token is called with every token but an end token and returns false to
-  // stop (kStop). `cancel` may be null. Afterwards the cache holds the prompt and what was said but its last token.
-  // Throws kInvalidArgument without a prefill before it, kUnsupported for Speculation::kFixed when the decoder's rows
-  // are not independent.
+  // Continues the last prefill: a Generation (generation.h), stepped alone. on_token is called with every token but an end
+  // token and returns false to stop (kStop). `cancel` may be null. Afterwards the cache holds the prompt and what was said
+  // but its last token. Throws what Generation throws, and what ends its answer.
   GenerateResult generate(const GenerateOptions& options, const std::function<bool(int32_t id)>& on_token,
                           const std::atomic<bool>* cancel = nullptr);
 
@@ -114,6 +155,9 @@ class Session {
   int64_t context_tokens() const { return engine_->config().text.max_positions; }
 
  private:
+  friend class Generation;
+  friend struct DecodeStep;
+
   // Which visual of a prompt each token belongs to (-1: text), and which feature row it shows.
   struct Layout {
     std::vector<int32_t> visual;
@@ -131,10 +175,8 @@ class Session {
   void truncate(int64_t length);
   void prefill_chunk(const Prompt& prompt, const Layout& layout, int64_t begin, int64_t end,
                      std::span<const int64_t> const (&positions)[3], const engine::ProgressFn& progress);
-  // Whether to guess; throws and logs as generate() says.
-  bool speculates(const Speculation& speculation) const;
-  // Appends ids.size() <= 16 text tokens; the logits after each of them.
-  Tensor decode_step(std::span<const int32_t> ids, const std::atomic<bool>* cancel);
+  // Makes `cache`, which holds the first `length` positions of the prompt as a prompt's, this session's.
+  void adopt(std::unique_ptr<engine::KvCache> cache, const Prompt& prompt, const Layout& layout, int64_t length);
 
   std::shared_ptr<const engine::Engine> engine_;
   int64_t prefill_chunk_tokens_;
@@ -142,6 +184,7 @@ class Session {
   // What the cache holds, position by position.
   std::vector<int32_t> ids_;
   std::vector<int32_t> visual_of_;
+  Reuse reuse_ = Reuse::kEverything;
   int64_t prefilled_ = 0;  // how many of the first of them came from prompts: their bits are those of any other run
   std::vector<PromptVisual> visuals_;  // features not kept
   int64_t delta_ = 0;                  // rotary position minus cache length of the next token (spec 6.2)

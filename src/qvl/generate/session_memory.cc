@@ -1,7 +1,9 @@
-// Beginnings of prompts that outlive a session: taken from and given to the memory on disk.
+// Beginnings of prompts that a session does not compute itself: taken from and given to the memory on disk, or taken over
+// from another session.
 
 #include <algorithm>
 
+#include "qvl/base/error.h"
 #include "qvl/generate/disk_memory.h"
 #include "qvl/generate/session.h"
 
@@ -40,15 +42,35 @@ int64_t Session::restore(const Prompt& prompt, DiskMemory& memory) {
     const std::string name = memory.prefix_name(std::span(prompt.ids).first(length), prefix.visuals);
     if (!memory.load_prefix(name, prefix.length, *cache)) continue;
     clear();
-    cache_ = std::move(cache);
-    ids_.assign(prompt.ids.begin(), prompt.ids.begin() + prefix.length);
-    visual_of_.assign(where.visual.begin(), where.visual.begin() + prefix.length);
-    visuals_ = prompt.visuals;
-    for (PromptVisual& v : visuals_) v.features.reset();
-    prefilled_ = prefix.length;
+    adopt(std::move(cache), prompt, where, prefix.length);
     return prefix.length;
   }
   return have;
+}
+
+int64_t Session::share(const Prompt& prompt, const Session& donor) {
+  if (donor.engine_ != engine_)
+    fail(ErrorCode::kInvalidArgument, "session", "the session to share with belongs to another engine");
+  const Layout where = layout(prompt);
+  const int64_t have = common_prefix(prompt, where);
+  // What the donor generated has other last bits than the same tokens in a prompt.
+  const int64_t theirs = std::min(donor.prefilled_, donor.common_prefix(prompt, where));
+  if (&donor == this || theirs <= have) return have;
+  std::unique_ptr<engine::KvCache> cache = engine_->decoder().new_cache();
+  if (!cache->share_prefix(*donor.cache_, theirs)) return have;
+  adopt(std::move(cache), prompt, where, theirs);
+  return theirs;
+}
+
+void Session::adopt(std::unique_ptr<engine::KvCache> cache, const Prompt& prompt, const Layout& where, int64_t length) {
+  cache_ = std::move(cache);
+  ids_.assign(prompt.ids.begin(), prompt.ids.begin() + length);
+  visual_of_.assign(where.visual.begin(), where.visual.begin() + length);
+  visuals_ = prompt.visuals;
+  for (PromptVisual& v : visuals_) v.features.reset();
+  prefilled_ = length;
+  delta_ = 0;  // known once the prompt is filled in
+  logits_ = Tensor();
 }
 
 void Session::keep(const Prompt& prompt, DiskMemory& memory) const {

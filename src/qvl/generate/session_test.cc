@@ -145,6 +145,30 @@ TEST(Session, ALaterTurnComputesOnlyWhatIsNewAndEqualsAFreshOne) {
   EXPECT_EQ(say(session, 9), cold(p, 9));
 }
 
+TEST(Session, OnlyWhatPromptsBroughtIsTakenOverWhereTokensMustNotDependOnIt) {
+  auto engine = std::make_shared<FakeEngine>();
+  Session session(engine, 7);
+  session.set_reuse(Session::Reuse::kPromptsOnly);
+  Prompt p;
+  append_text(p, {1, 2, 3});
+  append_image(p, image("a", 4, 6, 10));
+  append_text(p, {4, 5});
+  session.prefill(p);
+  const auto answer = say(session, 5);
+  ASSERT_EQ(answer.size(), 5U);
+  append_text(p, answer);
+  append_text(p, {30, 31});
+  EXPECT_EQ(session.cached_prefix(p), 13);
+  EXPECT_EQ(session.prefill(p).cached_tokens, 13);
+  const auto second = say(session, 9);
+  EXPECT_EQ(second, cold(p, 9));
+  // The first answer came in a prompt now.
+  const auto known = static_cast<int64_t>(p.ids.size());
+  append_text(p, second);
+  append_text(p, {32});
+  EXPECT_EQ(session.cached_prefix(p), known);
+}
+
 TEST(Session, AChangedPictureOfTheSameSizeIsNotTakenFromTheCache) {
   Session session(std::make_shared<FakeEngine>());
   Prompt a, b;
@@ -318,6 +342,88 @@ TEST(Session, SeedsRepeatAnswers) {
   };
   EXPECT_EQ(drawn(1), drawn(1));
   EXPECT_NE(drawn(1), drawn(2));
+}
+
+// ---- beginnings taken over from another session
+
+TEST(SessionShare, AnotherSessionsBeginningCostsOnlyTheRestAndChangesNothing) {
+  auto engine = std::make_shared<FakeEngine>();
+  Session donor(engine), session(engine);
+  const Prompt p = mixed_prompt();
+  const auto length = static_cast<int64_t>(p.ids.size());
+  donor.prefill(p);
+  Prompt q = p;
+  append_text(q, {40, 41, 42});
+  EXPECT_EQ(session.share(q, donor), length);
+  EXPECT_EQ(session.cached_prefix(q), length);
+  EXPECT_EQ(session.visuals_needed(q, length), (std::vector<bool>{false, false, false}));
+  for (PromptVisual& v : q.visuals) v.features.reset();
+  EXPECT_EQ(session.prefill(q).cached_tokens, length);
+  Prompt full = mixed_prompt();
+  append_text(full, {40, 41, 42});
+  EXPECT_EQ(say(session, 9), cold(full, 9));
+  // Neither noticed: the donor answers its own prompt, and the same prompt again needs its last token alone.
+  EXPECT_EQ(say(donor, 9), cold(p, 9));
+  Session third(engine);
+  EXPECT_EQ(third.share(p, donor), length - 1);
+  third.prefill(p);
+  EXPECT_EQ(say(third, 9), cold(p, 9));
+}
+
+TEST(SessionShare, TakesWhatIsLongerAndCameFromPromptsOnly) {
+  auto engine = std::make_shared<FakeEngine>();
+  Session donor(engine), session(engine);
+  Prompt p;
+  append_text(p, {1, 2, 3, 4, 5, 6});
+  donor.prefill(p);
+  const auto said = say(donor, 5);
+  Prompt q = p;
+  append_text(q, said);
+  append_text(q, {30, 31});
+  // Generated tokens have other last bits than a prompt's (here they do not, but a session cannot know).
+  EXPECT_EQ(donor.cached_prefix(q), 6 + 4);
+  EXPECT_EQ(session.share(q, donor), 6);
+  session.prefill(q);
+  EXPECT_EQ(say(session, 5), cold(q, 5));
+  // Nothing to gain: what is there stays.
+  EXPECT_EQ(session.share(q, donor), static_cast<int64_t>(q.ids.size()) - 1);
+  EXPECT_EQ(session.share(q, session), static_cast<int64_t>(q.ids.size()) - 1);
+  Prompt other;
+  append_text(other, {9, 8, 7});
+  EXPECT_EQ(session.share(other, donor), 0);
+  EXPECT_EQ(session.cached_prefix(q), static_cast<int64_t>(q.ids.size()) - 1);
+  Session empty(engine);
+  EXPECT_EQ(empty.share(p, Session(engine)), 0);
+  // Another picture of the same size is another beginning.
+  Prompt a, b;
+  append_text(a, {1, 2});
+  append_image(a, image("a", 4, 4, 10));
+  append_text(a, {3, 4, 5});
+  b = a;
+  b.visuals[0] = image("other", 4, 4, 99);
+  donor.prefill(a);
+  EXPECT_EQ(empty.share(b, donor), 3);
+  empty.prefill(b);
+  EXPECT_EQ(say(empty, 6), cold(b, 6));
+  Session foreign(std::make_shared<FakeEngine>());
+  EXPECT_THROW(foreign.share(a, donor), Error);
+}
+
+TEST(SessionShare, ADonorInTheMiddleOfItsPrefillGivesItsFinishedChunks) {
+  auto engine = std::make_shared<FakeEngine>();
+  Session donor(engine, 8), session(engine);
+  const Prompt p = mixed_prompt();
+  int64_t shared = -1;
+  donor.prefill(p, [&](int64_t done, int64_t) {
+    if (done >= 20 && shared < 0) {
+      shared = session.share(p, donor);
+      session.prefill(p);
+      EXPECT_EQ(say(session, 6), cold(p, 6));
+    }
+    return true;
+  });
+  EXPECT_EQ(shared, 16);
+  EXPECT_EQ(say(donor, 6), cold(p, 6));
 }
 
 // ---- speculation: every token, reason and cache as without it

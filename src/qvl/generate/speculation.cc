@@ -27,8 +27,8 @@ constexpr double kCostOfRow = 0.25;   // of a further row, while no step of seve
 constexpr double kWorthIt = 1.02;
 constexpr int64_t kFirstPauseSteps = 16;
 constexpr int64_t kLongestPauseSteps = 1024;
-constexpr int64_t kStepsWithoutSingle = 64;
-constexpr int64_t kFirstSteps = 3;  // that need not wait for a step of one row
+constexpr int64_t kStepsWithoutPlain = 64;
+constexpr int64_t kFirstSteps = 3;  // that need not wait for a step without guesses
 
 }  // namespace
 
@@ -162,9 +162,17 @@ double DraftController::acceptance(int64_t match_tokens) const {
   return r.hits / r.trials;
 }
 
+double DraftController::one_row_ms() const {
+  for (int64_t r = 1; r < static_cast<int64_t>(times_.size()); ++r) {
+    const Times& t = times_[static_cast<size_t>(r)];
+    if (t.count > 0) return t.median() / (1 + kCostOfRow * static_cast<double>(r - 1));
+  }
+  return 0;
+}
+
 double DraftController::cost(int64_t rows) const {
   if (rows <= 1) return 1;
-  const double one = times_[1].median();
+  const double one = one_row_ms();
   // A further row costs what it did in the nearest size that was measured.
   double row = kCostOfRow;
   int64_t distance = INT64_MAX;
@@ -183,32 +191,38 @@ double DraftController::cost(int64_t rows) const {
   return cost;
 }
 
-DraftController::Choice DraftController::best(int64_t match_tokens, int64_t available, bool measured_costs) const {
+DraftController::Choice DraftController::best(int64_t match_tokens, int64_t available, int64_t other_rows,
+                                              bool measured_costs) const {
   Choice out;
   double reached = 1, tokens = 1;
+  const auto cost_of = [&](int64_t rows) {
+    return measured_costs ? cost(rows) : 1 + kCostOfRow * static_cast<double>(rows - 1);
+  };
+  const int64_t plain = other_rows + 1;
   // Steps grow from one size to its double, so that a first try where rows are dear costs little.
-  const int64_t tried = 2 * largest_step_ - 1;
+  const int64_t tried = 2 * largest_step_ - plain;
   for (int64_t k = 1; k <= std::min({available, kMaxDraftTokens, tried}); ++k) {
     reached *= acceptance(match_tokens + k - 1);
     tokens += reached;
-    const double rows_cost = measured_costs ? cost(k + 1) : 1 + kCostOfRow * static_cast<double>(k);
-    const double gain = tokens / rows_cost;
+    const double gain =
+        (static_cast<double>(other_rows) + tokens) / static_cast<double>(plain) * cost_of(plain) / cost_of(plain + k);
     if (gain > std::max(out.gain, kWorthIt)) out = {k, gain};
   }
   return out;
 }
 
-int64_t DraftController::choose(int64_t match_tokens, int64_t available) {
+int64_t DraftController::choose(int64_t match_tokens, int64_t available, int64_t other_rows) {
   if (available < 1) return 0;
-  // The cost of one row changes as the context grows; it is only known from steps of one row.
-  if (steps_ - last_single_ >= (times_[1].count > 0 ? kStepsWithoutSingle : kFirstSteps)) return 0;
-  const Choice choice = best(match_tokens, available, true);
+  // The cost of a step without guesses changes as the context grows and as others come and go; it is only known from such
+  // steps.
+  if (steps_ - last_plain_ >= (plain_steps_ > 0 ? kStepsWithoutPlain : kFirstSteps)) return 0;
+  const Choice choice = best(match_tokens, available, other_rows, true);
   if (probing_) {
     probing_ = false;
     pause_steps_ = choice.draft_tokens > 0 ? kFirstPauseSteps : std::min(2 * pause_steps_, kLongestPauseSteps);
   }
   if (choice.draft_tokens > 0) return choice.draft_tokens;
-  const Choice hoped = best(match_tokens, available, false);
+  const Choice hoped = best(match_tokens, available, other_rows, false);
   // Bad guesses stay unchecked until they get better. Costs may have been those of a disturbed moment.
   if (hoped.draft_tokens == 0 || steps_ - last_checked_ < pause_steps_) return 0;
   probing_ = true;
@@ -225,10 +239,12 @@ void DraftController::count_guess(int64_t match_tokens, bool came_true) {
   r.hits += came_true;
 }
 
-void DraftController::count_step(int64_t rows, double ms) {
-  times_[static_cast<size_t>(std::clamp<int64_t>(rows, 1, kMaxDraftTokens + 1))].add(ms);
-  (rows <= 1 ? last_single_ : last_checked_) = ++steps_;
-  largest_step_ = std::max(largest_step_, rows);
+void DraftController::count_step(int64_t rows, double ms, int64_t other_rows) {
+  const int64_t all = std::clamp<int64_t>(rows + other_rows, 1, kMaxDraftTokens + 1);
+  times_[static_cast<size_t>(all)].add(ms);
+  (rows <= 1 ? last_plain_ : last_checked_) = ++steps_;
+  plain_steps_ += rows <= 1;
+  largest_step_ = std::max(largest_step_, all);
 }
 
 }  // namespace qvl::generate

@@ -67,16 +67,21 @@ class Drafter {
 // Decides how many guesses are worth checking, from how often guesses came true and what steps of so many rows cost.
 // While it does not pay, guesses are only compared with what is said, which costs nothing; the cost is measured again
 // after a while, each time a longer one.
+//
+// A step may hold rows of other answers too. Its time is filed under all of its rows, since that is what it depends on, and
+// a guess must pay for all: what is weighed is the tokens of the whole step, one for each other row, against the time of
+// the whole step. So the more answers go on together, the better a guess must be to be worth their waiting.
 class DraftController {
  public:
   DraftController();
 
-  // How many of `available` guesses to check, which a run of `match_tokens` speaks for; 0: none.
-  int64_t choose(int64_t match_tokens, int64_t available);
+  // How many of `available` guesses to check, which a run of `match_tokens` speaks for, in a step that also holds
+  // `other_rows`; 0: none. Called once a step.
+  int64_t choose(int64_t match_tokens, int64_t available, int64_t other_rows = 0);
   // A guess with a run of `match_tokens` (those guessed before it in the same draft included) came true or not.
   void count_guess(int64_t match_tokens, bool came_true);
-  // A decode step of `rows` rows took `ms`.
-  void count_step(int64_t rows, double ms);
+  // A decode step of `rows` rows, and `other_rows` of others, took `ms`.
+  void count_step(int64_t rows, double ms, int64_t other_rows = 0);
 
   // Both as they are believed now.
   double acceptance(int64_t match_tokens) const;
@@ -89,7 +94,9 @@ class DraftController {
     int64_t draft_tokens = 0;
     double gain = 1;
   };
-  Choice best(int64_t match_tokens, int64_t available, bool measured_costs) const;
+  Choice best(int64_t match_tokens, int64_t available, int64_t other_rows, bool measured_costs) const;
+  // Of a step of one row; where none was seen, as the smallest step that was lets hope. 0: no step was seen.
+  double one_row_ms() const;
 
   struct Rate {
     double hits = 0;
@@ -103,10 +110,11 @@ class DraftController {
     double median() const;  // the lower one of two
   };
   std::array<Rate, 7> rates_;
-  std::array<Times, static_cast<size_t>(kMaxDraftTokens) + 2> times_{};  // by rows
+  std::array<Times, static_cast<size_t>(kMaxDraftTokens) + 2> times_{};  // by all rows of a step
   int64_t steps_ = 0;
-  int64_t largest_step_ = 1;  // rows
-  int64_t last_single_ = 0;  // step at which one row was measured last
+  int64_t largest_step_ = 1;  // rows, all
+  int64_t plain_steps_ = 0;   // without guesses
+  int64_t last_plain_ = 0;    // step that was the last of them
   int64_t last_checked_ = 0;  // step that checked guesses last
   int64_t pause_steps_;       // after which costs that forbid drafts are doubted
   bool probing_ = false;      // the last draft was such a doubt

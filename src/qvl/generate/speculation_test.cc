@@ -232,6 +232,64 @@ TEST(DraftController, TheCostOfOneRowStaysMeasured) {
   EXPECT_LE(singles, 12);
 }
 
+// Rows of other answers in every step: a guess must pay for their waiting, too.
+TEST(DraftController, AGuessPaysForAllAnswersOfAStep) {
+  // Rows are nearly free: guesses pay alone and in company. Rows cost as much as steps: they never do.
+  for (const double slope : {0.01, 1.0}) {
+    for (const int64_t others : {0, 1, 3}) {
+      DraftController c;
+      int64_t checked = 0;
+      uint32_t state = 5;
+      for (int i = 0; i < 600; ++i) {
+        const int64_t k = c.choose(3, 8, others);
+        if (i >= 100) checked += k;
+        c.count_step(k + 1, 10 * (1 + slope * static_cast<double>(k + others)), others);
+        for (int64_t j = 0; j <= k; ++j) {
+          state = state * 1664525 + 1013904223;
+          const bool hit = (state >> 8) * 0x1.0p-24 < 0.8;
+          c.count_guess(3, hit);
+          if (!hit) break;
+        }
+      }
+      if (slope < 0.5) {
+        EXPECT_GT(checked, 1000) << others;
+      } else {
+        EXPECT_LE(checked, 60) << others;
+      }
+    }
+  }
+  // In between: four tokens for 1.6 times the time pay an answer alone. In the company of seven they pay as long as what
+  // they add to the step is less than their share of its tokens.
+  DraftController c;
+  for (int i = 0; i < 100; ++i) c.count_guess(3, true);
+  for (int64_t rows = 1; rows <= 16; ++rows) c.count_step(rows, 10 * (1 + 0.2 * static_cast<double>(rows - 1)));
+  c.count_step(1, 10);
+  EXPECT_GT(c.choose(3, 3, 0), 0);
+  EXPECT_GT(c.choose(3, 3, 7), 0);  // 11 tokens for 3.0, against 8 for 2.4
+  DraftController bad;
+  for (int i = 0; i < 100; ++i) bad.count_guess(3, i % 3 == 0);
+  for (int64_t rows = 1; rows <= 16; ++rows) bad.count_step(rows, 10 * (1 + 0.2 * static_cast<double>(rows - 1)));
+  bad.count_step(1, 10);
+  EXPECT_GT(bad.choose(3, 3, 0), 0);   // 1.33 tokens for 1.2
+  EXPECT_EQ(bad.choose(3, 3, 12), 0);  // 13.33 for 3.6, against 13 for 3.4
+}
+
+// Steps in company tell nothing about a step alone, yet guesses go on: plain steps count, not single rows.
+TEST(DraftController, AnAnswerThatIsNeverAloneStillGuesses) {
+  DraftController c;
+  int64_t checked = 0, plain = 0;
+  for (int i = 0; i < 400; ++i) {
+    const int64_t k = c.choose(16, 4, 3);
+    checked += k;
+    plain += k == 0;
+    c.count_step(k + 1, 10 + 0.1 * static_cast<double>(k), 3);
+    c.count_guess(16, true);
+  }
+  EXPECT_GT(checked, 1000);
+  EXPECT_GE(plain, 5);
+  EXPECT_LE(plain, 20);
+}
+
 TEST(Speculation, NumbersOutOfRangeAreRefused) {
   using Mode = Speculation::Mode;
   EXPECT_NO_THROW(validate({Mode::kFixed, 1}));

@@ -44,8 +44,11 @@ class UnitClock {
     begun_.clear();
     stopped_ = false;
     engine::StageHooks hooks;
-    hooks.progress = [this](int64_t, int64_t) {
+    int64_t units = -1;  // the hook is called within them too
+    hooks.progress = [this, units](int64_t done, int64_t) mutable {
       check_();
+      if (done == units) return true;
+      units = done;
       begun_.push_back(Clock::now());
       stopped_ = begun_.size() > kUnits && seconds_between(begun_.front(), begun_.back()) > kEnoughSeconds;
       return !stopped_;

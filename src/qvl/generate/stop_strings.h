@@ -19,10 +19,13 @@ class StopStrings {
   // The text still held back; call at the end of the answer.
   std::string flush();
   bool stopped() const { return stopped_; }
+  // Which one was complete; empty while none is. Of several that begin at the same place the first given.
+  const std::string& found() const { return found_; }
 
  private:
   std::vector<std::string> stops_;
   std::string held_;
+  std::string found_;
   bool stopped_ = false;
 };
 

@@ -64,5 +64,14 @@ TEST(StopStrings, NoneMeansEverythingPasses) {
   EXPECT_THROW(StopStrings({""}), Error);
 }
 
+TEST(StopStrings, TellsWhichOneItWas) {
+  StopStrings matcher({"three", "two", "two three"});
+  matcher.push("one tw");
+  EXPECT_EQ(matcher.found(), "");
+  matcher.push("o three");
+  EXPECT_TRUE(matcher.stopped());
+  EXPECT_EQ(matcher.found(), "two");
+}
+
 }  // namespace
 }  // namespace qvl::generate

@@ -71,4 +71,9 @@ PreprocessedVideo load_video(const std::filesystem::path& folder, std::optional<
                              const VideoProcessorConfig& config, const PixelOverrides& overrides = {},
                              const DecodeLimits& limits = {}, ThreadPool* pool = nullptr);
 
+// The same of image files in memory, in the order of the video; `name` stands before "[i]" in messages.
+PreprocessedVideo load_video(std::span<const std::string> frame_files, std::optional<double> native_fps,
+                             const VideoProcessorConfig& config, const PixelOverrides& overrides,
+                             const DecodeLimits& limits, ThreadPool* pool, const std::string& name);
+
 }  // namespace qvl::image

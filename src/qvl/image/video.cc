@@ -200,24 +200,24 @@ PreprocessedVideo preprocess_video(std::span<const RgbImage> frames, std::span<c
   return result;
 }
 
-PreprocessedVideo load_video(const std::filesystem::path& folder, std::optional<double> native_fps,
-                             const VideoProcessorConfig& config, const PixelOverrides& overrides,
-                             const DecodeLimits& limits, ThreadPool* pool) {
-  const VideoProcessorConfig effective = with_overrides(config, overrides);
-  const std::vector<std::filesystem::path> paths = list_frames(folder);
-  if (!native_fps) {
-    log_message(LogLevel::kWarning,
-                "[" + folder.string() + "] frame rate unknown: 24 frames a second assumed");
-  }
-  const double fps = native_fps.value_or(kDefaultNativeFps);
-  const int64_t total = static_cast<int64_t>(paths.size());
+namespace {
+
+double assumed_fps(std::optional<double> native_fps, const std::string& name) {
+  if (!native_fps) log_message(LogLevel::kWarning, "[" + name + "] frame rate unknown: 24 frames a second assumed");
+  return native_fps.value_or(kDefaultNativeFps);
+}
+
+// Frames are sampled by number, and only those are decoded, one at a time: decode(i) gives frame i of `total`.
+PreprocessedVideo sample_video(int64_t total, double fps, const VideoProcessorConfig& effective,
+                               const std::function<RgbImage(int64_t)>& decode,
+                               const std::function<std::string(int64_t)>& name_of, ThreadPool* pool) {
   const std::vector<int64_t> indexes = sample_frames(total, fps, effective);
   RgbImage current;
   const auto fetch = [&](int64_t i) -> const RgbImage& {
-    const std::filesystem::path& path = paths[static_cast<size_t>(indexes[static_cast<size_t>(i)])];
-    RgbImage next = load_image(path, limits);
+    const int64_t frame = indexes[static_cast<size_t>(i)];
+    RgbImage next = decode(frame);
     if (i > 0 && (next.width != current.width || next.height != current.height)) {
-      fail(ErrorCode::kMismatch, path.string(), "size of a video frame",
+      fail(ErrorCode::kMismatch, name_of(frame), "size of a video frame",
            std::to_string(current.width) + "x" + std::to_string(current.height) + " as the first frame",
            std::to_string(next.width) + "x" + std::to_string(next.height));
     }
@@ -229,6 +229,30 @@ PreprocessedVideo load_video(const std::filesystem::path& folder, std::optional<
   result.frame_indexes = indexes;
   result.timestamps_s = frame_timestamps(indexes, fps, effective.temporal_patch_size);
   return result;
+}
+
+}  // namespace
+
+PreprocessedVideo load_video(const std::filesystem::path& folder, std::optional<double> native_fps,
+                             const VideoProcessorConfig& config, const PixelOverrides& overrides,
+                             const DecodeLimits& limits, ThreadPool* pool) {
+  const VideoProcessorConfig effective = with_overrides(config, overrides);
+  const std::vector<std::filesystem::path> paths = list_frames(folder);
+  const auto path = [&](int64_t i) -> const std::filesystem::path& { return paths[static_cast<size_t>(i)]; };
+  return sample_video(
+      static_cast<int64_t>(paths.size()), assumed_fps(native_fps, folder.string()), effective,
+      [&](int64_t i) { return load_image(path(i), limits); }, [&](int64_t i) { return path(i).string(); }, pool);
+}
+
+PreprocessedVideo load_video(std::span<const std::string> frame_files, std::optional<double> native_fps,
+                             const VideoProcessorConfig& config, const PixelOverrides& overrides,
+                             const DecodeLimits& limits, ThreadPool* pool, const std::string& name) {
+  const VideoProcessorConfig effective = with_overrides(config, overrides);
+  const auto name_of = [&](int64_t i) { return name + "[" + std::to_string(i) + "]"; };
+  return sample_video(
+      static_cast<int64_t>(frame_files.size()), assumed_fps(native_fps, name), effective,
+      [&](int64_t i) { return decode_image(std::as_bytes(std::span(frame_files[static_cast<size_t>(i)])), limits, name_of(i)); },
+      name_of, pool);
 }
 
 }  // namespace qvl::image

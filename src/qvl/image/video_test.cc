@@ -7,6 +7,7 @@
 
 #include "qvl/base/json.h"
 #include "qvl/base/log.h"
+#include "qvl/base/mapped_file.h"
 #include "qvl/base/timestamp.h"
 #include "qvl/checkpoint/safetensors.h"
 #include "qvl/image/preprocess.h"
@@ -194,6 +195,27 @@ TEST_F(VideoFolder, EqualsTheSameFramesInMemory) {
   EXPECT_EQ(sha256_of(video.pixel_values.as<float>()), sha256_of(expected.pixel_values.as<float>()));
   EXPECT_NE(log.find("1 entries are not image files"), std::string::npos) << log;
   EXPECT_NE(log.find("notes.txt"), std::string::npos) << log;
+}
+
+TEST_F(VideoFolder, FilesInMemoryAreTheSameVideo) {
+  std::vector<std::string> files;
+  for (int i = 0; i < 9; ++i) {
+    const std::string name = "frame" + std::to_string(i) + ".bmp";
+    write_frame(name, generated_image(48, 64, 2, static_cast<uint64_t>(i)));
+    files.push_back(read_file(folder_ / name, size_t{1} << 20));
+  }
+  const VideoProcessorConfig config = config_with(4096, 65536);
+  const PreprocessedVideo expected = load_video(folder_, 4.0, config);
+  const PreprocessedVideo video = load_video(files, 4.0, config, {}, {}, nullptr, "video");
+  EXPECT_EQ(video.frame_indexes, expected.frame_indexes);
+  EXPECT_EQ(video.timestamps_s, expected.timestamps_s);
+  EXPECT_EQ(video.grid, expected.grid);
+  EXPECT_EQ(sha256_of(video.pixel_values.as<float>()), sha256_of(expected.pixel_values.as<float>()));
+  // At the model's own rate every frame is taken.
+  EXPECT_EQ(load_video(files, config.sample_fps, config, {}, {}, nullptr, "video").frame_indexes.size(), files.size());
+  files[8] = files[8].substr(0, 20);
+  const auto broken = catch_error([&] { load_video(files, config.sample_fps, config, {}, {}, nullptr, "video"); });
+  EXPECT_NE(broken.message.find("video[8]"), std::string::npos) << broken.message;
 }
 
 TEST_F(VideoFolder, NamesAreOrderedNaturally) {

@@ -206,7 +206,7 @@ void run_attention_stream(const Context& ctx, const AttentionStream& kernel, con
 }  // namespace
 
 void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const KvView& kv, int64_t heads,
-                      int64_t past, float scale, Matrix out) {
+                      int64_t past, float scale, Matrix out, const Pause& pause) {
   constexpr std::string_view kWhere = "attention_causal";
   check_matrix(kWhere, "q", q);
   check_like(kWhere, "out", q, out);
@@ -227,7 +227,8 @@ void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const 
   if (q.rows == 0) return;
   const Causal causal{q, kv, heads / kv.kv_heads, past, out};
   if (path == LinearPath::kGemm) {
-    run_attention_tiles(ctx, q.dtype, kv.head_dim, scale, CausalUnits(causal, row_kernels(ctx, q.dtype)));
+    run_attention_tiles(ctx, q.dtype, kv.head_dim, scale, CausalUnits(causal, row_kernels(ctx, q.dtype)),
+                        pause);
   } else {
     const AttentionKernels& kernels = *ctx.table->attention;
     const bool f32 = q.dtype == DType::kF32;

@@ -257,6 +257,31 @@ TEST_P(AttentionCausal, RejectsWhatDoesNotFit) {
   EXPECT_THROW(call(LinearPath::kGemm, 4, 44, 1.0f, odd), Error);
 }
 
+// Between two kv heads whose keys fill the room for packed ones.
+TEST(AttentionCausalPause, OthersMayRunInsideAndNoBitChanges) {
+  ThreadPool pool(1);
+  const Context ctx{&pool, &table_by_name(runnable_tables().back())};
+  const int64_t past = 17000, rows = 5, heads = 3, hd = 64;
+  Cache cache(DType::kF32, past + rows, 256, heads, hd);
+  cache.fill_normal(0, past + rows, 3, 1.0f);
+  Activations q(DType::kF32, rows, heads * hd), plain(DType::kF32, rows, heads * hd), paused(DType::kF32, rows, heads * hd);
+  testing::fill_normal(q, 4);
+  const auto run = [&](Activations& out, int64_t at, const Pause& pause) {
+    attention_causal(ctx, LinearPath::kGemm, q.matrix(), cache.view, heads, at, 0.125f, out.matrix(), pause);
+  };
+  run(plain, past, {});
+  Activations other(DType::kF32, rows, heads * hd), expected(DType::kF32, rows, heads * hd);
+  run(expected, 100, {});
+  int pauses = 0;
+  run(paused, past, [&] {
+    ++pauses;
+    run(other, 100, {});
+  });
+  EXPECT_EQ(pauses, 2);
+  EXPECT_TRUE(testing::same_bits(plain, paused));
+  EXPECT_TRUE(testing::same_bits(expected, other));
+}
+
 INSTANTIATE_TEST_SUITE_P(Tables, AttentionCausal, ::testing::ValuesIn(testing::all_cache_variants()),
                          testing::variant_name);
 

@@ -58,7 +58,8 @@ class FullUnits final : public AttentionUnits {
 }  // namespace
 
 void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads,
-                    int64_t head_dim, std::span<const int64_t> segment_lengths, float scale, Matrix out) {
+                    int64_t head_dim, std::span<const int64_t> segment_lengths, float scale, Matrix out,
+                    const Pause& pause) {
   constexpr std::string_view kWhere = "attention_full";
   check_matrix(kWhere, "q", q);
   check_like(kWhere, "k", q, k);
@@ -76,7 +77,7 @@ void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatri
   check_size(kWhere, "sum of the segment lengths", q.rows, total);
   if (total == 0) return;
   run_attention_tiles(ctx, q.dtype, head_dim, scale,
-                      FullUnits(q, k, v, heads, head_dim, segment_lengths, out));
+                      FullUnits(q, k, v, heads, head_dim, segment_lengths, out), pause);
 }
 
 }  // namespace qvl::kernels

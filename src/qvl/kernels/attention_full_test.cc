@@ -187,6 +187,38 @@ TEST_P(AttentionFull, RejectsWhatDoesNotFit) {
   EXPECT_THROW(call(1, 16, {8}, 1.0f, 12), Error);  // v of another width
 }
 
+// A long call stops now and then and lets others run on the same threads. One thread and the fastest table: it takes more
+// than 2.5e9 operations until it does.
+TEST(AttentionFullPause, OthersMayRunInsideAndNoBitChanges) {
+  ThreadPool pool(1);
+  const Context ctx{&pool, &table_by_name(runnable_tables().back())};
+  const int64_t p = 2000, heads = 3, hd = 64, width = heads * hd;
+  Activations qkv(DType::kF32, p, 3 * width), plain(DType::kF32, p, width), paused(DType::kF32, p, width);
+  testing::fill_normal(qkv, 3);
+  const std::vector<int64_t> segments = {p};
+  const auto run = [&](Activations& out, const Pause& pause) {
+    attention_full(ctx, qkv.view(0, p, 0, width), qkv.view(0, p, width, width), qkv.view(0, p, 2 * width, width), heads, hd,
+                   segments, 0.125f, out.matrix(), pause);
+  };
+  run(plain, {});
+  int pauses = 0;
+  Activations other(DType::kF32, 40, width), expected(DType::kF32, 40, width);
+  const std::vector<int64_t> few = {40};
+  const auto run_few = [&](Activations& out) {
+    attention_full(ctx, qkv.view(7, 40, 0, width), qkv.view(7, 40, width, width), qkv.view(7, 40, 2 * width, width), heads,
+                   hd, few, 0.125f, out.matrix());
+  };
+  run_few(expected);
+  run(paused, [&] {
+    ++pauses;
+    run_few(other);
+  });
+  EXPECT_EQ(pauses, 1);
+  EXPECT_TRUE(testing::same_bits(plain, paused));
+  EXPECT_TRUE(testing::same_bits(expected, other));
+  EXPECT_THROW(run(paused, [] { fail(ErrorCode::kCancelled, "test", "enough"); }), Error);
+}
+
 INSTANTIATE_TEST_SUITE_P(Tables, AttentionFull, ::testing::ValuesIn(testing::all_variants()),
                          testing::variant_name);
 

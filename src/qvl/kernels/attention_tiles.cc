@@ -19,6 +19,11 @@ constexpr double kLog2E = 1.44269504088896340736;
 // thread should find several tasks. Results do not depend on it.
 constexpr int64_t kMinBlockRows = 48, kMaxBlockRows = 384, kTasksPerThread = 8;
 
+// Operations of a thread between two pauses: 50 ms at 50 GFLOPS. Tasks are then so short that threads wait little for each
+// other at the end of a loop; but not shorter than it takes to use a tile often.
+constexpr double kPauseOps = 2.5e9;
+constexpr int64_t kTasksPerPause = 8, kMinPausedRows = 96;
+
 // Packed units kept at once, for each thread; at least one unit always is. Small enough for units to be used
 // while they are in the far cache.
 constexpr size_t kPackedBudgetBytes = size_t{8} << 20;
@@ -82,19 +87,33 @@ struct Frame {
   size_t query_bytes, key_tile_bytes, value_tile_bytes;
   int64_t out_stride;
 
-  Frame(const AttentionTile& k, const AttentionUnits& u, DType type, int64_t hd, float s, int threads)
+  Frame(const AttentionTile& k, const AttentionUnits& u, DType type, int64_t hd, float s, int threads, bool pauses)
       : kernel(k), units(u), dtype(type), head_dim(hd) {
     scale = static_cast<float>(static_cast<double>(s) * kLog2E);
-    int64_t rows = 0;
-    for (int64_t i = 0; i < u.units(); ++i) rows += u.rows(i);
-    block_rows =
-        round_up(std::clamp(rows / (threads * kTasksPerThread), kMinBlockRows, kMaxBlockRows), k.row_group);
+    int64_t rows = 0, keys = 1;
+    for (int64_t i = 0; i < u.units(); ++i) {
+      rows += u.rows(i);
+      keys = std::max(keys, u.keys(i));
+    }
+    block_rows = std::clamp(rows / (threads * kTasksPerThread), kMinBlockRows, kMaxBlockRows);
+    if (pauses) {
+      const auto short_rows = static_cast<int64_t>(kPauseOps / kTasksPerPause / ops(1, keys));
+      block_rows = std::min(block_rows, std::max(short_rows, kMinPausedRows));
+    }
+    block_rows = round_up(block_rows, k.row_group);
     query_bytes = k.query_bytes(hd);
     key_tile_bytes = align64(k.key_tile_bytes(hd));
     value_tile_bytes = align64(k.value_tile_bytes(hd));
     out_stride = round_up(hd, kAttentionLanes);
   }
 
+  double ops(int64_t rows, int64_t keys) const {
+    return 4.0 * static_cast<double>(rows) * static_cast<double>(keys) * static_cast<double>(head_dim);
+  }
+  double ops(const Slice& s) const {
+    const int64_t rows = std::min(block_rows, units.rows(s.unit) - s.first);
+    return ops(rows, units.visible_keys(s.unit, s.first + rows - 1));
+  }
   int64_t tiles(int64_t unit) const { return (units.keys(unit) + kernel.key_tile - 1) / kernel.key_tile; }
   size_t tile_bytes() const { return key_tile_bytes + value_tile_bytes; }
   size_t unit_bytes(int64_t unit) const { return static_cast<size_t>(tiles(unit)) * tile_bytes(); }
@@ -182,15 +201,16 @@ struct Frame {
 }  // namespace
 
 void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, float scale,
-                         const AttentionUnits& units) {
+                         const AttentionUnits& units, const Pause& pause) {
   const AttentionKernels& kernels = *ctx.table->attention;
+  const int threads = ctx.pool->threads();
   const Frame frame(dtype == DType::kF32 ? kernels.tile_f32 : kernels.tile_bf16, units, dtype, head_dim,
-                    scale, ctx.pool->threads());
+                    scale, threads, pause != nullptr);
   const int64_t total = units.units();
   const size_t thread_bytes = frame.buffer_bytes();
-  AlignedBuffer buffers(thread_bytes * static_cast<size_t>(ctx.pool->threads()));
+  AlignedBuffer buffers(thread_bytes * static_cast<size_t>(threads));
   AlignedBuffer packed;
-  const size_t budget = kPackedBudgetBytes * static_cast<size_t>(ctx.pool->threads());
+  const size_t budget = kPackedBudgetBytes * static_cast<size_t>(threads);
   std::vector<Slice> tiles, blocks;
   for (int64_t begin = 0; begin < total;) {
     tiles.clear();
@@ -215,10 +235,18 @@ void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, floa
     ctx.pool->parallel_for(static_cast<int64_t>(tiles.size()), [&](int64_t task, int) {
       frame.pack(tiles[static_cast<size_t>(task)], packed.data());
     });
-    ctx.pool->parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t task, int thread) {
-      frame.attend(blocks[static_cast<size_t>(task)], packed.data(),
-                   frame.carve(buffers.data() + static_cast<size_t>(thread) * thread_bytes));
-    });
+    for (size_t first = 0; first < blocks.size();) {
+      size_t stop = pause ? first : blocks.size();
+      // As many tasks for each thread.
+      for (double ops = 0; stop < blocks.size() && (ops < kPauseOps * threads || (stop - first) % static_cast<size_t>(threads) != 0); ++stop)
+        ops += frame.ops(blocks[stop]);
+      ctx.pool->parallel_for(static_cast<int64_t>(stop - first), [&](int64_t task, int thread) {
+        frame.attend(blocks[first + static_cast<size_t>(task)], packed.data(),
+                     frame.carve(buffers.data() + static_cast<size_t>(thread) * thread_bytes));
+      });
+      first = stop;
+      if (pause && (first < blocks.size() || end < total)) pause();
+    }
     begin = end;
   }
 }

@@ -37,8 +37,8 @@ class AttentionUnits {
                     void* values) const = 0;
 };
 
-// Softmax attention of all rows of all units.
+// Softmax attention of all rows of all units. `pause` may be empty.
 void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, float scale,
-                         const AttentionUnits& units);
+                         const AttentionUnits& units, const Pause& pause);
 
 }  // namespace qvl::kernels

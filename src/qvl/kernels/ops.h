@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 
 #include "qvl/base/dtype.h"
@@ -37,6 +38,11 @@ struct Context {
   ThreadPool* pool;
   const KernelTable* table;
 };
+
+// Called by an operator that takes long, on the thread that called it, between two of its parallel loops: about every
+// 50 ms of work, not before the first piece nor after the last. Other operators may be run from inside it, on other
+// data. What it throws ends the operator, whose output is then undefined. Results do not depend on it.
+using Pause = std::function<void()>;
 
 // Row-major [rows, cols]; stride = distance of two rows in elements, >= cols. Views, not owners.
 struct ConstMatrix {
@@ -150,14 +156,15 @@ void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatri
 // memory is O(tile * threads + packed keys and values of one segment), never P x P. Any head_dim that is a
 // multiple of 4 (16, 48, 64, 72, 128 occur).
 void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads,
-                    int64_t head_dim, std::span<const int64_t> segment_lengths, float scale, Matrix out);
+                    int64_t head_dim, std::span<const int64_t> segment_lengths, float scale, Matrix out,
+                    const Pause& pause = {});
 
 // out[S, heads*hd]: query row i sees cache positions 0..past+i (spec 6.4); query head n uses kv head
 // n / (heads/kv_heads). kGemm tiles queries (prefill), kGemv is for S <= 16 (decode): each K and V element is
 // read once for all query heads of its group. Key tiles start at fixed absolute positions, so results do not
-// depend on how a prompt is cut into chunks.
+// depend on how a prompt is cut into chunks. kGemv does not pause.
 void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const KvView& kv, int64_t heads,
-                      int64_t past, float scale, Matrix out);
+                      int64_t past, float scale, Matrix out, const Pause& pause = {});
 
 // x[r] += y[r]; same shapes; bf16: one rounding.
 void add_rows(const Context& ctx, Matrix x, ConstMatrix y);

@@ -93,6 +93,7 @@ class Renderer {
     }
     if (options_.add_generation_prompt) {
       control(thinking() ? "<|im_start|>assistant\n<think>\n" : "<|im_start|>assistant\n");
+      if (thinking() && !options_.enable_thinking.value_or(true)) control("\n</think>\n\n");
     }
     return std::move(out_);
   }
@@ -104,6 +105,10 @@ class Renderer {
 
   void check() const {
     if (messages_.empty()) fail(ErrorCode::kInvalidArgument, "chat", "messages", "at least one", "none");
+    if (options_.enable_thinking.value_or(false) && !thinking()) {
+      fail(ErrorCode::kUnsupported, "chat", "enable_thinking", "false: the template of an Instruct model never lets it think",
+           "true");
+    }
     if (!options_.tools.is_null() && !options_.tools.is_array()) {
       fail(ErrorCode::kInvalidArgument, "chat", "tools", "an array", options_.tools.type_name());
     }

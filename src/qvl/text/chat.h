@@ -48,6 +48,10 @@ struct ChatOptions {
   bool add_generation_prompt = true;
   bool add_vision_id = false;  // "Picture 1: ", "Video 1: " before each
   TemplateVariant variant = TemplateVariant::kInstruct;
+  // The published templates leave no choice (spec 7.4): Thinking always begins an answer with <think>, Instruct never.
+  // False under Thinking ends the block where it begins ("<think>\n\n</think>\n\n", as the templates of Qwen3's hybrid
+  // models do); true under Instruct is refused.
+  std::optional<bool> enable_thinking;
 };
 
 struct Segment {
@@ -61,7 +65,8 @@ struct Segment {
   std::string text;
 };
 
-// Throws kInvalidArgument for an empty conversation or tool calls outside an assistant message. What the
+// Throws kInvalidArgument for an empty conversation or tool calls outside an assistant message, kUnsupported for
+// thinking under Instruct. What the
 // template leaves out (a later system message under Instruct, pictures in a system or assistant message) is
 // logged.
 std::vector<Segment> render_chat(const std::vector<Message>& messages, const ChatOptions& options);

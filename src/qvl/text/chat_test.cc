@@ -257,5 +257,25 @@ TEST(ChatTemplate, FindsTheFileInTheOrderOfTheReference) {
   std::filesystem::remove_all(dir);
 }
 
+TEST(Chat, ThinkingCanBeLeftOutButNotAskedOfInstruct) {
+  const std::vector<Message> talk = {{.role = Role::kUser, .parts = {ContentPart::make_text("Hi")}}};
+  ChatOptions options;
+  options.variant = TemplateVariant::kThinking;
+  const std::string thinks = render_string(render_chat(talk, options));
+  EXPECT_TRUE(thinks.ends_with("<|im_start|>assistant\n<think>\n")) << thinks;
+  options.enable_thinking = true;
+  EXPECT_EQ(render_string(render_chat(talk, options)), thinks);
+  options.enable_thinking = false;
+  EXPECT_EQ(render_string(render_chat(talk, options)), thinks + "\n</think>\n\n");
+  options.variant = TemplateVariant::kInstruct;
+  const std::string plain = render_string(render_chat(talk, options));
+  options.enable_thinking.reset();
+  EXPECT_EQ(render_string(render_chat(talk, options)), plain);
+  options.enable_thinking = true;
+  const Error e = error_of([&] { render_chat(talk, options); });
+  EXPECT_EQ(e.code(), ErrorCode::kUnsupported);
+  EXPECT_NE(std::string(e.what()).find("enable_thinking"), std::string::npos) << e.what();
+}
+
 }  // namespace
 }  // namespace qvl::text

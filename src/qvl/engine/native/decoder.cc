@@ -33,6 +33,11 @@ const std::byte* row_at(const Tensor& t, int64_t row) {
          static_cast<size_t>(row * t.dim(1)) * dtype_size_bytes(t.dtype());
 }
 
+// `rows` rows from `first`.
+kernels::Matrix rows_of(Tensor& t, int64_t first, int64_t rows) {
+  return {row_at(t, first), t.dtype(), rows, t.dim(1), t.dim(1)};
+}
+
 // x[rows[i]] += features[offset + i]; neighbouring rows are added in one call.
 void add_visual_rows(const kernels::Context& context, Tensor& x, std::span<const int64_t> rows,
                      const Tensor& features, int64_t offset) {
@@ -108,12 +113,34 @@ Tensor NativeDecoder::logits(const Tensor& x, LogitsMode mode, LinearPath path) 
 Tensor NativeDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsMode mode,
                               const StageHooks& hooks) const {
   check_decoder_input(input, config_, activation_);
-  auto* kv_cache = dynamic_cast<NativeKvCache*>(&cache);
-  if (!kv_cache || kv_cache->owner() != this) {
-    fail(ErrorCode::kInvalidArgument, "decoder", "the KV cache was made by another model");
+  const DecodeShare all{&cache, input.embeds->dim(0)};
+  return run(input, {&all, 1}, mode, hooks);
+}
+
+Tensor NativeDecoder::decode_together(const DecoderInput& input, std::span<const DecodeShare> shares,
+                                      const StageHooks& hooks) const {
+  check_decoder_input(input, config_, activation_);
+  check_decode_shares(input, shares);
+  return run(input, shares, LogitsMode::kAll, hooks);
+}
+
+Tensor NativeDecoder::run(const DecoderInput& input, std::span<const DecodeShare> shares, LogitsMode mode,
+                          const StageHooks& hooks) const {
+  // Rows [first, first + rows) of the call are a timeline's.
+  struct Timeline {
+    NativeKvCache* cache;
+    int64_t first, rows, past;
+  };
+  std::vector<Timeline> timelines;
+  int64_t rows = 0;
+  for (const DecodeShare& s : shares) {
+    auto* cache = dynamic_cast<NativeKvCache*>(s.cache);
+    if (!cache || cache->owner() != this) {
+      fail(ErrorCode::kInvalidArgument, "decoder", "the KV cache was made by another model");
+    }
+    timelines.push_back({cache, rows, s.rows, cache->length()});
+    rows += s.rows;
   }
-  const int64_t rows = input.embeds->dim(0);
-  const int64_t past = kv_cache->length();
   const int64_t width = config_.hidden_size;
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
@@ -137,38 +164,56 @@ Tensor NativeDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsM
     if (!hooks.linear_input) return;
     for (const TensorRole role : roles) hooks.linear_input(role, static_cast<int>(layer), input_rows);
   };
-
-  // set_length comes last: an error on the way leaves the cache's positions as they were.
-  kv_cache->reserve(past + rows);
-  for (int64_t i = 0; i < config_.num_layers; ++i) {
-    if (hooks.progress && !hooks.progress(i, config_.num_layers))
+  int64_t layers_done = 0;
+  const auto report = [&] {
+    if (hooks.progress && !hooks.progress(layers_done, config_.num_layers))
       fail(ErrorCode::kCancelled, "decoder", "cancelled");
+  };
+  // Within a layer: many rows take long, a decode step does not.
+  kernels::Pause pause;
+  if (hooks.progress && !input.decode) pause = report;
+  const auto rest = [&] {
+    if (pause) pause();
+  };
+
+  // set_length comes last: an error on the way leaves the caches' positions as they were.
+  for (const Timeline& t : timelines) t.cache->reserve(t.past + t.rows);
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    layers_done = i;
+    report();
     const DecoderLayerWeights& w = weights_.layers[static_cast<size_t>(i)];
-    const kernels::KvView kv = kv_cache->layer(i);
 
     // Nobody reads what the last layer says about other positions than those whose logits are asked for.
     const bool last = i + 1 == config_.num_layers && mode != LogitsMode::kAll && !hooks.trace && !hooks.linear_input;
     const int64_t skipped = !last ? 0 : mode == LogitsMode::kLast ? rows - 1 : rows;
-    const auto kept = [&](Tensor& t) {
-      return kernels::Matrix{row_at(t, skipped), t.dtype(), rows - skipped, t.dim(1), t.dim(1)};
-    };
+    const auto kept = [&](Tensor& t) { return rows_of(t, skipped, rows - skipped); };
 
     kernels::rms_norm(context_, view(x), w.input_norm.data(), eps, view(y));
     observe({TensorRole::kTextQWeight, TensorRole::kTextKWeight, TensorRole::kTextVWeight}, i, y);
     kernels::linear(context_, path, kept(y), w.q, Activation::kNone, {}, kept(q));
     kernels::linear(context_, path, view(y), w.k, Activation::kNone, {}, view(k));
     kernels::linear(context_, path, view(y), w.v, Activation::kNone, {}, view(v));
-    kernels::qk_norm_rope_append(context_, kept(q), view(k), view(v), config_.num_heads, w.q_norm.data(),
-                                 w.k_norm.data(), eps, cos.data(), sin.data(), past, kv);
+    rest();
+    for (const Timeline& t : timelines) {
+      // Rows are skipped in prompts alone, and a prompt is one timeline.
+      const int64_t first = t.first + skipped, count = t.rows - skipped;
+      const kernels::KvView kv = t.cache->layer(i);
+      kernels::qk_norm_rope_append(context_, rows_of(q, first, count), rows_of(k, t.first, t.rows),
+                                   rows_of(v, t.first, t.rows), config_.num_heads, w.q_norm.data(), w.k_norm.data(), eps,
+                                   cos.data() + t.first * half, sin.data() + t.first * half, t.past, kv);
+      if (count == 0) continue;
+      kernels::attention_causal(context_, path, rows_of(q, first, count), kv, config_.num_heads, t.past + skipped, scale,
+                                rows_of(attended, first, count), pause);
+    }
     if (skipped == rows) break;
-    kernels::attention_causal(context_, path, kept(q), kv, config_.num_heads, past + skipped, scale,
-                              kept(attended));
     observe({TensorRole::kTextOWeight}, i, attended);
     kernels::linear(context_, path, kept(attended), w.o, Activation::kNone, kept(x), kept(x));
+    rest();
 
     kernels::rms_norm(context_, kept(x), w.post_attention_norm.data(), eps, kept(y));
     observe({TensorRole::kTextGateWeight, TensorRole::kTextUpWeight}, i, y);
     kernels::linear_swiglu(context_, path, kept(y), w.gate, w.up, kept(hidden));
+    rest();
     observe({TensorRole::kTextDownWeight}, i, hidden);
     kernels::linear(context_, path, kept(hidden), w.down, Activation::kNone, kept(x), kept(x));
 
@@ -179,7 +224,7 @@ Tensor NativeDecoder::forward(const DecoderInput& input, KvCache& cache, LogitsM
     if (hooks.trace) hooks.trace("layer" + std::to_string(i), x.to(DType::kF32));
   }
   Tensor result = logits(x, mode, path);
-  kv_cache->set_length(past + rows);
+  for (const Timeline& t : timelines) t.cache->set_length(t.past + t.rows);
   if (hooks.progress) hooks.progress(config_.num_layers, config_.num_layers);
   return result;
 }

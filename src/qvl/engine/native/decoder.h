@@ -34,8 +34,13 @@ class NativeDecoder : public DecoderStage {
   bool decode_rows_are_independent() const override { return true; }
   Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits,
                  const StageHooks& hooks) const override;
+  Tensor decode_together(const DecoderInput& input, std::span<const DecodeShare> shares,
+                         const StageHooks& hooks) const override;
 
  private:
+  // forward() of one timeline or a decode step of several.
+  Tensor run(const DecoderInput& input, std::span<const DecodeShare> shares, LogitsMode logits,
+             const StageHooks& hooks) const;
   Tensor logits(const Tensor& x, LogitsMode mode, kernels::LinearPath path) const;
 
   const model::TextConfig& config_;

@@ -1,6 +1,7 @@
 #include "qvl/engine/native/kv_cache.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "qvl/base/error.h"
@@ -32,22 +33,68 @@ void NativeKvCache::truncate(int64_t length) {
 
 size_t NativeKvCache::size_bytes() const {
   size_t total = 0;
-  for (const AlignedBuffer& b : blocks_) total += b.size_bytes();
+  for (const auto& b : blocks_) total += b->size_bytes() / static_cast<size_t>(b.use_count());
   return total;
 }
 
-void NativeKvCache::reserve(int64_t length) {
+std::shared_ptr<AlignedBuffer> NativeKvCache::make_block(const AlignedBuffer* source, int64_t tokens) const {
   const size_t half_bytes = kernels::kv_block_bytes(shape());
-  while (static_cast<int64_t>(blocks_.size()) * kBlockTokens < length) {
-    AlignedBuffer buffer(half_bytes * 2 * layers_.size());
-    std::byte* p = buffer.data();
-    for (Layer& layer : layers_) {
-      layer.keys.push_back(p);
-      layer.values.push_back(p + half_bytes);
-      p += 2 * half_bytes;
-    }
-    blocks_.push_back(std::move(buffer));
+  auto block = std::make_shared<AlignedBuffer>(half_bytes * 2 * layers_.size());
+  if (source == nullptr) return block;
+  for (size_t half = 0; half < 2 * layers_.size(); ++half) {
+    for_each_piece_of_half(block->data() + half * half_bytes, tokens, [&](std::span<std::byte> piece) {
+      std::memcpy(piece.data(), source->data() + (piece.data() - block->data()), piece.size());
+    });
   }
+  return block;
+}
+
+void NativeKvCache::set_block(size_t index, std::shared_ptr<AlignedBuffer> block) {
+  const size_t half_bytes = kernels::kv_block_bytes(shape());
+  const size_t count = std::max(blocks_.size(), index + 1);
+  std::byte* p = block->data();
+  for (Layer& layer : layers_) {
+    layer.keys.resize(count);
+    layer.values.resize(count);
+    layer.keys[index] = p;
+    layer.values[index] = p + half_bytes;
+    p += 2 * half_bytes;
+  }
+  blocks_.resize(count);
+  blocks_[index] = std::move(block);
+}
+
+void NativeKvCache::reserve(int64_t length) {
+  // The block that the next position falls into, where it is there already: others end before it or begin behind it.
+  const auto next = static_cast<size_t>(length_ / kBlockTokens);
+  if (length > length_ && next < blocks_.size() && blocks_[next].use_count() > 1) {
+    set_block(next, make_block(blocks_[next].get(), length_ % kBlockTokens));
+  }
+  while (static_cast<int64_t>(blocks_.size()) * kBlockTokens < length) set_block(blocks_.size(), make_block(nullptr, 0));
+}
+
+bool NativeKvCache::share_prefix(const KvCache& other, int64_t length) {
+  const auto* from = dynamic_cast<const NativeKvCache*>(&other);
+  if (from == nullptr || from == this || from->owner_ != owner_) {
+    fail(ErrorCode::kInvalidArgument, "kv cache", "the cache to share with was made by another decoder or is this one");
+  }
+  if (length_ != 0 || length < 0 || length > from->length_) {
+    fail(ErrorCode::kInvalidArgument, "kv cache", "sharing",
+         cat("an empty cache and a length of 0..", from->length_),
+         cat("a cache of ", length_, " positions and a length of ", length));
+  }
+  truncate(0);
+  const auto whole = static_cast<size_t>(length / kBlockTokens);
+  const int64_t rest = length % kBlockTokens;
+  try {
+    for (size_t b = 0; b < whole; ++b) set_block(b, from->blocks_[b]);
+    if (rest > 0) set_block(whole, make_block(from->blocks_[whole].get(), rest));
+  } catch (...) {
+    truncate(0);
+    throw;
+  }
+  length_ = length;
+  return true;
 }
 
 std::string NativeKvCache::saved_form() const {
@@ -59,25 +106,25 @@ uint64_t NativeKvCache::saved_bytes(int64_t length) const {
   return static_cast<uint64_t>(length) * 2 * layers_.size() * (kernels::kv_block_bytes(shape()) / kBlockTokens);
 }
 
+void NativeKvCache::for_each_piece_of_half(std::byte* half, int64_t tokens,
+                                           const std::function<void(std::span<std::byte>)>& visit) const {
+  if (tokens == kBlockTokens) return visit({half, kernels::kv_block_bytes(shape())});
+  if (tokens == 0) return;
+  for (const size_t row_bytes :
+       {static_cast<size_t>(head_dim_) * dtype_size_bytes(dtype_), kernels::kv_scale_bytes(dtype_)}) {
+    if (row_bytes == 0) continue;
+    for (int64_t head = 0; head < kv_heads_; ++head, half += static_cast<size_t>(kBlockTokens) * row_bytes)
+      visit({half, static_cast<size_t>(tokens) * row_bytes});
+  }
+}
+
 void NativeKvCache::for_each_piece(int64_t length,
                                    const std::function<void(std::span<std::byte>)>& visit) const {
-  const size_t half_bytes = kernels::kv_block_bytes(shape());
   for (size_t b = 0; static_cast<int64_t>(b) * kBlockTokens < length; ++b) {
     const int64_t tokens = std::min(kBlockTokens, length - static_cast<int64_t>(b) * kBlockTokens);
     for (const Layer& layer : layers_) {
-      for (void* half : {layer.keys[b], layer.values[b]}) {
-        auto* p = static_cast<std::byte*>(half);
-        if (tokens == kBlockTokens) {
-          visit({p, half_bytes});
-          continue;
-        }
-        for (const size_t row_bytes :
-             {static_cast<size_t>(head_dim_) * dtype_size_bytes(dtype_), kernels::kv_scale_bytes(dtype_)}) {
-          if (row_bytes == 0) continue;
-          for (int64_t head = 0; head < kv_heads_; ++head, p += static_cast<size_t>(kBlockTokens) * row_bytes)
-            visit({p, static_cast<size_t>(tokens) * row_bytes});
-        }
-      }
+      for (void* half : {layer.keys[b], layer.values[b]})
+        for_each_piece_of_half(static_cast<std::byte*>(half), tokens, visit);
     }
   }
 }

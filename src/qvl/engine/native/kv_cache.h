@@ -1,9 +1,11 @@
 // The native decoder's KV cache: blocks of positions, allocated as the timeline grows (spec 6.4; keys are
-// stored rotated). Memory is proportional to the positions in use; nothing is moved when it grows.
+// stored rotated). Memory is proportional to the positions in use; nothing is moved when it grows. Caches whose
+// timelines begin alike share whole blocks; whoever is about to write into one takes a copy first.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,6 +26,8 @@ class NativeKvCache : public KvCache {
   int64_t length() const override { return length_; }
   void truncate(int64_t length) override;
   size_t size_bytes() const override;
+  // Whole blocks are shared, a last one that is not full is copied.
+  bool share_prefix(const KvCache& other, int64_t length) override;
   // Block by block, in a block layer by layer, in a layer the keys, then the values; of these the heads with their
   // positions, then likewise the scales where there are any.
   std::string saved_form() const override;
@@ -31,7 +35,8 @@ class NativeKvCache : public KvCache {
   void save(int64_t length, const ByteSink& sink) const override;
   void load(int64_t length, const ByteSource& source) override;
 
-  // Makes room for positions up to `length` (exclusive) in every layer; length() is unchanged.
+  // Makes room for positions up to `length` (exclusive) in every layer and the blocks behind length() this cache's own;
+  // length() is unchanged.
   void reserve(int64_t length);
   // After the rows of all layers are written.
   void set_length(int64_t length) { length_ = length; }
@@ -42,11 +47,18 @@ class NativeKvCache : public KvCache {
  private:
   // The memory of positions [0, length) in the order of the saved form.
   void for_each_piece(int64_t length, const std::function<void(std::span<std::byte>)>& visit) const;
+  // Likewise of the first `tokens` positions of keys or values of a layer in one block.
+  void for_each_piece_of_half(std::byte* half, int64_t tokens, const std::function<void(std::span<std::byte>)>& visit) const;
 
   struct Layer {
     std::vector<void*> keys;
     std::vector<void*> values;
   };
+
+  // A new block with the `tokens` first positions of `source`, which may be null.
+  std::shared_ptr<AlignedBuffer> make_block(const AlignedBuffer* source, int64_t tokens) const;
+  // Block `index`, or the one behind the last, is this from now on.
+  void set_block(size_t index, std::shared_ptr<AlignedBuffer> block);
 
   // A view without blocks.
   kernels::KvView shape() const { return {nullptr, nullptr, dtype_, kBlockTokens, kv_heads_, head_dim_}; }
@@ -57,8 +69,8 @@ class NativeKvCache : public KvCache {
   int64_t head_dim_;
   int64_t length_ = 0;
   std::vector<Layer> layers_;
-  std::vector<AlignedBuffer>
-      blocks_;  // one per kBlockTokens positions, holding keys and values of all layers
+  // One per kBlockTokens positions, holding keys and values of all layers.
+  std::vector<std::shared_ptr<AlignedBuffer>> blocks_;
 };
 
 }  // namespace qvl::engine::native

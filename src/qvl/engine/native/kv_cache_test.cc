@@ -1,10 +1,13 @@
-// A saved cache comes back bit for bit, whatever part of its last block is filled.
+// A saved cache comes back bit for bit, whatever part of its last block is filled; caches that share a beginning never
+// notice each other.
 #include "qvl/engine/native/kv_cache.h"
 
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <functional>
 #include <random>
+#include <vector>
 
 #include "qvl/base/error.h"
 
@@ -97,6 +100,103 @@ TEST(NativeKvCacheSaved, ASourceThatFailsLeavesAnEmptyCache) {
   EXPECT_THROW(cache.load(5, [](std::span<std::byte>) {}), Error);
   EXPECT_EQ(cache.length(), 10);
   EXPECT_THROW(cache.save(11, [](std::span<const std::byte>) {}), Error);
+}
+
+// ---- sharing
+
+constexpr int64_t kBlock = NativeKvCache::kBlockTokens;
+
+// Fills positions [from, to) with bytes that `seed` and the place decide, as a decoder would: reserve, write, set_length.
+void append(NativeKvCache& cache, DType dtype, int64_t to, int seed) {
+  const int64_t from = cache.length();
+  cache.reserve(to);
+  for_each_row(to, [&](int64_t l, bool v, int64_t h, int64_t p) {
+    if (p < from) return;
+    const int value = (seed * 131 + static_cast<int>(l * 7 + v * 3 + h * 5 + p)) & 0xff;
+    std::memset(row(cache, l, v, h, p), value, kHeadDim * dtype_size_bytes(dtype));
+    if (dtype == DType::kI8) std::memset(scale(cache, l, v, h, p), value, sizeof(float));
+  });
+  cache.set_length(to);
+}
+
+std::vector<std::byte> contents(const NativeKvCache& cache, int64_t length) {
+  std::vector<std::byte> out;
+  cache.save(length, [&](std::span<const std::byte> piece) { out.insert(out.end(), piece.begin(), piece.end()); });
+  return out;
+}
+
+TEST(NativeKvCacheShared, NeitherNoticesWhatTheOtherDoes) {
+  for (DType dtype : {DType::kBF16, DType::kF32, DType::kI8}) {
+    for (int64_t length : {int64_t{0}, int64_t{1}, kBlock - 1, kBlock, kBlock + 1, 2 * kBlock, int64_t{700}}) {
+      for (int64_t cut : {int64_t{0}, int64_t{1}, int64_t{100}, kBlock, kBlock + 44, length}) {
+        if (cut > length) continue;
+        SCOPED_TRACE(::testing::Message() << static_cast<int>(dtype) << " length " << length << " cut " << cut);
+        NativeKvCache donor(nullptr, dtype, kLayers, kHeads, kHeadDim);
+        append(donor, dtype, 700, 1);
+        const std::vector<std::byte> before = contents(donor, 700);
+        NativeKvCache fork(nullptr, dtype, kLayers, kHeads, kHeadDim), second(nullptr, dtype, kLayers, kHeads, kHeadDim);
+        ASSERT_TRUE(fork.share_prefix(donor, length));
+        ASSERT_TRUE(second.share_prefix(fork, length));
+        EXPECT_EQ(fork.length(), length);
+        EXPECT_EQ(contents(fork, length), contents(donor, length));
+        // Both forks go another way from `cut` on, over the blocks that they share.
+        fork.truncate(cut);
+        append(fork, dtype, 740, 2);
+        EXPECT_EQ(contents(donor, 700), before);
+        EXPECT_EQ(contents(second, length), contents(donor, length));
+        const std::vector<std::byte> forked = contents(fork, 740);
+        EXPECT_EQ(contents(fork, cut), contents(donor, cut));
+        // And so does the donor.
+        donor.truncate(cut);
+        append(donor, dtype, 750, 3);
+        EXPECT_EQ(contents(fork, 740), forked);
+        NativeKvCache fresh(nullptr, dtype, kLayers, kHeads, kHeadDim);
+        append(fresh, dtype, 700, 1);
+        EXPECT_EQ(contents(second, length), contents(fresh, length));
+        fresh.truncate(cut);
+        append(fresh, dtype, 750, 3);
+        EXPECT_EQ(contents(donor, 750), contents(fresh, 750));
+      }
+    }
+  }
+}
+
+TEST(NativeKvCacheShared, MemoryIsCountedOnce) {
+  NativeKvCache donor(nullptr, DType::kBF16, kLayers, kHeads, kHeadDim);
+  append(donor, DType::kBF16, 3 * kBlock + 10, 1);
+  const size_t block_bytes = donor.size_bytes() / 4;
+  NativeKvCache fork(nullptr, DType::kBF16, kLayers, kHeads, kHeadDim);
+  fork.share_prefix(donor, 3 * kBlock + 5);
+  EXPECT_EQ(donor.size_bytes() + fork.size_bytes(), 5 * block_bytes);  // the last ones are each its own
+  EXPECT_EQ(donor.size_bytes(), fork.size_bytes());
+  {
+    NativeKvCache third(nullptr, DType::kBF16, kLayers, kHeads, kHeadDim);
+    third.share_prefix(fork, 2 * kBlock);
+    const size_t all = donor.size_bytes() + fork.size_bytes() + third.size_bytes();
+    EXPECT_LE(all, 5 * block_bytes);
+    EXPECT_GE(all + 6, 5 * block_bytes);  // rounded down
+  }
+  donor.truncate(kBlock + 1);
+  append(donor, DType::kBF16, kBlock + 2, 4);  // a copy of the second block
+  EXPECT_EQ(donor.size_bytes(), block_bytes / 2 + block_bytes);
+  EXPECT_EQ(fork.size_bytes(), block_bytes / 2 + 3 * block_bytes);
+}
+
+TEST(NativeKvCacheShared, WhatDoesNotFitIsRefused) {
+  const int owner = 0, other = 0;
+  NativeKvCache donor(&owner, DType::kBF16, kLayers, kHeads, kHeadDim);
+  append(donor, DType::kBF16, 20, 1);
+  NativeKvCache empty(&owner, DType::kBF16, kLayers, kHeads, kHeadDim), full(&owner, DType::kBF16, kLayers, kHeads, kHeadDim);
+  NativeKvCache foreign(&other, DType::kBF16, kLayers, kHeads, kHeadDim);
+  append(full, DType::kBF16, 2, 1);
+  EXPECT_THROW(empty.share_prefix(donor, 21), Error);
+  EXPECT_THROW(empty.share_prefix(donor, -1), Error);
+  EXPECT_THROW(full.share_prefix(donor, 5), Error);
+  EXPECT_THROW(foreign.share_prefix(donor, 5), Error);
+  EXPECT_THROW(empty.share_prefix(empty, 0), Error);
+  EXPECT_EQ(empty.length(), 0);
+  EXPECT_EQ(empty.size_bytes(), 0U);
+  EXPECT_EQ(full.length(), 2);
 }
 
 }  // namespace

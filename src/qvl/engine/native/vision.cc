@@ -15,7 +15,7 @@ namespace {
 constexpr float kNormEps = 1e-6f;
 // Rows that a linear layer takes at a time: what a kernel makes of x, its int8 form, is as large as x and stays with the
 // thread. A row's result does not depend on the others.
-constexpr int64_t kLinearRows = 4096;
+constexpr int64_t kLinearRows = 2048;
 // Rows that pass through the MLP together: bounds its intermediate to a few MB whatever the image's size.
 constexpr int64_t kMlpRows = 1024;
 
@@ -55,8 +55,9 @@ void trace(const StageHooks& hooks, const std::string& name, const Tensor& value
 }  // namespace
 
 void NativeVision::linear(kernels::ConstMatrix x, const kernels::Weight& w, kernels::Activation activation,
-                          kernels::ConstMatrix residual, kernels::Matrix y) const {
+                          kernels::ConstMatrix residual, kernels::Matrix y, const kernels::Pause& pause) const {
   for (int64_t row = 0; row < x.rows; row += kLinearRows) {
+    if (row > 0 && pause) pause();
     const int64_t n = std::min(kLinearRows, x.rows - row);
     kernels::linear(context_, kernels::LinearPath::kGemm, part(x, row, n), w, activation,
                     residual.data == nullptr ? residual : part(residual, row, n), part(y, row, n));
@@ -64,17 +65,18 @@ void NativeVision::linear(kernels::ConstMatrix x, const kernels::Weight& w, kern
 }
 
 void NativeVision::embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,
-                                 const StageHooks& hooks) const {
+                                 const StageHooks& hooks, const kernels::Pause& pause) const {
   const int64_t patches = x.dim(0);
   const int64_t width = config_.patch_width();
   const int64_t dim = config_.hidden_size;
   if (activation_ == DType::kF32) {
     const kernels::ConstMatrix in{pixels.data(), DType::kF32, patches, width, width};
-    linear(in, weights_.patch_embed, kernels::Activation::kNone, {}, view(x));
+    linear(in, weights_.patch_embed, kernels::Activation::kNone, {}, view(x), pause);
   } else {
     const int64_t step = std::min(patches, kMlpRows);
     Tensor in(DType::kBF16, {step, width});
     for (int64_t row = 0; row < patches; row += step) {
+      if (row > 0 && pause) pause();
       const int64_t n = std::min(step, patches - row);
       context_.pool->parallel_for(n, [&](int64_t i, int) {
         convert_elements(pixels.data() + (row + i) * width, DType::kF32, at(in, i * width), DType::kBF16,
@@ -117,34 +119,42 @@ void NativeVision::embed_patches(std::span<const float> pixels, std::span<const 
 }
 
 void NativeVision::block(const VisionBlockWeights& w, std::span<const int64_t> segments, const float* cos,
-                         const float* sin, Workspace& s) const {
+                         const float* sin, Workspace& s, const kernels::Pause& pause) const {
   using kernels::Activation;
   using kernels::LinearPath;
   auto& [x, y, qkv, hidden] = s;
+  const auto rest = [&pause] {
+    if (pause) pause();
+  };
   const int64_t dim = config_.hidden_size;
   const int64_t heads = config_.num_heads;
   const int64_t head_dim = config_.head_dim();
 
   kernels::layer_norm(context_, view(x), w.norm1.weight.data(), w.norm1.bias.data(), kNormEps, view(y));
-  linear(view(y), w.qkv, Activation::kNone, {}, view(qkv));
+  linear(view(y), w.qkv, Activation::kNone, {}, view(qkv), pause);
+  rest();
   // q and k stand side by side: one call turns the heads of both.
   kernels::rope_vision(context_, columns_of(qkv, 0, 2 * dim), 2 * heads, head_dim, cos, sin);
   kernels::attention_full(context_, columns_of(qkv, 0, dim), columns_of(qkv, dim, dim),
                           columns_of(qkv, 2 * dim, dim), heads, head_dim, segments,
-                          1.0f / std::sqrt(static_cast<float>(head_dim)), view(y));
-  linear(view(y), w.proj, Activation::kNone, view(x), view(x));
+                          1.0f / std::sqrt(static_cast<float>(head_dim)), view(y), pause);
+  rest();
+  linear(view(y), w.proj, Activation::kNone, view(x), view(x), pause);
 
   kernels::layer_norm(context_, view(x), w.norm2.weight.data(), w.norm2.bias.data(), kNormEps, view(y));
   for (int64_t row = 0; row < x.dim(0); row += kMlpRows) {
     const int64_t n = std::min(kMlpRows, x.dim(0) - row);
     const kernels::Matrix h = rows_of(hidden, 0, n);
+    rest();
     kernels::linear(context_, LinearPath::kGemm, rows_of(y, row, n), w.fc1, Activation::kGeluTanh, {}, h);
+    rest();
     kernels::linear(context_, LinearPath::kGemm, h, w.fc2, Activation::kNone, rows_of(x, row, n),
                     rows_of(x, row, n));
   }
 }
 
-Tensor NativeVision::merge(const MergerWeights& w, bool norm_after_regrouping, Workspace& s) const {
+Tensor NativeVision::merge(const MergerWeights& w, bool norm_after_regrouping, Workspace& s,
+                           const kernels::Pause& pause) const {
   using kernels::Activation;
   auto& [x, y, qkv, hidden] = s;
   const int64_t merged_rows = x.dim(0) / config_.merge_rows();
@@ -159,9 +169,10 @@ Tensor NativeVision::merge(const MergerWeights& w, bool norm_after_regrouping, W
   }
   const kernels::ConstMatrix grouped{y.data(), y.dtype(), merged_rows, width, width};
   const kernels::Matrix h{qkv.data(), activation_, merged_rows, width, width};
-  linear(grouped, w.fc1, Activation::kGeluErf, {}, h);
+  linear(grouped, w.fc1, Activation::kGeluErf, {}, h, pause);
   Tensor out(activation_, {merged_rows, config_.out_hidden_size});
-  linear(h, w.fc2, Activation::kNone, {}, view(out));
+  if (pause) pause();
+  linear(h, w.fc2, Activation::kNone, {}, view(out), pause);
   return out;
 }
 
@@ -179,22 +190,32 @@ VisionFeatures NativeVision::encode(std::span<const float> pixels, std::span<con
               .y = Tensor(activation_, {patches, dim}),
               .qkv = Tensor(activation_, {patches, 3 * dim}),
               .hidden = Tensor(activation_, {std::min(kMlpRows, patches), config_.intermediate_size})};
-  embed_patches(pixels, grids, s.x, hooks);
+  int64_t blocks_done = 0;
+  const auto report = [&] {
+    if (hooks.progress && !hooks.progress(blocks_done, config_.depth))
+      fail(ErrorCode::kCancelled, "vision", "cancelled");
+  };
+  kernels::Pause pause;
+  if (hooks.progress) pause = report;
+  embed_patches(pixels, grids, s.x, hooks, pause);
 
   VisionFeatures features;
   features.deepstack.resize(weights_.deepstack.size());
   for (int64_t i = 0; i < config_.depth; ++i) {
-    if (hooks.progress && !hooks.progress(i, config_.depth))
-      fail(ErrorCode::kCancelled, "vision", "cancelled");
-    block(weights_.blocks[static_cast<size_t>(i)], segments, rotary.cos.data(), rotary.sin.data(), s);
+    blocks_done = i;
+    report();
+    block(weights_.blocks[static_cast<size_t>(i)], segments, rotary.cos.data(), rotary.sin.data(), s, pause);
     trace(hooks, "vision.block" + std::to_string(i), s.x);
     for (size_t j = 0; j < weights_.deepstack.size(); ++j) {
       if (config_.deepstack_indexes[j] != i) continue;
-      features.deepstack[j] = merge(weights_.deepstack[j], /*norm_after_regrouping=*/true, s);
+      report();
+      features.deepstack[j] = merge(weights_.deepstack[j], /*norm_after_regrouping=*/true, s, pause);
       trace(hooks, "vision.deepstack" + std::to_string(j), features.deepstack[j]);
     }
   }
-  features.merged = merge(weights_.merger, /*norm_after_regrouping=*/false, s);
+  blocks_done = config_.depth;
+  report();
+  features.merged = merge(weights_.merger, /*norm_after_regrouping=*/false, s, pause);
   trace(hooks, "vision.merged", features.merged);
   if (hooks.progress) hooks.progress(config_.depth, config_.depth);
   return features;

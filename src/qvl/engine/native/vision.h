@@ -37,15 +37,16 @@ class NativeVision : public VisionStage {
     Tensor hidden;  // [up to 1024, intermediate], a piece of the MLP
   };
 
+  // `pause`, which may be empty, is called between pieces of work in these.
   void embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,
-                     const StageHooks& hooks) const;
+                     const StageHooks& hooks, const kernels::Pause& pause) const;
   void block(const VisionBlockWeights& w, std::span<const int64_t> segments, const float* cos,
-             const float* sin, Workspace& s) const;
+             const float* sin, Workspace& s, const kernels::Pause& pause) const;
   // y = act(x . W^T + bias) (+ residual), piece by piece.
   void linear(kernels::ConstMatrix x, const kernels::Weight& w, kernels::Activation activation,
-              kernels::ConstMatrix residual, kernels::Matrix y) const;
+              kernels::ConstMatrix residual, kernels::Matrix y, const kernels::Pause& pause) const;
   // Of s.x, which stays as it is.
-  Tensor merge(const MergerWeights& w, bool norm_after_regrouping, Workspace& s) const;
+  Tensor merge(const MergerWeights& w, bool norm_after_regrouping, Workspace& s, const kernels::Pause& pause) const;
 
   const model::VisionConfig& config_;
   VisionWeights weights_;

@@ -70,6 +70,29 @@ size_t OrtKvCache::size_bytes() const {
   return total;
 }
 
+bool OrtKvCache::share_prefix(const KvCache& other, int64_t length) {
+  const auto* from = dynamic_cast<const OrtKvCache*>(&other);
+  if (from == nullptr || from == this || from->owner_ != owner_) {
+    fail(ErrorCode::kInvalidArgument, "kv cache", "the cache to share with was made by another decoder or is this one");
+  }
+  if (length_ != 0 || length < 0 || length > from->length_) {
+    fail(ErrorCode::kInvalidArgument, "kv cache", "sharing",
+         "an empty cache and a length of 0.." + std::to_string(from->length_),
+         "a cache of " + std::to_string(length_) + " positions and a length of " + std::to_string(length));
+  }
+  bound_ = false;
+  const bool dense = shape_.kind == CacheKind::kAppend;  // heads stand one behind the other without gaps
+  for (size_t i = 0; length > 0 && i < layers_.size(); ++i) {
+    if (layers_[i].capacity < length) layers_[i] = allocate(next_capacity(layers_[i].capacity, length));
+    for (int which : {0, 1}) {
+      copy(from->layers_[i].half(which), dense ? from->length_ : from->layers_[i].capacity, 0, layers_[i].half(which),
+           dense ? length : layers_[i].capacity, 0, length);
+    }
+  }
+  length_ = length;
+  return true;
+}
+
 void OrtKvCache::bind(const std::vector<Layer>& layers, Role role, int64_t positions, const Graph& graph,
                       OrtIoBinding* binding) {
   for (size_t i = 0; i < layers.size(); ++i) {

@@ -39,6 +39,8 @@ class OrtKvCache : public KvCache {
   int64_t length() const override { return length_; }
   void truncate(int64_t length) override;
   size_t size_bytes() const override;
+  // Copies: the graphs want keys and values of all positions in one piece.
+  bool share_prefix(const KvCache& other, int64_t length) override;
 
   // Binds past and present for a call of `graph` (the decoder's or its traced twin) that appends `rows`
   // positions. length() and what it covers stay as they are, whether the call succeeds or not. The binding
