@@ -11,6 +11,9 @@ pkg_check_modules(qvl_webp REQUIRED IMPORTED_TARGET libwebp libwebpdemux)
 find_package(GIF REQUIRED)
 find_package(OpenSSL 3 REQUIRED COMPONENTS Crypto)
 pkg_check_modules(qvl_xxhash REQUIRED IMPORTED_TARGET libxxhash)
+find_package(Boost 1.81 REQUIRED)  # headers alone: Asio and Beast
+pkg_check_modules(qvl_curl REQUIRED IMPORTED_TARGET libcurl>=7.87)
+pkg_check_modules(qvl_pangocairo REQUIRED IMPORTED_TARGET pangocairo cairo fontconfig)
 
 # The classes of the ONNX schema (Debian libonnx-dev; its own CMake files name libraries that the package lacks).
 find_library(QVL_ONNX_PROTO onnx_proto REQUIRED)
@@ -37,5 +40,22 @@ else()
   set(QVL_HAVE_ONNXRUNTIME OFF)
   if(QVL_ONNXRUNTIME)
     message(STATUS "ONNX Runtime headers not found: building without the ONNX engine (run scripts/lib/onnxruntime.sh)")
+  endif()
+endif()
+
+option(QVL_GRAMMAR "Build the grammar engine where llguidance is found" ON)
+# llguidance: a static library that scripts/lib/llguidance.sh builds with cargo into build/third_party. Without it the room
+# grammar has a stub that says so.
+set(QVL_LLGUIDANCE ${CMAKE_SOURCE_DIR}/build/third_party/llguidance CACHE PATH "Folder with lib/libqvl_llguidance.a and include/llguidance.h")
+add_library(qvl_llguidance INTERFACE)
+if(QVL_GRAMMAR AND EXISTS ${QVL_LLGUIDANCE}/lib/libqvl_llguidance.a AND EXISTS ${QVL_LLGUIDANCE}/include/llguidance.h)
+  target_include_directories(qvl_llguidance SYSTEM INTERFACE ${QVL_LLGUIDANCE}/include)
+  target_link_libraries(qvl_llguidance INTERFACE ${QVL_LLGUIDANCE}/lib/libqvl_llguidance.a Threads::Threads ${CMAKE_DL_LIBS} m)
+  target_link_options(qvl_llguidance INTERFACE -Wl,--gc-sections)  # half of the engine is for callers other than ours
+  set(QVL_HAVE_LLGUIDANCE ON)
+else()
+  set(QVL_HAVE_LLGUIDANCE OFF)
+  if(QVL_GRAMMAR)
+    message(STATUS "llguidance not found: building without constrained output (run scripts/lib/llguidance.sh)")
   endif()
 endif()

@@ -8,11 +8,18 @@ cd "$QVL_ROOT"
 # What the product needs to build; versions are those of Debian 12.
 QVL_BUILD_PACKAGES=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libfmt-dev libcli11-dev
   libsimdjson-dev libjpeg62-turbo-dev libpng-dev libwebp-dev libgif-dev libedit-dev libssl-dev libxxhash-dev
-  libonnx-dev libprotobuf-dev)
+  libonnx-dev libprotobuf-dev
+  libboost1.81-dev libcurl4-openssl-dev)
+# Pictures with boxes drawn on them; without a font labels become numbers.
+QVL_BUILD_PACKAGES+=(libpango1.0-dev libcairo2-dev libfontconfig-dev fonts-dejavu-core)
 # What only the tests need. npm and python fetch the real vocabulary and its reference tokenizer.
 QVL_TEST_PACKAGES=(libgtest-dev python3 python3-venv openssl ca-certificates)
 # What only the tests of the NEON kernels need, unless the machine is an ARM one: a cross compiler and an emulator.
 QVL_NEON_PACKAGES=(g++-aarch64-linux-gnu qemu-user googletest)
+# What only the tests of the page need.
+QVL_PAGE_PACKAGES=(chromium-headless-shell)
+# Compiles the grammar engine (scripts/lib/llguidance.sh), where no recent cargo is on the PATH.
+QVL_RUST_PACKAGES=(rustc-web cargo-web)
 
 say() { printf '[qvl] %s\n' "$*" >&2; }
 
@@ -50,12 +57,29 @@ with_onnxruntime() {
   scripts/lib/onnxruntime.sh || say "going on without ONNX Runtime: --vision onnx and --text onnx will not be there"
 }
 
+# with_page_libraries: fetches what the page of `qvl serve` renders Markdown with; without it answers are plain text there.
+with_page_libraries() {
+  { command -v npm >/dev/null 2>&1 || install_packages npm; } && scripts/lib/page.sh ||
+    say "going on without the page's Markdown libraries: it will show answers as plain text"
+}
+
+# need_rust: a compiler for the grammar engine, where it must be built and none is there.
+need_rust() {
+  if scripts/lib/llguidance.sh --lacks-rust; then install_packages "${QVL_RUST_PACKAGES[@]}"; fi
+}
+
+# with_llguidance: builds the grammar engine; without a network the product is built without constrained output.
+with_llguidance() {
+  { need_rust && scripts/lib/llguidance.sh; } || say "going on without llguidance: JSON schemas and tool calls will not be enforced"
+}
+
 # build PRESET [CMAKE OPTION...]: configures when needed and builds into build/PRESET.
 build() {
   local preset=$1
   shift
   [ -d build/third_party/onnxruntime/include/onnxruntime ] &&
     set -- "$@" "-DQVL_ONNXRUNTIME_INCLUDE=$QVL_ROOT/build/third_party/onnxruntime/include/onnxruntime"
+  [ -f build/third_party/llguidance/lib/libqvl_llguidance.a ] && set -- "$@" "-DQVL_LLGUIDANCE=$QVL_ROOT/build/third_party/llguidance"
   local stamp="build/$preset/.configured-with" wanted="$*"
   if [ ! -f "build/$preset/build.ninja" ] || [ "$(cat "$stamp" 2>/dev/null || echo none)" != "$wanted" ]; then
     say "configuring build/$preset"

@@ -36,11 +36,13 @@ const std::map<std::string, std::set<std::string>>& table() {
       {"engine/native",
        {"base", "checkpoint", "quant", "model", "package", "kernels", "engine", "source", "image/grid.h"}},
       {"engine/ort", {"base", "model", "onnx", "package", "engine", "image/grid.h"}},
+      {"grammar", {"base", "text"}},
       {"generate", {"base", "model", "text", "image", "engine"}},
-      {"serve", {"base", "generate"}},
+      {"draw", {"base", "image"}},
+      {"serve", {"base", "text", "image", "model", "engine", "generate", "grammar", "draw"}},
       {"apps",
        {"base", "checkpoint", "text", "image", "quant", "onnx", "model", "synth", "package", "export",
-        "kernels", "engine", "engine/native", "engine/ort", "generate", "serve", "source"}},
+        "kernels", "engine", "engine/native", "engine/ort", "generate", "grammar", "draw", "serve", "source"}},
   };
   return t;
 }
@@ -63,9 +65,16 @@ const std::map<std::string, std::set<std::string>>& third_party() {
       {"onnx/", {"onnx"}},
       {"google/protobuf", {"onnx"}},
       {"onnxruntime", {"engine/ort"}},
+      {"llguidance", {"grammar"}},
       {"immintrin", {"kernels", "image", "quant"}},
       {"openssl/", {"base"}},
       {"xxhash", {"base"}},
+      {"boost/", {"serve"}},
+      {"curl/", {"serve"}},
+      {"cairo", {"draw"}},
+      {"pango", {"draw"}},
+      {"fontconfig", {"draw"}},
+      {"glib", {"draw"}},
       {"histedit", {"apps"}},
       {"editline", {"apps"}},
   };

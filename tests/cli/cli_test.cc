@@ -84,7 +84,7 @@ TEST_F(Cli, RunJsonIsTheContract) {
   EXPECT_EQ(o.err, "");
   const Json j = parse_json(o.out, "stdout");
   EXPECT_EQ(keys(j), (Keys{"text", "token_ids", "finish_reason", "usage", "images", "timings", "decode",
-                           "kv_cache", "peak_rss_mb", "engine"}));
+                           "kv_cache", "peak_rss_mb", "engine", "grounding"}));
   EXPECT_EQ(keys(j["decode"]), (Keys{"steps", "drafted_tokens", "accepted_tokens"}));
   EXPECT_EQ(keys(j["usage"]), (Keys{"prompt_tokens", "completion_tokens", "image_tokens", "cached_tokens"}));
   EXPECT_EQ(keys(j["timings"]),
@@ -311,7 +311,10 @@ TEST_F(Cli, VerboseTalksOnStderrOnly) {
 TEST_F(Cli, UsageErrors) {
   const std::vector<std::pair<std::vector<std::string>, std::vector<std::string>>> cases = {
       {{}, {"command"}},
-      {{"serve"}, {"serve", "run, chat"}},
+      {{"sing"}, {"sing", "run, chat"}},
+      {{"serve", "--port", "70000"}, {"--port", "0..65535"}},
+      {{"serve", "--slots", "0"}, {"--slots"}},
+      {{"serve", "a", "b"}, {"b"}},
       {{"import", "a", "b"}, {"import", "export"}},
       {{"--nonsense"}, {"--nonsense"}},
       {{"run"}, {"PROMPT"}},
@@ -341,6 +344,10 @@ TEST_F(Cli, UsageErrors) {
       {{"run", "Hi", "--min-pixels", "0"}, {"--min-pixels"}},
       {{"run", "Hi", "--min-pixels", "5000", "--max-pixels", "4000"}, {"--min-pixels", "5000", "4000"}},
       {{"run", "Hi", "--fps", "2"}, {"--fps"}},
+      {{"run", "Hi", "--draw", "out.png"}, {"--draw", "-i"}},
+      {{"run", "Hi", "-i", kShapes, "--draw", "out.jpg"}, {"--draw", ".png", "out.jpg"}},
+      {{"run", "Hi", "-i", kShapes, "--draw", ""}, {"--draw", ".png"}},
+      {{"run", "Hi", "-i", kShapes, "-v", "frames", "--draw", "out.png"}, {"--draw", "video"}},
       {{"run", "Hi", "--vision", "cuda"}, {"--vision", "cuda"}},
       {{"run", "Hi", "--text-dtype", "int3"}, {"--text-dtype", "int3"}},
       {{"run", "photo.png", "What is this?"}, {"photo.png", "-i photo.png"}},
@@ -383,7 +390,7 @@ TEST_F(Cli, HelpAndVersion) {
        {"--image",      "--video",      "--threads",     "--vision",     "--text",       "--vision-dtype",
         "--text-dtype", "--max-tokens", "--temperature", "--top-p",      "--top-k",      "--min-p",
         "--seed",       "--greedy",     "--min-pixels",  "--max-pixels", "--ignore-eos", "--json",
-        "--verbose",    "--stop",       "--system"}) {
+        "--verbose",    "--stop",       "--system",      "--draw"}) {
     EXPECT_NE(help.find(option), std::string::npos) << option;
   }
   EXPECT_EQ(qvl({"--version"}).out.substr(0, 4), "qvl ");

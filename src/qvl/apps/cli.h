@@ -48,6 +48,7 @@ Registration register_verify(CLI::App& app);
 Registration register_compare(CLI::App& app);
 Registration register_bench(CLI::App& app);
 Registration register_plan(CLI::App& app);
+Registration register_serve(CLI::App& app);
 
 // The usage line that help shows instead of CLI11's own.
 void set_usage(CLI::App& command, std::string usage);

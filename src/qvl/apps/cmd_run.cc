@@ -4,6 +4,7 @@
 
 #include "qvl/apps/budget.h"
 #include "qvl/apps/cli.h"
+#include "qvl/apps/drawing.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/base/stopwatch.h"
@@ -23,6 +24,7 @@ struct RunOptions {
   PixelChoice pixels;
   BudgetChoice budget;
   MemoryChoice memory;
+  std::optional<std::string> draw;  // file name
   bool json = false;
 };
 
@@ -88,11 +90,12 @@ void fit_budget(const RunOptions& o, const fs::path& folder, const OpenModel& mo
 int run(const RunOptions& o) {
   const Question question = read_question(o.words);
   const image::PixelOverrides pixels = o.pixels.overrides();
-  const std::vector<generate::VisualInput> inputs = o.visuals.resolved();
+  std::vector<generate::VisualInput> inputs = o.visuals.resolved();
   for (const generate::VisualInput& v : inputs) {
     if (o.budget.asked() && v.kind == generate::VisualInput::Kind::kFrameFolder)
       throw UsageError("-v: expected pictures (-i) with a budget, got a video, which is not planned yet");
   }
+  const Drawing drawing = o.draw ? Drawing(*o.draw, inputs) : Drawing();
   log_to_stderr(o.engine.verbose);
   catch_interrupts();
 
@@ -125,6 +128,7 @@ int run(const RunOptions& o) {
   } else if (answer.reason != generate::FinishReason::kCancelled || !answer.text.empty()) {
     write_stdout("\n");
   }
+  if (answer.reason != generate::FinishReason::kCancelled || !answer.text.empty()) drawing.write(generate::grounding_of(answer), o.engine.verbose);
   if (o.engine.verbose) print_statistics(answer, model.engine->info(), model.load_ms);
   return answer.reason == generate::FinishReason::kCancelled ? kExitInterrupted : kExitOk;
 }
@@ -141,7 +145,10 @@ Registration register_run(CLI::App& app) {
       "b.png \"What differs?\"\n"
       "--json prints one object: text, token_ids (the end token included), finish_reason (stop, length, or "
       "cancelled after\n"
-      "Ctrl-C), usage, images, timings, decode (steps, drafted_tokens, accepted_tokens), kv_cache (dtype, bytes), peak_rss_mb, engine.\n"
+      "Ctrl-C), usage, images, timings, decode (steps, drafted_tokens, accepted_tokens), kv_cache (dtype, bytes), peak_rss_mb, engine,\n"
+      "grounding (items: kind, label, relative 0..1000 as the model wrote it, pixels of the original, image, problems).\n"
+      "--draw writes the picture, in its own size, with the answer's boxes and points on it, numbered in their order;\n"
+      "unchanged when there are none. With several pictures OUT.png means OUT-1.png, OUT-2.png, ... in the order of -i.\n"
       "Ctrl-C ends the answer where it is (exit code 130); a second one ends the program.");
   command->add_option("PROMPT", options->words, "[MODEL] \"PROMPT\"; the prompt - reads standard input")
       ->required()
@@ -149,6 +156,10 @@ Registration register_run(CLI::App& app) {
       ->type_name("TEXT");
   add_visual_options(*command, options->visuals);
   add_pixel_options(*command, options->pixels);
+  command
+      ->add_option("--draw", options->draw, "Draw the boxes and points of the answer on the picture; replaces the file")
+      ->type_name("OUT.png")
+      ->group("Images");
   add_budget_options(*command, options->budget);
   add_memory_options(*command, options->memory);
   add_generation_options(*command, options->generation);

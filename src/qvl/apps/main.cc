@@ -41,7 +41,8 @@ int run_program(int argc, char** argv) {
   const std::vector<Registration> commands = {
       register_run(app),    register_chat(app),   register_info(app),
       register_trace(app),  register_eval(app),   register_synth(app),
-      register_export(app), register_verify(app), register_compare(app), register_bench(app), register_plan(app)};
+      register_export(app), register_verify(app), register_compare(app), register_bench(app), register_plan(app),
+      register_serve(app)};
   std::string names;
   for (const Registration& c : commands) names += (names.empty() ? "" : ", ") + c.app->get_name();
 
