@@ -9,7 +9,7 @@ import threading
 import time
 
 import medium_model
-from harness import KEY, Server, ask, check
+from harness import KEY, Failure, Server, ask, check
 
 import http.client
 
@@ -28,7 +28,8 @@ def stream(server, seconds, number, counts, start):
         connection.request("POST", "/v1/chat/completions", json.dumps(body),
                            {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"})
         response = connection.getresponse()
-        check(response.status == 200, f"status {response.status}", response.read())
+        if response.status != 200:
+            raise Failure(f"status {response.status}: {response.read()!r}")
         for line in response:
             if time.monotonic() > start + seconds:
                 return
