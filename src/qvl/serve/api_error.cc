@@ -12,14 +12,16 @@ ApiError make(int status, std::string_view type, std::string_view code, std::str
   return ApiError(status, std::string(type), std::string(code), std::string(param), message);
 }
 
-Json or_null(const std::string& s) {
-  return s.empty() ? Json() : Json(s);
-}
-
 }  // namespace
 
 Json ApiError::to_json() const {
-  return {{"error", {{"message", what()}, {"type", type}, {"param", or_null(param)}, {"code", or_null(code)}}}};
+  return error_json(what(), type, param, code);
+}
+
+ErrorReply ApiError::reply() const {
+  ErrorReply out{.status = status, .message = what(), .type = type, .param = param, .code = code, .headers = {}};
+  if (retry_after_s) out.headers.emplace_back("Retry-After", cat(*retry_after_s));
+  return out;
 }
 
 ApiError bad_request(std::string_view code, std::string_view param, const std::string& message) {

@@ -10,6 +10,7 @@
 
 #include "qvl/base/error.h"
 #include "qvl/base/json.h"
+#include "qvl/serve/http_error.h"
 
 namespace qvl::serve {
 
@@ -27,6 +28,8 @@ struct ApiError : std::runtime_error {
 
   // {"error": {"message", "type", "param", "code"}}: the body of a reply, and the event in a stream that has begun.
   Json to_json() const;
+  // The reply, Retry-After included; send_error() sends it.
+  ErrorReply reply() const;
 };
 
 // 400 invalid_request_error.

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cctype>
 
-#include "qvl/base/json.h"
-
 namespace qvl::serve {
 
 namespace {
@@ -23,16 +21,13 @@ std::string field_of(std::string_view message) {
 
 }  // namespace
 
+Json error_json(std::string_view message, std::string_view type, std::string_view param, std::string_view code) {
+  const auto or_null = [](std::string_view text) { return text.empty() ? Json() : Json(text); };
+  return {{"error", {{"message", message}, {"type", type}, {"param", or_null(param)}, {"code", or_null(code)}}}};
+}
+
 std::string ErrorReply::body() const {
-  const auto or_null = [](const std::string& text) { return text.empty() ? Json() : Json(text); };
-  Json error;
-  error["message"] = message;
-  error["type"] = type;
-  error["param"] = or_null(param);
-  error["code"] = or_null(code);
-  Json body;
-  body["error"] = std::move(error);
-  return body.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return error_json(message, type, param, code).dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 HttpError::HttpError(ErrorReply error, ErrorCode code) : Error(code, error.message), reply_(std::move(error)) {}

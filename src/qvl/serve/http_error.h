@@ -8,11 +8,15 @@
 #include <vector>
 
 #include "qvl/base/error.h"
+#include "qvl/base/json.h"
 
 namespace qvl::serve {
 
 // Names as written when sent; received ones are in lower case. Order is kept.
 using Headers = std::vector<std::pair<std::string, std::string>>;
+
+// {"error": {"message", "type", "param", "code"}}; empty `param` and `code` become null.
+Json error_json(std::string_view message, std::string_view type, std::string_view param, std::string_view code);
 
 struct ErrorReply {
   int status = 400;

@@ -213,9 +213,7 @@ void ReplyWriter::give_up(const ApiError& error) {
     setup_.responder->write(sse_error(error));
     setup_.responder->end();
   } else {
-    Headers headers{{"Content-Type", "application/json"}};
-    if (error.retry_after_s) headers.emplace_back("Retry-After", cat(*error.retry_after_s));
-    setup_.responder->send(error.status, std::move(headers), dump_json(error.to_json()));
+    send_error(*setup_.responder, error.reply());
   }
   if (setup_.report) setup_.report({.status = error.status, .stream = setup_.stream, .usage = usage(), .endings = {}, .answers = take_answers()});
 }

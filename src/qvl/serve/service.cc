@@ -33,12 +33,6 @@ void send_json(Responder& responder, int status, const Json& body) {
   responder.send(status, {{"Content-Type", "application/json"}}, dump_json(body));
 }
 
-void send_api_error(Responder& responder, const ApiError& error) {
-  Headers headers{{"Content-Type", "application/json"}};
-  if (error.retry_after_s) headers.emplace_back("Retry-After", cat(*error.retry_after_s));
-  responder.send(error.status, std::move(headers), dump_json(error.to_json()));
-}
-
 // Whose turn it is: who shares a key or an address shares a place in the line.
 std::string client_of(const HttpRequest& request) {
   if (const std::string* key = request.header("authorization")) return *key;
@@ -156,24 +150,25 @@ struct Service::Impl {
     scheduler.stop(std::chrono::milliseconds(0));  // its last words are counted
   }
 
+  // What an error on the way into the queue tells the client.
+  ApiError refusal(const Error& error) const {
+    if (const auto* full = dynamic_cast<const QueueFull*>(&error))
+      return queue_full(scheduler.load().waiting, static_cast<int>(std::min(3600.0, std::ceil(full->retry_after_s))));
+    if (error.code() == ErrorCode::kCancelled) return shutting_down(5);
+    return to_api_error(error, ErrorSite::kPrompt);
+  }
+
   // Everything a handler refuses ends here.
   template <typename Work>
   void guarded(Responder& responder, Work work) {
     try {
       work();
     } catch (const ApiError& e) {
-      send_api_error(responder, e);
-    } catch (const QueueFull& e) {
-      const int seconds = static_cast<int>(std::min(3600.0, std::ceil(e.retry_after_s)));
-      send_api_error(responder, queue_full(scheduler.load().waiting, seconds));
+      send_error(responder, e.reply());
     } catch (const HttpError&) {
       throw;  // knows its reply
     } catch (const Error& e) {
-      if (e.code() == ErrorCode::kCancelled) {
-        send_api_error(responder, shutting_down(5));
-      } else {
-        send_api_error(responder, to_api_error(e, ErrorSite::kPrompt));
-      }
+      send_error(responder, refusal(e).reply());
     }
   }
 
@@ -318,11 +313,8 @@ struct Service::Impl {
         if (i % per_prompt == 0) first = ticket;
         tickets->add(std::move(ticket));
       }
-    } catch (const QueueFull& e) {
-      writer->fail(queue_full(scheduler.load().waiting, static_cast<int>(std::min(3600.0, std::ceil(e.retry_after_s)))));
-      tickets->cancel();
     } catch (const Error& e) {
-      writer->fail(e.code() == ErrorCode::kCancelled ? shutting_down(5) : to_api_error(e, ErrorSite::kPrompt));
+      writer->fail(refusal(e));
       tickets->cancel();
     }
   }
@@ -441,7 +433,10 @@ void Service::add_routes(HttpServer& server) {
               .needs_key = true, .quick = true});
   server.add({.method = "GET", .path = "/v1/models/*",
               .handler = [impl](const HttpRequest& request, const std::shared_ptr<Responder>& responder) {
-                if (request.rest != impl->options.model_id) return send_api_error(*responder, model_not_found(request.rest));
+                if (request.rest != impl->options.model_id) {
+                  send_error(*responder, model_not_found(request.rest).reply());
+                  return;
+                }
                 send_json(*responder, 200, impl->model_facts());
               },
               .needs_key = true, .quick = true});
