@@ -14,6 +14,8 @@ export const libraries = process.env.QVL_PAGE_LIBRARIES ?? join(root, 'build/thi
 // Nothing waits this long on a quiet machine.
 const patience = 30_000;
 const shots = process.env.QVL_PAGE_SCREENSHOTS;
+// How many times slower the page's thread shall run: a test that does not wait for what it asserts fails at 10.
+const slowness = Number(process.env.QVL_PAGE_SLOWNESS ?? 1);
 
 // Why the tests cannot run here, or null.
 export function missing() {
@@ -78,6 +80,7 @@ export function pageTest(name, options, run) {
     const open = async () => {
       const page = await context.newPage();
       watch(page);
+      if (slowness > 1) await (await context.newCDPSession(page)).send('Emulation.setCPUThrottlingRate', { rate: slowness });
       await page.goto(`${url}/`);
       await page.waitForSelector('html[data-ready="true"]');
       return page;
@@ -119,6 +122,14 @@ export const answers = (page) => page.locator('article.answer');
 export async function finishedAnswer(page) {
   await page.locator('article.answer[aria-busy="true"]').waitFor({ state: 'detached' });
   await page.locator('article.answer[aria-busy="false"]').last().waitFor();
+}
+
+// The page finishes what a click began when it can (a picture is decoded, the browser's store answers): what it then shows is
+// waited for.
+export async function hasCount(locator, expected) {
+  const until = Date.now() + patience;
+  while (await locator.count() !== expected && Date.now() < until) await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal(await locator.count(), expected, String(locator));
 }
 
 // `files`: paths, or {name, mimeType, buffer}.

@@ -1,7 +1,7 @@
 // Boxes and points lie where the server says, at every width of the window, and in the file that is saved.
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
-import { addFiles, answers, ask, assertClose, drawn, example, mock, pageTest, pixels, withOrientation } from '../harness.mjs';
+import { addFiles, answers, ask, assertClose, drawn, example, hasCount, mock, pageTest, pixels, withOrientation } from '../harness.mjs';
 import { answer, SHAPES } from '../mock_server.mjs';
 
 // Corners of the shapes on the screen, through the browser's own matrices; and the picture's rectangle.
@@ -92,13 +92,13 @@ pageTest('switches, highlighting, and what could not be drawn is said', async ({
   const figure = answers(page).locator('figure.grounded');
   await figure.scrollIntoViewIfNeeded();
   await shot('boxes');
-  assert.equal(await figure.locator('.label').count(), 4);
+  await hasCount(figure.locator('.label'), 4);
   const star = page.getByRole('button', { name: /yellow star/ });
   assert.match(await star.textContent(), /point at 156, 114/);
   await star.click();
   assert.equal(await star.getAttribute('aria-pressed'), 'true');
   assert.equal(await figure.locator('.label.highlighted').textContent(), 'yellow star');
-  assert.equal(await figure.locator('g.highlighted').count(), 1);
+  await hasCount(figure.locator('g.highlighted'), 1);
   await page.mouse.move(5, 5);
   assert.equal(await figure.locator('g.highlighted').count(), 1, 'a clicked item stays');
   await shot('boxes-highlight');
@@ -120,7 +120,7 @@ pageTest('items of two pictures lie on their own picture', async ({ page }) => {
   await addFiles(page, example, { name: 'blue.png', mimeType: 'image/png', buffer: await drawn(80, 60, [['#0000ff', 0, 0, 80, 60]]) });
   await ask(page, 'Where?');
   const figures = answers(page).locator('figure.grounded');
-  assert.equal(await figures.count(), 2);
+  await hasCount(figures, 2);
   assert.deepEqual(await figures.locator('.label').allTextContents(), ['first', 'second']);
   assert.match(await figures.nth(1).locator('img').getAttribute('alt'), /^blue\.png with second marked$/);
   assert.equal(await figures.nth(1).locator('svg').first().getAttribute('viewBox'), '0 0 80 60');

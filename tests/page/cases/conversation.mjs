@@ -1,7 +1,7 @@
 // Asking again, editing, branches, copying, and what is kept, exported, imported and forgotten.
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
-import { addFiles, answers, ask, example, field, finishedAnswer, mock, pageTest } from '../harness.mjs';
+import { addFiles, answers, ask, example, field, finishedAnswer, hasCount, mock, pageTest } from '../harness.mjs';
 import { answer, SHAPES } from '../mock_server.mjs';
 
 const answerText = async (page) => (await answers(page).last().locator('.answer-text').textContent()).trim();
@@ -31,23 +31,23 @@ pageTest('editing a question branches the conversation from there', async ({ pag
   const editor = page.getByRole('textbox', { name: 'Edit the question' });
   assert.equal(await editor.inputValue(), 'How many circels?');
   assert.ok(await editor.evaluate((e) => e === document.activeElement));
-  assert.equal(await page.locator('.editing .thumb').count(), 1);
+  await hasCount(page.locator('.editing .thumb'), 1);
   await shot('editing');
   // Escape leaves everything as it was.
   await editor.press('Escape');
-  assert.equal(await page.locator('article').count(), 4);
+  await hasCount(page.locator('article'), 4);
   await page.locator('article.question').first().getByRole('button', { name: 'Edit' }).click();
   await editor.fill('How many circles?');
   await editor.press('Enter');
   await finishedAnswer(page);
-  assert.equal(await page.locator('article').count(), 2);
+  await hasCount(page.locator('article'), 2);
   assert.equal(await answerText(page), 'Three.');
   const [message] = mock.requests[2].body.messages;
   assert.equal(mock.requests[2].body.messages.length, 1);
   assert.equal(message.content[1].text, 'How many circles?');
   assert.equal(message.content[0].image_url.url, mock.requests[0].body.messages[0].content[0].image_url.url);
   await page.getByRole('button', { name: 'Earlier version' }).click();
-  assert.equal(await page.locator('article').count(), 4);
+  await hasCount(page.locator('article'), 4);
   assert.equal(await answerText(page), 'Two.');
 });
 
@@ -104,7 +104,7 @@ pageTest('several conversations: new, open, delete', async ({ page, shot }) => {
   await page.getByRole('button', { name: 'Conversations', exact: true }).click();
   await page.getByRole('button', { name: 'Delete “The first conversation”' }).click();
   await page.getByRole('button', { name: 'Cancel' }).click();
-  assert.equal(await list.count(), 2);
+  await hasCount(list, 2);
   await page.getByRole('button', { name: 'Delete “The first conversation”' }).click();
   await page.getByRole('button', { name: 'Delete', exact: true }).click();
   await page.waitForFunction(() => document.querySelectorAll('.conversation').length === 1);
@@ -147,16 +147,16 @@ pageTest('export and import bring everything back; damaged files leave nothing',
     await importing(text);
     await page.locator('.notice', { hasText: message }).first().waitFor({ state: 'attached' });
   }
-  assert.equal(await page.locator('.conversation').count(), 1);
+  await hasCount(page.locator('.conversation'), 1);
   await importing(json);
   await page.getByRole('dialog', { name: 'Conversations' }).waitFor({ state: 'hidden' });
   assert.equal(await answerText(page), 'Here it is.');
   assert.match(await branch(page).textContent(), /^1 \/ 2/);
-  assert.equal(await page.locator('figure.grounded .label').count(), 3);
+  await hasCount(page.locator('figure.grounded .label'), 3);
   await page.locator('details.facts summary').click();
-  assert.equal(await page.locator('.facts tbody tr').count(), 1);
+  await hasCount(page.locator('.facts tbody tr'), 1);
   await page.getByRole('button', { name: 'Conversations', exact: true }).click();
-  assert.equal(await page.locator('.conversation').count(), 2);
+  await hasCount(page.locator('.conversation'), 2);
   await shot('imported');
 });
 

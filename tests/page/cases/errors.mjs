@@ -1,6 +1,6 @@
 // What goes wrong is said in words, keeps what was there, and offers the way on.
 import assert from 'node:assert/strict';
-import { addFiles, answers, ask, example, finishedAnswer, mock, pageTest } from '../harness.mjs';
+import { addFiles, answers, ask, example, finishedAnswer, hasCount, mock, pageTest } from '../harness.mjs';
 import { answer, failure } from '../mock_server.mjs';
 
 // Chromium writes every failed request on the console itself.
@@ -29,7 +29,7 @@ pageTest('refusals and failures: said, and the same place is asked again', { exp
     await shot(`error-${name.replace(/\W/g, '-')}`);
     await page.getByRole('button', { name: 'Try again' }).click();
     await page.locator('.answer-text', { hasText: 'Now.' }).waitFor();
-    assert.equal(await page.locator('article').count(), 2);
+    await hasCount(page.locator('article'), 2);
     assert.equal(await page.locator('.branches:not([hidden])').count(), 0, 'a failure is no version');
     await page.getByRole('button', { name: 'New conversation' }).click();
   }
@@ -136,6 +136,6 @@ pageTest('the server is gone and comes back', { expectConsole: NETWORK }, async 
   await page.locator('#gone').waitFor({ state: 'hidden' });
   await page.getByRole('button', { name: 'Try again' }).click();
   await finishedAnswer(page);
-  assert.equal(await failures(page).count(), 0);
-  assert.equal(await answers(page).count(), 1);
+  await hasCount(failures(page), 0);
+  await hasCount(answers(page), 1);
 });

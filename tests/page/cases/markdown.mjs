@@ -1,6 +1,6 @@
 // Answers as Markdown: right, harmless, and the same whether they come in pieces or whole.
 import assert from 'node:assert/strict';
-import { answers, ask, mock, pageTest } from '../harness.mjs';
+import { answers, ask, hasCount, mock, pageTest } from '../harness.mjs';
 import { answer } from '../mock_server.mjs';
 
 const RICH = `# Title
@@ -37,7 +37,7 @@ pageTest('headings, lists, tables, code, links', async ({ page, shot }) => {
   const text = answers(page).locator('.answer-text');
   assert.equal(await text.locator('h3').textContent(), 'Title');
   assert.deepEqual(await text.locator('p strong, p em, p del, p > code').allTextContents(), ['bold', 'slanted', 'gone', 'code', 'more']);
-  assert.equal(await text.locator('li li').count(), 2);
+  await hasCount(text.locator('li li'), 2);
   assert.match(await text.textContent(), /☑ task/);
   assert.equal(await text.locator('blockquote').textContent().then((t) => t.trim()), 'quoted');
   assert.deepEqual(await text.locator('td').allTextContents(), ['1', '2', '3', '4']);

@@ -1,7 +1,7 @@
 // How pictures get into a message, and what of them reaches the server.
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { addFiles, ask, drawn, example, field, mock, pageTest } from '../harness.mjs';
+import { addFiles, ask, drawn, example, field, hasCount, mock, pageTest } from '../harness.mjs';
 
 const thumbs = (page) => page.locator('#composer .thumb');
 const parts = (request) => request.body.messages.at(-1).content;
@@ -19,8 +19,8 @@ pageTest('a picked picture is sent byte for byte, before the question', async ({
   const { body } = mock.requests[0];
   assert.deepEqual([body.stream, body.stream_options, body.grounding, body.model], [true, { include_usage: true }, 'pixels', 'small']);
   assert.ok(!('temperature' in body) && !('max_tokens' in body), 'what is not set is left to the server');
-  assert.equal(await thumbs(page).count(), 0);
-  assert.equal(await page.locator('article.question .gallery img').count(), 1);
+  await hasCount(thumbs(page), 0);
+  await hasCount(page.locator('article.question .gallery img'), 1);
   // The next question brings the picture along.
   await ask(page, 'And squares?');
   const roles = mock.requests[1].body.messages.map((message) => message.role);
@@ -69,7 +69,7 @@ pageTest('pasted with the keyboard; pasted text stays text', { permissions: ['cl
   await page.evaluate(() => navigator.clipboard.writeText('What is this?'));
   await page.keyboard.press('Control+V');
   assert.equal(await field(page).inputValue(), 'What is this?');
-  assert.equal(await thumbs(page).count(), 1);
+  await hasCount(thumbs(page), 1);
 });
 
 pageTest('photographed with the camera, which is off again afterwards', { permissions: ['camera'] }, async ({ page, shot }) => {
@@ -120,7 +120,7 @@ pageTest('what is no picture is refused by name; what only the browser reads is 
     { name: 'cut.jpg', mimeType: 'image/jpeg', buffer: Buffer.from([0xff, 0xd8, 0xff, 0xe0, 0, 16, 1, 2, 3]) },
   ]);
   for (const name of ['notes.png', 'evil.svg', 'cut.jpg']) await page.locator('.notice', { hasText: `“${name}” could not be read` }).waitFor();
-  assert.equal(await thumbs(page).count(), 0);
+  await hasCount(thumbs(page), 0);
   const ico = Buffer.concat([Buffer.from([0, 0, 1, 0, 1, 0, 16, 16, 0, 0, 1, 0, 32, 0]), (() => {
     const place = Buffer.alloc(8);
     return place;
