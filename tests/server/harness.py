@@ -191,11 +191,11 @@ class Metrics:
                 self.samples[name][labels or ""] = float(value)
 
     def busy(self):
-        """Gauges that count requests, sequences or responders that are not finished."""
-        names = [n for n, kind in self.types.items()
-                 if kind == "gauge" and re.search(r"(active|running|waiting|queued|in_flight)", n) and "limit" not in n]
-        check(names, "/metrics has no gauge of active or waiting requests", sorted(self.types))
-        return {n + labels: v for n in names for labels, v in self.samples[n].items()}
+        """What is not finished: requests in the queue, those whose prompt is read and those whose answer is written."""
+        names = [f"qvl_requests_{state}" for state in ("waiting", "reading", "writing")]
+        for name in names:
+            check(name in self.samples, f"/metrics has no {name}", sorted(self.types))
+        return {name: self.total(name) for name in names}
 
     def total(self, name):
         return sum(self.samples.get(name, {}).values())
