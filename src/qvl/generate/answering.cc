@@ -73,20 +73,20 @@ void Answering::collect_preprocess_ms() {
   for (const auto& v : visuals_) answer_.preprocess_ms += std::exchange(v->unreported_preprocess_ms_, 0.0);
 }
 
-void Answering::begin(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
+void Answering::begin(Prompt prompt, std::vector<std::shared_ptr<Visual>> visuals, const AnswerOptions& options,
                       std::span<const Pipeline* const> donors) {
-  read_conversation(conversation, options);
-  begin(options, donors);
-}
-
-void Answering::begin(std::vector<int32_t> ids, const AnswerOptions& options, std::span<const Pipeline* const> donors) {
-  prompt_.ids = std::move(ids);
+  prompt_ = std::move(prompt);
+  visuals_ = std::move(visuals);
+  if (prompt_.visuals.size() != visuals_.size()) {
+    fail(ErrorCode::kMismatch, "pipeline", "pictures", cat(prompt_.visuals.size(), " (those of the prompt)"), cat(visuals_.size()));
+  }
   pipeline_.session_.check_context(prompt_);
+  const int64_t merge = pipeline_.engine_->config().vision.spatial_merge_size;
+  for (const auto& v : visuals_) {
+    answer_.visuals.push_back({.info = v->info(), .tokens = v->info().grid.merged_tokens(merge), .cached = true});
+    answer_.image_tokens += answer_.visuals.back().tokens;
+  }
   answer_.prompt_tokens = static_cast<int64_t>(prompt_.ids.size());
-  begin(options, donors);
-}
-
-void Answering::begin(const AnswerOptions& options, std::span<const Pipeline* const> donors) {
   collect_preprocess_ms();  // loading happened before this call, but the user waited for it
   before_ms_ = answer_.preprocess_ms;
   try {
@@ -98,20 +98,6 @@ void Answering::begin(const AnswerOptions& options, std::span<const Pipeline* co
     return;
   }
   start_generation(options);
-}
-
-void Answering::read_conversation(const std::vector<ChatMessage>& conversation, const AnswerOptions& options) {
-  prompt_ = pipeline_.make_prompt(conversation, options);
-  pipeline_.session_.check_context(prompt_);
-  const int64_t merge = pipeline_.engine_->config().vision.spatial_merge_size;
-  for (const ChatMessage& m : conversation) {
-    for (const auto& v : m.visuals) {
-      visuals_.push_back(v);
-      answer_.visuals.push_back({.info = v->info(), .tokens = v->info().grid.merged_tokens(merge), .cached = true});
-      answer_.image_tokens += answer_.visuals.back().tokens;
-    }
-  }
-  answer_.prompt_tokens = static_cast<int64_t>(prompt_.ids.size());
 }
 
 void Answering::fill_session(std::span<const Pipeline* const> donors) {

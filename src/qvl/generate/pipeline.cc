@@ -23,6 +23,12 @@ const size_t kMaxFileBytes = image::DecodeLimits{}.max_file_bytes;
 
 }  // namespace
 
+std::vector<std::shared_ptr<Visual>> visuals_of(const std::vector<ChatMessage>& conversation) {
+  std::vector<std::shared_ptr<Visual>> out;
+  for (const ChatMessage& m : conversation) out.insert(out.end(), m.visuals.begin(), m.visuals.end());
+  return out;
+}
+
 ChatMessage user_message(std::vector<std::shared_ptr<Visual>> visuals, std::string text) {
   ChatMessage out;
   out.message.role = text::Role::kUser;
@@ -231,14 +237,15 @@ Prompt Pipeline::make_prompt(const std::vector<ChatMessage>& conversation,
 std::unique_ptr<Answering> Pipeline::begin(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
                                            AnswerCallbacks callbacks, std::span<const Pipeline* const> donors) {
   std::unique_ptr<Answering> answering(new Answering(*this, options, std::move(callbacks)));
-  answering->begin(conversation, options, donors);
+  answering->begin(make_prompt(conversation, options), visuals_of(conversation), options, donors);
   return answering;
 }
 
-std::unique_ptr<Answering> Pipeline::begin(std::vector<int32_t> prompt_ids, const AnswerOptions& options,
-                                           AnswerCallbacks callbacks, std::span<const Pipeline* const> donors) {
+std::unique_ptr<Answering> Pipeline::begin(Prompt prompt, std::vector<std::shared_ptr<Visual>> visuals,
+                                           const AnswerOptions& options, AnswerCallbacks callbacks,
+                                           std::span<const Pipeline* const> donors) {
   std::unique_ptr<Answering> answering(new Answering(*this, options, std::move(callbacks)));
-  answering->begin(std::move(prompt_ids), options, donors);
+  answering->begin(std::move(prompt), std::move(visuals), options, donors);
   return answering;
 }
 

@@ -58,6 +58,8 @@ struct ChatMessage {
   std::vector<std::shared_ptr<Visual>> visuals;  // one per picture part, in order
 };
 
+// All of a conversation, in the order of their parts.
+std::vector<std::shared_ptr<Visual>> visuals_of(const std::vector<ChatMessage>& conversation);
 // A user message: pictures first, in the given order, then the text.
 ChatMessage user_message(std::vector<std::shared_ptr<Visual>> visuals, std::string text);
 // A message of text alone.
@@ -141,8 +143,6 @@ class Answering {
   // Null when the answer was cancelled before its first token: it is then done.
   Generation* generation() { return generation_.get(); }
   bool done() const { return generation_ == nullptr || generation_->done(); }
-  // The facts that are known before the first token: prompt and cached tokens, pictures, times, seed.
-  const Answer& facts() const { return answer_; }
   // The answer, or what was said by now; the last text is handed to on_text here. Called once. Throws what ended the answer
   // (Generation::finish); the pipeline stays usable.
   Answer finish();
@@ -157,11 +157,8 @@ class Answering {
 
   bool cancelled() const;
   // Up to the first token.
-  void begin(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
+  void begin(Prompt prompt, std::vector<std::shared_ptr<Visual>> visuals, const AnswerOptions& options,
              std::span<const Pipeline* const> donors);
-  void begin(std::vector<int32_t> ids, const AnswerOptions& options, std::span<const Pipeline* const> donors);
-  void begin(const AnswerOptions& options, std::span<const Pipeline* const> donors);  // once the prompt is known
-  void read_conversation(const std::vector<ChatMessage>& conversation, const AnswerOptions& options);
   // Takes over what is known of the prompt, encodes and computes the rest.
   void fill_session(std::span<const Pipeline* const> donors);
   // Gives the pictures that the session lacks behind its first `cached` tokens their features.
@@ -200,8 +197,9 @@ class Pipeline {
   // without a token. The conversation's pictures and callbacks.cancel stay alive until finish(). Throws as answer().
   std::unique_ptr<Answering> begin(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
                                    AnswerCallbacks callbacks = {}, std::span<const Pipeline* const> donors = {});
-  // Likewise continues a prompt of text as it is, without a template.
-  std::unique_ptr<Answering> begin(std::vector<int32_t> prompt_ids, const AnswerOptions& options,
+  // Likewise continues a prompt that is made already, by make_prompt() or of text as it is. `visuals`: those of the
+  // prompt, in its order.
+  std::unique_ptr<Answering> begin(Prompt prompt, std::vector<std::shared_ptr<Visual>> visuals, const AnswerOptions& options,
                                    AnswerCallbacks callbacks = {}, std::span<const Pipeline* const> donors = {});
   // Answers the last message: begin(), steps alone, finish(). The conversation is given whole every time; what the session's cache already
   // holds is not computed again. When cancelled the answer holds what was said by then. Throws

@@ -282,8 +282,6 @@ TEST_F(PipelineTest, AnswersStepTogetherAsEachAlone) {
     AnswerOptions mine = o;
     if (i == 1) mine.sampling.greedy = true;
     all.push_back(pipelines.back()->begin(talk(*pipelines.back(), i), mine, callbacks));
-    EXPECT_GT(all.back()->facts().prompt_tokens, 5);
-    EXPECT_EQ(all.back()->facts().visuals.size(), i > 0 ? 1U : 0U);
   }
   EXPECT_GT(inside, 3);
   for (;;) {
@@ -296,6 +294,8 @@ TEST_F(PipelineTest, AnswersStepTogetherAsEachAlone) {
   }
   for (size_t i = 0; i < 3; ++i) {
     const Answer together = all[i]->finish();
+    EXPECT_GT(together.prompt_tokens, 5);
+    EXPECT_EQ(together.visuals.size(), i > 0 ? 1U : 0U);
     Pipeline p = pipeline();
     AnswerOptions mine = o;
     if (i == 1) mine.sampling.greedy = true;
@@ -322,13 +322,11 @@ TEST_F(PipelineTest, SeveralAnswersToOnePromptShareItsBeginning) {
   engine_->calls_ = {};
   const auto b = second.begin(talk, o, {}, donors);
   EXPECT_EQ(engine_->calls_.encodes, 0);
-  EXPECT_EQ(b->facts().cached_tokens, b->facts().prompt_tokens - 1);
   EXPECT_EQ(engine_->calls_.prefill_chunks, std::vector<int64_t>{1});
   std::vector<ChatMessage> other = talk;
   other[0].message.parts.back().text = "What is here?";
   const std::vector<ChatMessage>& asked = other;
   const auto c = third.begin(asked, o, {}, donors);
-  EXPECT_GT(c->facts().cached_tokens, 30);  // the picture's
   EXPECT_EQ(engine_->calls_.encodes, 0);
   Generation* const all[] = {a->generation(), b->generation(), c->generation()};
   while (!a->done() && !b->done() && !c->done()) decode_step(*engine_, all);
@@ -340,7 +338,13 @@ TEST_F(PipelineTest, SeveralAnswersToOnePromptShareItsBeginning) {
   };
   for (const auto& [answering, t, seed] : {std::tuple{&a, &talk, 1}, std::tuple{&b, &talk, 2}, std::tuple{&c, &asked, 2}}) {
     if (!(*answering)->done()) run_alone(*engine_, *(*answering)->generation(), nullptr);
-    EXPECT_EQ((*answering)->finish().token_ids, cold(*t, static_cast<uint64_t>(seed)));
+    const Answer answer = (*answering)->finish();
+    EXPECT_EQ(answer.token_ids, cold(*t, static_cast<uint64_t>(seed)));
+    if (answering == &b) {
+      EXPECT_EQ(answer.cached_tokens, answer.prompt_tokens - 1);
+    } else if (answering == &c) {
+      EXPECT_GT(answer.cached_tokens, 30);  // the picture's
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "qvl/base/format.h"
 #include "qvl/generate/report.h"
+#include "qvl/text/unicode.h"
 
 namespace qvl::serve {
 namespace {
@@ -16,33 +17,9 @@ double finite_logprob(double v) {
   return std::isfinite(v) ? std::max(v, kLeastLogprob) : kLeastLogprob;
 }
 
-// Length of the UTF-8 character that begins at text[at]; 0 when there is none.
-size_t character_bytes(std::string_view text, size_t at) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char lead = byte(at);
-  const size_t n = lead < 0x80 ? 1 : lead >= 0xc2 && lead < 0xe0 ? 2 : lead >= 0xe0 && lead < 0xf0 ? 3 : lead >= 0xf0 && lead < 0xf5 ? 4 : 0;
-  if (n == 0 || at + n > text.size()) return 0;
-  for (size_t i = 1; i < n; ++i) {
-    if ((byte(at + i) & 0xc0) != 0x80) return 0;
-  }
-  // Overlong forms, surrogates, beyond U+10FFFF.
-  if (n == 3 && ((lead == 0xe0 && byte(at + 1) < 0xa0) || (lead == 0xed && byte(at + 1) >= 0xa0))) return 0;
-  if (n == 4 && ((lead == 0xf0 && byte(at + 1) < 0x90) || (lead == 0xf4 && byte(at + 1) >= 0x90))) return 0;
-  return n;
-}
-
-bool is_utf8(std::string_view text) {
-  for (size_t at = 0; at < text.size();) {
-    const size_t n = character_bytes(text, at);
-    if (n == 0) return false;
-    at += n;
-  }
-  return true;
-}
-
 // A token that is no whole text is shown as OpenAI does: its bytes, escaped ("\xe2\x80").
 std::string token_text(std::string_view bytes) {
-  if (is_utf8(bytes)) return std::string(bytes);
+  if (text::is_valid_utf8(bytes)) return std::string(bytes);
   std::string out;
   for (const char c : bytes) out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
   return out;
@@ -52,10 +29,6 @@ Json byte_list(std::string_view bytes) {
   Json out = Json::array();
   for (const char c : bytes) out.push_back(static_cast<unsigned char>(c));
   return out;
-}
-
-int64_t code_points(std::string_view text) {
-  return std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; });
 }
 
 Json chat_logprobs(const std::vector<TokenLogprob>* logprobs) {
@@ -77,7 +50,7 @@ Json chat_logprobs(const std::vector<TokenLogprob>* logprobs) {
 // The form of plain completions: lists side by side; half characters as "bytes:\xe2\x80".
 Json text_logprobs(const std::vector<TokenLogprob>* logprobs, int64_t offset) {
   if (logprobs == nullptr) return nullptr;
-  auto name = [](std::string_view bytes) { return is_utf8(bytes) ? std::string(bytes) : "bytes:" + token_text(bytes); };
+  auto name = [](std::string_view bytes) { return text::is_valid_utf8(bytes) ? std::string(bytes) : "bytes:" + token_text(bytes); };
   Json tokens = Json::array(), values = Json::array(), tops = Json::array(), offsets = Json::array();
   for (const TokenLogprob& t : *logprobs) {
     tokens.push_back(name(t.bytes));
@@ -86,7 +59,7 @@ Json text_logprobs(const std::vector<TokenLogprob>* logprobs, int64_t offset) {
     for (const auto& a : t.top) top[name(a.bytes)] = finite_logprob(a.logprob);
     tops.push_back(std::move(top));
     offsets.push_back(offset);
-    offset += code_points(t.bytes);
+    offset += text::count_characters(t.bytes);
   }
   return {{"text_offset", std::move(offsets)}, {"token_logprobs", std::move(values)}, {"tokens", std::move(tokens)}, {"top_logprobs", std::move(tops)}};
 }

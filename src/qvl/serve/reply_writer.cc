@@ -6,8 +6,8 @@
 #include "qvl/base/format.h"
 #include "qvl/base/log.h"
 #include "qvl/base/stopwatch.h"
-#include "qvl/generate/grounding.h"
 #include "qvl/generate/report.h"
+#include "qvl/text/unicode.h"
 
 namespace qvl::serve {
 namespace {
@@ -34,8 +34,8 @@ EndCause cause_of(generate::EndCause cause) {
   return EndCause::kEndToken;
 }
 
-int64_t characters(std::string_view utf8) {
-  return std::count_if(utf8.begin(), utf8.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+const std::vector<TokenLogprob>* if_any(const std::vector<TokenLogprob>& logprobs) {
+  return logprobs.empty() ? nullptr : &logprobs;
 }
 
 }  // namespace
@@ -46,8 +46,8 @@ class ReplyWriter::Sink : public AnswerSink {
   void progress(generate::Phase phase, int64_t done, int64_t total) override { writer_->on_progress(index_, phase, done, total); }
   bool token(const generate::SaidToken& token) override { return writer_->on_token(index_, token); }
   void text(std::string_view piece) override { writer_->on_text(index_, piece); }
-  void done(const generate::Answer& answer) override { writer_->on_done(index_, answer); }
-  void failed(const Failure& failure) override { writer_->on_failure(index_, failure); }
+  void done(generate::Answer answer) override { writer_->on_done(index_, std::move(answer)); }
+  void failed(Failure failure) override { writer_->on_failure(index_, std::move(failure)); }
 
  private:
   std::shared_ptr<ReplyWriter> writer_;
@@ -67,13 +67,12 @@ void ReplyWriter::on_failed(std::function<void()> callback) {
   on_failed_ = std::move(callback);
 }
 
-const std::vector<TokenLogprob>* ReplyWriter::take_logprobs(int64_t index) {
+std::vector<TokenLogprob> ReplyWriter::next_logprobs(int64_t index) {
   Choice& c = choice(index);
-  if (!wants_logprobs_ || c.pending.empty()) return nullptr;
-  const size_t before = c.logprobs.size();
-  c.logprobs.insert(c.logprobs.end(), std::make_move_iterator(c.pending.begin()), std::make_move_iterator(c.pending.end()));
-  c.pending.assign(c.logprobs.begin() + static_cast<ptrdiff_t>(before), c.logprobs.end());
-  return &c.pending;
+  std::vector<TokenLogprob> out = std::exchange(c.pending, {});
+  if (setup_.stream) return out;
+  c.logprobs.insert(c.logprobs.end(), std::make_move_iterator(out.begin()), std::make_move_iterator(out.end()));
+  return {};
 }
 
 void ReplyWriter::start() {
@@ -106,7 +105,6 @@ bool ReplyWriter::on_token(int64_t index, const generate::SaidToken& token) {
   if (over_) return false;
   Choice& c = choice(index);
   if (c.wants_end) return false;
-  ++c.tokens;
   if (c.splitter && c.splitter->in_reasoning()) ++c.reasoning_tokens;
   if (token.logprobs) {
     TokenLogprob out;
@@ -117,8 +115,8 @@ bool ReplyWriter::on_token(int64_t index, const generate::SaidToken& token) {
     c.pending.push_back(std::move(out));
   }
   if (!setup_.repetition_guard) return true;
-  c.loop = c.guard.push(token.id);
-  return !c.loop;
+  c.ending.repetition = c.guard.push(token.id);
+  return !c.ending.repetition;
 }
 
 void ReplyWriter::on_text(int64_t index, std::string_view piece) {
@@ -133,7 +131,7 @@ void ReplyWriter::on_text(int64_t index, std::string_view piece) {
   last_sign_ = Clock::now();
 }
 
-void ReplyWriter::end_choice(int64_t index, const generate::Answer& answer, EndCause cause) {
+void ReplyWriter::end_choice(int64_t index, generate::Answer answer, EndCause cause) {
   Choice& c = choice(index);
   start();
   if (!c.begun) {
@@ -141,46 +139,40 @@ void ReplyWriter::end_choice(int64_t index, const generate::Answer& answer, EndC
     begin_choice(index);
   }
   write_last(index);
-  c.tokens = static_cast<int64_t>(answer.token_ids.size());
   c.ending.cause = cause;
   if (cause == EndCause::kStopString) c.ending.stop_string = answer.stop_string;
-  if (c.loop) {
-    c.ending.repetition = c.loop;
-    const auto sensible = std::min(static_cast<size_t>(c.loop->sensible_tokens()), answer.token_ids.size());
-    c.ending.sensible_characters = characters(setup_.tokenizer.decode(std::span(answer.token_ids).first(sensible), true));
+  if (c.ending.repetition) {
+    const auto sensible = std::min(static_cast<size_t>(c.ending.repetition->sensible_tokens()), answer.token_ids.size());
+    c.ending.sensible_characters = text::count_characters(setup_.tokenizer.decode(std::span(answer.token_ids).first(sensible), true));
   }
-  if (setup_.grounding) {
-    std::vector<generate::GroundedVisual> visuals;
-    for (const generate::VisualReport& v : answer.visuals) visuals.push_back({v.info.width, v.info.height, v.info.is_video});
-    c.grounding = generate::parse_grounding(c.content, visuals);
-  }
-  c.answer = answer;
-  c.answer->text.clear();
+  answer.text = c.content;  // without reasoning and calls
+  if (setup_.grounding) c.grounding = generate::grounding_of(answer);
+  answer.text.clear();
+  c.answer = std::move(answer);
   --open_;
   if (setup_.stream) {
-    const RequestFacts about = facts();
-    send_event(end_chunk(index, open_ == 0 && !setup_.include_usage ? &about : nullptr));
+    const std::optional<RequestFacts> about = open_ == 0 && !setup_.include_usage ? std::optional(facts()) : std::nullopt;
+    send_event(end_chunk(index, about ? &*about : nullptr));
   }
   if (open_ == 0) finish();
 }
 
-void ReplyWriter::on_done(int64_t index, const generate::Answer& answer) {
+void ReplyWriter::on_done(int64_t index, generate::Answer answer) {
   std::lock_guard lock(mutex_);
   if (over_) return;
-  Choice& c = choice(index);
   EndCause cause = cause_of(answer.cause);
-  if (answer.cause == generate::EndCause::kCallback) cause = c.loop ? EndCause::kRepetition : EndCause::kToolCall;
-  end_choice(index, answer, cause);
+  if (answer.cause == generate::EndCause::kCallback) cause = choice(index).ending.repetition ? EndCause::kRepetition : EndCause::kToolCall;
+  end_choice(index, std::move(answer), cause);
 }
 
-void ReplyWriter::on_failure(int64_t index, const Failure& failure) {
+void ReplyWriter::on_failure(int64_t index, Failure failure) {
   std::function<void()> tell;
   {
     std::lock_guard lock(mutex_);
     if (over_) return;
     using Kind = Failure::Kind;
     // What was said by then is worth having, and usage says what it was.
-    if (failure.kind == Kind::kTimeout && !failure.partial.token_ids.empty()) return end_choice(index, failure.partial, EndCause::kTimeout);
+    if (failure.kind == Kind::kTimeout && !failure.partial.token_ids.empty()) return end_choice(index, std::move(failure.partial), EndCause::kTimeout);
     switch (failure.kind) {
       case Kind::kTimeout:
         give_up(request_timeout(setup_.time_limit_s));
@@ -283,8 +275,8 @@ namespace {
 
 class ChatReplyWriter : public ReplyWriter {
  public:
-  ChatReplyWriter(const ChatRequest& request, Setup setup) : ReplyWriter(std::move(setup)), stream_(setup_.head, setup_.include_usage) {
-    wants_logprobs_ = request.logprobs;
+  ChatReplyWriter(const ChatRequest& request, Setup setup)
+      : ReplyWriter(std::move(setup)), stream_(setup_.head, setup_.include_usage), wants_logprobs_(request.logprobs) {
     SplitterOptions options;
     options.reasoning = request.thinking ? SplitterOptions::Reasoning::kBegun : SplitterOptions::Reasoning::kNone;
     if (request.tool_choice.kind != ToolChoice::Kind::kNone) {
@@ -306,41 +298,33 @@ class ChatReplyWriter : public ReplyWriter {
 
   void write_last(int64_t index) override {
     write(index, choice(index).splitter->finish());
-    // Tokens without text of their own (parts of tags, stop strings).
-    if (wants_logprobs_) {
-      Choice& c = choice(index);
-      last_logprobs_ = c.pending;
-      c.logprobs.insert(c.logprobs.end(), c.pending.begin(), c.pending.end());
-      c.pending.clear();
-    }
+    last_logprobs_ = next_logprobs(index);  // of tokens without text of their own (parts of tags, stop strings)
   }
 
   void write(int64_t index, const std::vector<AnswerEvent>& events) {
     Choice& c = choice(index);
     for (const AnswerEvent& e : events) {
-      const std::vector<TokenLogprob>* logprobs = take_logprobs(index);
+      const std::vector<TokenLogprob> logprobs = next_logprobs(index);
       switch (e.kind) {
         case AnswerEvent::Kind::kReasoning:
           c.reasoning += e.text;
-          if (setup_.stream) send_event(stream_.reasoning(index, e.text, logprobs));
+          if (setup_.stream) send_event(stream_.reasoning(index, e.text, if_any(logprobs)));
           break;
         case AnswerEvent::Kind::kContent:
           c.content += e.text;
-          if (setup_.stream) send_event(stream_.content(index, e.text, logprobs));
+          if (setup_.stream) send_event(stream_.content(index, e.text, if_any(logprobs)));
           break;
         case AnswerEvent::Kind::kToolCall:
           c.calls.push_back({new_id("call_"), e.name, e.text});
-          if (setup_.stream) send_event(stream_.tool_call(index, e.index, c.calls.back(), logprobs));
+          if (setup_.stream) send_event(stream_.tool_call(index, e.index, c.calls.back(), if_any(logprobs)));
           break;
       }
-      c.pending.clear();
     }
   }
 
   Json end_chunk(int64_t index, const RequestFacts* facts) override {
     const Choice& c = choice(index);
-    return stream_.end(index, c.ending, !c.calls.empty(), c.grounding ? &*c.grounding : nullptr, facts,
-                       wants_logprobs_ && !last_logprobs_.empty() ? &last_logprobs_ : nullptr);
+    return stream_.end(index, c.ending, !c.calls.empty(), c.grounding ? &*c.grounding : nullptr, facts, if_any(last_logprobs_));
   }
 
   Json usage_chunk(const Usage& usage, const RequestFacts& facts) override { return stream_.usage(usage, facts); }
@@ -363,36 +347,34 @@ class ChatReplyWriter : public ReplyWriter {
   }
 
   ChatStream stream_;
+  bool wants_logprobs_;
   std::vector<TokenLogprob> last_logprobs_;
 };
 
 class CompletionReplyWriter : public ReplyWriter {
  public:
   CompletionReplyWriter(const CompletionRequest& request, std::vector<std::string> prompts, Setup setup)
-      : ReplyWriter(std::move(setup)), stream_(setup_.head, setup_.include_usage), prompts_(std::move(prompts)), n_(request.n) {
-    wants_logprobs_ = request.logprobs.has_value();
-  }
+      : ReplyWriter(std::move(setup)), stream_(setup_.head, setup_.include_usage), prompts_(std::move(prompts)), n_(request.n), wants_logprobs_(request.logprobs.has_value()), characters_(choices_.size()) {}
 
  private:
   void begin_choice(int64_t index) override {
     if (prompts_.empty()) return;
     const std::string& echo = prompts_[static_cast<size_t>(index / n_)];
-    write_text(index, echo);
+    if (setup_.stream) send_event(stream_.piece(index, echo, nullptr, 0));
+    choice(index).content = echo;
+    characters_[static_cast<size_t>(index)] = text::count_characters(echo);
   }
 
   void write_text(int64_t index, std::string_view piece) override {
-    Choice& c = choice(index);
-    const int64_t offset = characters(c.content);
-    c.content += piece;
-    const std::vector<TokenLogprob>* logprobs = take_logprobs(index);
-    if (setup_.stream) send_event(stream_.piece(index, piece, logprobs, offset));
-    c.pending.clear();
+    int64_t& characters = characters_[static_cast<size_t>(index)];
+    const std::vector<TokenLogprob> logprobs = next_logprobs(index);
+    if (setup_.stream) send_event(stream_.piece(index, piece, if_any(logprobs), characters));
+    choice(index).content += piece;
+    characters += text::count_characters(piece);
   }
 
   void write_last(int64_t index) override {
-    Choice& c = choice(index);
-    c.logprobs.insert(c.logprobs.end(), c.pending.begin(), c.pending.end());
-    c.pending.clear();
+    if (!choice(index).pending.empty()) write_text(index, "");  // tokens without text of their own
   }
 
   Json end_chunk(int64_t index, const RequestFacts* facts) override { return stream_.end(index, choice(index).ending, facts); }
@@ -412,6 +394,8 @@ class CompletionReplyWriter : public ReplyWriter {
   TextStream stream_;
   std::vector<std::string> prompts_;
   int64_t n_;
+  bool wants_logprobs_;
+  std::vector<int64_t> characters_;  // of each choice's content
 };
 
 }  // namespace

@@ -65,16 +65,13 @@ class ReplyWriter : public std::enable_shared_from_this<ReplyWriter> {
   struct Choice {
     std::unique_ptr<AnswerSplitter> splitter;
     generate::RepetitionGuard guard;
-    std::optional<generate::Repetition> loop;
     bool wants_end = false;  // the one tool call is whole
     std::string content;     // bytes of text that went out
     std::string reasoning;
     std::vector<ToolCallOut> calls;
-    std::vector<TokenLogprob> pending;  // of tokens whose text is not out yet
-    std::vector<TokenLogprob> logprobs;
-    int64_t tokens = 0;
+    std::vector<TokenLogprob> pending;   // of tokens whose text is not out yet
+    std::vector<TokenLogprob> logprobs;  // of a whole reply
     int64_t reasoning_tokens = 0;
-    int64_t loop_characters = 0;
     bool begun = false;
     Ending ending;
     std::optional<generate::Grounding> grounding;
@@ -89,12 +86,12 @@ class ReplyWriter : public std::enable_shared_from_this<ReplyWriter> {
   virtual Json reply(const Usage& usage, const RequestFacts& facts) = 0;
 
   void send_event(const Json& object) { setup_.responder->write(sse_event(object)); }
-  // The log-probabilities that belong to the next piece of text, or nullptr.
-  const std::vector<TokenLogprob>* take_logprobs(int64_t index);
+  // The log-probabilities that go out with the next piece of text: a stream sends them with it, a whole reply keeps them
+  // (none is returned).
+  std::vector<TokenLogprob> next_logprobs(int64_t index);
   Choice& choice(int64_t index) { return choices_[static_cast<size_t>(index)]; }
 
   Setup setup_;
-  bool wants_logprobs_ = false;
   std::vector<Choice> choices_;
 
  private:
@@ -102,10 +99,10 @@ class ReplyWriter : public std::enable_shared_from_this<ReplyWriter> {
   void on_progress(int64_t index, generate::Phase phase, int64_t done, int64_t total);
   bool on_token(int64_t index, const generate::SaidToken& token);
   void on_text(int64_t index, std::string_view piece);
-  void on_done(int64_t index, const generate::Answer& answer);
-  void on_failure(int64_t index, const Failure& failure);
+  void on_done(int64_t index, generate::Answer answer);
+  void on_failure(int64_t index, Failure failure);
   void start();  // the head of the stream, once
-  void end_choice(int64_t index, const generate::Answer& answer, EndCause cause);
+  void end_choice(int64_t index, generate::Answer answer, EndCause cause);
   void finish();
   void give_up(const ApiError& error);
   RequestFacts facts() const;

@@ -10,7 +10,6 @@
 #include <optional>
 #include <semaphore>
 #include <thread>
-#include <unordered_set>
 
 #include "qvl/base/format.h"
 #include "qvl/base/stopwatch.h"
@@ -49,9 +48,6 @@ class Rate {
 
 struct Scheduler::Job {
   Request request;
-  generate::Prompt prompt;          // without features
-  std::vector<std::string> pictures;  // their keys
-  int64_t patches = 0;              // of all pictures
   Clock::time_point submitted;
   std::shared_ptr<Job> after;
   std::atomic<bool> cancel{false};
@@ -189,7 +185,7 @@ struct Scheduler::Impl {
       s.units[static_cast<int>(phase)] = total;
       s.left_ms = phase == Phase::kVision
                       ? patch_rate.ms_per_unit() * static_cast<double>(total - done) +
-                            token_rate.ms_per_unit() * static_cast<double>(job.prompt.ids.size())
+                            token_rate.ms_per_unit() * static_cast<double>(job.request.prompt.ids.size())
                       : token_rate.ms_per_unit() * static_cast<double>(total - done);
       job.request.sink->progress(phase, done, total);
       yield(s);
@@ -202,8 +198,7 @@ struct Scheduler::Impl {
       donors.push_back(other->pipeline.get());
     }
     try {
-      s.answering = job.request.prompt_ids.empty() ? s.pipeline->begin(job.request.conversation, job.request.options, callbacks, donors)
-                                                   : s.pipeline->begin(job.request.prompt_ids, job.request.options, callbacks, donors);
+      s.answering = s.pipeline->begin(job.request.prompt, job.request.visuals, job.request.options, callbacks, donors);
     } catch (...) {
       s.error = std::current_exception();
     }
@@ -256,7 +251,7 @@ struct Scheduler::Impl {
     s.settled = true;
     s.settled.notify_all();
     if (answer && answer->reason != generate::FinishReason::kCancelled) {
-      job.request.sink->done(*answer);
+      job.request.sink->done(*std::move(answer));
     } else {
       Failure failure;
       if (s.error && !job.ended_early()) {
@@ -265,7 +260,7 @@ struct Scheduler::Impl {
         explain_early_end(job, failure);
       }
       if (answer) failure.partial = *std::move(answer);
-      job.request.sink->failed(failure);
+      job.request.sink->failed(std::move(failure));
     }
     if (s.answering && !s.error) s.answering->keep();
     s.answering.reset();
@@ -294,9 +289,8 @@ struct Scheduler::Impl {
     return out;
   }
 
-  void fail_waiting(const std::shared_ptr<Job>& job, Failure failure) {
-    job->read = true;
-    job->request.sink->failed(failure);
+  auto count(Slot::State state) const {
+    return std::count_if(slots.begin(), slots.end(), [state](const auto& s) { return s->state == state; });
   }
 
   // Takes the dead out of the queue. Called with the lock held; returns them, for their sinks to be told without it.
@@ -327,9 +321,10 @@ struct Scheduler::Impl {
     return std::any_of(slots.begin(), slots.end(), [&](const auto& s) { return s->job && s->job->request.client == client; });
   }
 
-  // The next job that may begin: of the client with the fewest answers in the making, among equals the one whose last
+  // Begins the next job, if one may: of the client with the fewest answers in the making, among equals the one whose last
   // turn is longest ago. With the lock held.
-  std::shared_ptr<Job> next_job() {
+  bool admit_next() {
+    if (count(Slot::State::kIdle) == 0) return false;
     std::deque<std::shared_ptr<Job>>* best = nullptr;
     std::pair<int64_t, uint64_t> best_rank;
     const std::string* client = nullptr;
@@ -343,23 +338,24 @@ struct Scheduler::Impl {
       if (best && !(rank < best_rank)) continue;
       best = &line, best_rank = rank, client = &name;
     }
-    if (!best) return nullptr;
-    if (!make_room(*best->front())) return nullptr;
+    if (!best) return false;
+    Slot& slot = slot_for(*best->front());
+    if (!make_room(*best->front(), slot)) return false;
     std::shared_ptr<Job> job = std::move(best->front());
     last_turn[*client] = ++turns;
     best->pop_front();
     --waiting_count;
     if (best->empty()) waiting.erase(waiting.find(*client));
-    return job;
+    admit(slot, std::move(job));
+    return true;
   }
 
   int64_t kv_need(const Job& job) const {
-    return (static_cast<int64_t>(job.prompt.ids.size()) + job.request.options.max_tokens) * kv_bytes_per_token;
+    return (static_cast<int64_t>(job.request.prompt.ids.size()) + job.request.options.max_tokens) * kv_bytes_per_token;
   }
 
-  // Forgets idle timelines until the job fits; false when answers in the making hold too much. Never of the timeline that
-  // the job would go on with, if another will do.
-  bool make_room(const Job& job) {
+  // Forgets idle timelines, but not the job's `own`, until the job fits; false when answers in the making hold too much.
+  bool make_room(const Job& job, const Slot& own) {
     if (options.kv_limit_bytes <= 0) return true;
     const int64_t room = options.kv_limit_bytes - kv_need(job);
     const auto held = [&] {
@@ -367,16 +363,10 @@ struct Scheduler::Impl {
       for (const auto& s : slots) bytes += s->state == Slot::State::kIdle ? kv_bytes(*s) : s->kv_reserved;
       return bytes;
     };
-    Slot* own = nullptr;
-    for (const auto& s : slots) {
-      if (s->state == Slot::State::kIdle && (!own || s->pipeline->session().cached_prefix(job.prompt) > own->pipeline->session().cached_prefix(job.prompt)))
-        own = s.get();
-    }
-    if (!own) return false;
-    while (held() - kv_bytes(*own) > room) {
+    while (held() - kv_bytes(own) > room) {
       Slot* oldest = nullptr;
       for (const auto& s : slots) {
-        if (s.get() == own || s->state != Slot::State::kIdle || kv_bytes(*s) == 0) continue;
+        if (s.get() == &own || s->state != Slot::State::kIdle || kv_bytes(*s) == 0) continue;
         if (!oldest || s->last_used < oldest->last_used) oldest = s.get();
       }
       if (!oldest) return false;
@@ -388,19 +378,20 @@ struct Scheduler::Impl {
 
   static int64_t kv_bytes(const Slot& s) { return static_cast<int64_t>(s.pipeline->session().cache_bytes()); }
 
-  // The idle slot that holds the longest beginning of the prompt, among equals the one used longest ago.
-  Slot* slot_for(const Job& job) {
+  // The idle slot, of which there must be one, that holds the longest beginning of the prompt, among equals the one used
+  // longest ago.
+  Slot& slot_for(const Job& job) {
     Slot* best = nullptr;
     int64_t best_cached = -1;
     for (const auto& s : slots) {
       if (s->state != Slot::State::kIdle) continue;
-      const int64_t cached = s->pipeline->session().cached_prefix(job.prompt);
+      const int64_t cached = s->pipeline->session().cached_prefix(job.request.prompt);
       if (!best || cached > best_cached || (cached == best_cached && s->last_used < best->last_used)) {
         best = s.get();
         best_cached = cached;
       }
     }
-    return best;
+    return *best;
   }
 
   void admit(Slot& s, std::shared_ptr<Job> job) {
@@ -409,15 +400,16 @@ struct Scheduler::Impl {
     s.slice_ms[0] = s.slice_ms[1] = 0;
     s.units[0] = s.units[1] = 0;
     s.phase = Phase::kPrefill;
-    const int64_t cached = s.pipeline->session().cached_prefix(job->prompt);
+    const generate::Prompt& prompt = job->request.prompt;
+    const int64_t cached = s.pipeline->session().cached_prefix(prompt);
     double patches = 0;
-    const std::vector<bool> needed = s.pipeline->session().visuals_needed(job->prompt, cached);
+    const std::vector<bool> needed = s.pipeline->session().visuals_needed(prompt, cached);
     for (size_t i = 0; i < needed.size(); ++i) {
-      if (needed[i] && !memory->find(job->prompt.visuals[i].key)) patches += static_cast<double>(job->prompt.visuals[i].grid.patches());
+      if (needed[i] && !memory->find(prompt.visuals[i].key)) patches += static_cast<double>(prompt.visuals[i].grid.patches());
     }
     s.encodes = patches > 0;
     s.left_ms = patches * patch_rate.ms_per_unit() +
-                static_cast<double>(static_cast<int64_t>(job->prompt.ids.size()) - cached) * token_rate.ms_per_unit();
+                static_cast<double>(static_cast<int64_t>(prompt.ids.size()) - cached) * token_rate.ms_per_unit();
     s.kv_reserved = kv_need(*job);
     s.job = std::move(job);
     s.state = Slot::State::kReading;
@@ -428,8 +420,10 @@ struct Scheduler::Impl {
     if (s.begun || !s.encodes) return false;
     for (const Slot* other : readers) {
       if (other == &s || !other->begun || !other->encodes) continue;
-      for (const std::string& key : s.job->pictures) {
-        if (std::find(other->job->pictures.begin(), other->job->pictures.end(), key) != other->job->pictures.end()) return true;
+      for (const generate::PromptVisual& theirs : other->job->request.prompt.visuals) {
+        for (const generate::PromptVisual& mine : s.job->request.prompt.visuals) {
+          if (mine.key == theirs.key) return true;
+        }
       }
     }
     return false;
@@ -449,13 +443,12 @@ struct Scheduler::Impl {
 
   void read_slice(Slot& s) {
     const auto start = Clock::now();
-    const Phase phase = s.phase;
     s.begun = true;
     s.go.release();
     s.back.acquire();
     const double ms = ms_since(start);
     s.kv_now = kv_bytes(s);
-    s.slice_ms[static_cast<int>(s.begun ? s.phase : phase)] += ms;
+    s.slice_ms[static_cast<int>(s.phase)] += ms;
     reading_ms += ms;
     if (s.answering || s.error) end_reading(s);
   }
@@ -501,14 +494,7 @@ struct Scheduler::Impl {
       live.resize(most);
     }
     if (live.empty()) return;
-    const int64_t rows_each = engine::kMaxDecodeRows / static_cast<int64_t>(live.size());
-    int64_t rows = 0;
-    std::vector<generate::Generation*> generations;
-    for (Slot* s : live) {
-      generations.push_back(s->answering->generation());
-      rows += generations.back()->next_rows(rows_each);
-    }
-    step(live, generations);
+    const int64_t rows = step(live);
     for (Slot* s : live) {
       if (s->state != Slot::State::kWriting) continue;
       s->kv_now = kv_bytes(*s);
@@ -520,20 +506,25 @@ struct Scheduler::Impl {
     counters.decode_rows += rows;
   }
 
-  // What fails for several is tried for each alone, so that one broken answer does not take the others with it.
-  void step(const std::vector<Slot*>& live, const std::vector<generate::Generation*>& generations) {
+  // The rows that were computed. What fails for several is tried for each alone, so that one broken answer does not take
+  // the others with it.
+  int64_t step(const std::vector<Slot*>& live) {
+    std::vector<generate::Generation*> generations;
+    for (Slot* s : live) generations.push_back(s->answering->generation());
     try {
-      generate::decode_step(*engine, generations, {});
+      return generate::decode_step(*engine, generations).rows;
     } catch (...) {
       if (live.size() == 1) {
         live[0]->error = std::current_exception();
         begin_finish(*live[0]);
-        return;
-      }
-      for (Slot* s : live) {
-        if (!s->answering->done()) step({s}, {s->answering->generation()});
+        return 0;
       }
     }
+    int64_t rows = 0;
+    for (Slot* s : live) {
+      if (!s->answering->done()) rows += step({s});
+    }
+    return rows;
   }
 
   void main() {
@@ -541,34 +532,27 @@ struct Scheduler::Impl {
       std::vector<std::shared_ptr<Job>> ended;
       {
         std::unique_lock lock(mutex);
-        const auto busy = [&] { return !in_state(Slot::State::kReading).empty() || !in_state(Slot::State::kWriting).empty(); };
+        const auto busy = [&] { return count(Slot::State::kReading) + count(Slot::State::kWriting) > 0; };
         for (;;) {
           ended = take_ended();
           check_deadlines();
-          while (slot_for_any()) {
-            std::shared_ptr<Job> job = next_job();
-            if (!job) break;
-            admit(*slot_for(*job), job);
+          while (admit_next()) {
           }
           if (!ended.empty() || busy() || (quit && waiting_count == 0)) break;
           wait_for_work(lock);
         }
-        if (quit && waiting_count == 0 && !busy() && in_state(Slot::State::kFinishing).empty() && ended.empty()) return;
-        const size_t readers = in_state(Slot::State::kReading).size();
-        alone = readers == 1 && in_state(Slot::State::kWriting).empty() && waiting_count == 0 && !stopping;
+        if (quit && waiting_count == 0 && !busy() && count(Slot::State::kFinishing) == 0 && ended.empty()) return;
+        alone = count(Slot::State::kReading) == 1 && count(Slot::State::kWriting) == 0 && waiting_count == 0 && !stopping;
       }
       for (const auto& job : ended) {
         Failure failure;
         explain_early_end(*job, failure);
-        fail_waiting(job, failure);
+        job->read = true;
+        job->request.sink->failed(std::move(failure));
       }
       if (!ended.empty()) all_ended.notify_all();
       compute();
     }
-  }
-
-  bool slot_for_any() const {
-    return std::any_of(slots.begin(), slots.end(), [](const auto& s) { return s->state == Slot::State::kIdle; });
   }
 
   void check_deadlines() {
@@ -647,15 +631,9 @@ generate::Pipeline& Scheduler::loader() { return impl_->loader; }
 
 Scheduler::Ticket Scheduler::submit(Request request, const Ticket& after) {
   auto job = std::make_shared<Job>();
-  if (request.prompt_ids.empty()) {
-    job->prompt = impl_->loader.make_prompt(request.conversation, request.options);
-  } else {
-    job->prompt.ids = request.prompt_ids;
-  }
-  impl_->loader.session().check_context(job->prompt);
-  for (const generate::PromptVisual& v : job->prompt.visuals) job->pictures.push_back(v.key);
+  impl_->loader.session().check_context(request.prompt);
   if (impl_->options.kv_limit_bytes > 0) {
-    const int64_t tokens = static_cast<int64_t>(job->prompt.ids.size()) + request.options.max_tokens;
+    const int64_t tokens = static_cast<int64_t>(request.prompt.ids.size()) + request.options.max_tokens;
     if (tokens * impl_->kv_bytes_per_token > impl_->options.kv_limit_bytes) {
       fail(ErrorCode::kLimit, "serve", "prompt and max_tokens",
            cat("at most ", impl_->options.kv_limit_bytes / impl_->kv_bytes_per_token, " tokens (memory for keys and values)"),
@@ -669,8 +647,7 @@ Scheduler::Ticket Scheduler::submit(Request request, const Ticket& after) {
   {
     std::lock_guard lock(impl_->mutex);
     if (impl_->stopping) fail(ErrorCode::kCancelled, "serve", "the server stops");
-    const auto idle = std::count_if(impl_->slots.begin(), impl_->slots.end(), [](const auto& s) { return s->state == Slot::State::kIdle; });
-    if (impl_->waiting_count >= impl_->options.queue_limit + idle) {
+    if (impl_->waiting_count >= impl_->options.queue_limit + impl_->count(Slot::State::kIdle)) {
       const double s = impl_->mean_service_ms / 1e3 * static_cast<double>(impl_->waiting_count + 1) / static_cast<double>(impl_->slots.size());
       throw QueueFull(cat("[serve] queue: expected fewer than ", impl_->options.queue_limit, " waiting requests, got ", impl_->waiting_count), std::max(1.0, s));
     }
@@ -706,8 +683,7 @@ void Scheduler::stop(std::chrono::milliseconds grace) {
   impl.alone = false;
   impl.wake.notify_one();
   const auto idle = [&] {
-    return impl.waiting_count == 0 &&
-           std::all_of(impl.slots.begin(), impl.slots.end(), [](const auto& s) { return s->state == Slot::State::kIdle; });
+    return impl.waiting_count == 0 && impl.count(Slot::State::kIdle) == static_cast<ptrdiff_t>(impl.slots.size());
   };
   if (impl.all_ended.wait_for(lock, grace, idle)) return;
   for (auto& s : impl.slots) {

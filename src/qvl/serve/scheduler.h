@@ -53,8 +53,8 @@ class AnswerSink {
   // Every token said, an end token excepted; the text pieces it completes follow. False ends the answer there.
   virtual bool token(const generate::SaidToken& token) = 0;
   virtual void text(std::string_view piece) = 0;
-  virtual void done(const generate::Answer& answer) = 0;
-  virtual void failed(const Failure& failure) = 0;
+  virtual void done(generate::Answer answer) = 0;
+  virtual void failed(Failure failure) = 0;
 };
 
 // Thrown by submit(); the queue is full (HTTP: 429).
@@ -71,9 +71,9 @@ class Scheduler {
   using Clock = std::chrono::steady_clock;
 
   struct Request {
-    std::vector<generate::ChatMessage> conversation;
+    generate::Prompt prompt;  // without features
+    std::vector<std::shared_ptr<generate::Visual>> visuals;  // those of the prompt, in its order
     generate::AnswerOptions options;
-    std::vector<int32_t> prompt_ids;  // instead of a conversation: a prompt of text as it is
     std::string client;  // clients take turns: requests of one wait behind each other
     std::shared_ptr<AnswerSink> sink;
     Clock::time_point deadline = Clock::time_point::max();

@@ -45,8 +45,8 @@ class Listener : public AnswerSink {
     EXPECT_FALSE(over_);
     text_ += piece;
   }
-  void done(const generate::Answer& a) override { end(a, std::nullopt); }
-  void failed(const Failure& f) override { end(f.partial, f); }
+  void done(generate::Answer a) override { end(std::move(a), std::nullopt); }
+  void failed(Failure f) override { end(f.partial, f); }
 
   bool wait(std::chrono::milliseconds time = 20s) {
     std::unique_lock lock(mutex_);
@@ -75,11 +75,11 @@ class Listener : public AnswerSink {
   std::function<void(size_t)> on_token;
 
  private:
-  void end(const generate::Answer& a, std::optional<Failure> f) {
+  void end(generate::Answer a, std::optional<Failure> f) {
     std::lock_guard lock(mutex_);
     EXPECT_FALSE(over_) << "ended twice";
     over_ = true;
-    answer = a;
+    answer = std::move(a);
     failure = std::move(f);
     changed_.notify_all();
   }
@@ -103,11 +103,17 @@ class SchedulerTest : public ::testing::Test {
     scheduler_ = std::make_unique<Scheduler>(engine_, assets_, memory_, nullptr, options);
   }
 
+  void set_prompt(Scheduler::Request& out, const std::vector<generate::ChatMessage>& conversation) {
+    const generate::Pipeline pipeline(engine_, assets_, memory_, 16);
+    out.prompt = pipeline.make_prompt(conversation, out.options);
+    out.visuals = generate::visuals_of(conversation);
+  }
+
   Scheduler::Request request(std::string text, int64_t tokens = 20) {
     Scheduler::Request out;
-    out.conversation = {generate::user_message({}, std::move(text))};
     out.options.sampling.temperature = 1.0;
-    out.options.seed = std::hash<std::string>{}(out.conversation[0].message.parts[0].text);
+    out.options.seed = std::hash<std::string>{}(text);
+    set_prompt(out, {generate::user_message({}, std::move(text))});
     out.options.max_tokens = tokens;
     out.options.ignore_eos = true;
     out.client = "someone";
@@ -125,7 +131,9 @@ class SchedulerTest : public ::testing::Test {
   // What the request gets from a pipeline of its own.
   std::vector<int32_t> alone(const Scheduler::Request& request) {
     generate::Pipeline pipeline(engine_, assets_, std::make_shared<generate::ImageMemory>(size_t{1} << 30), 16);
-    return pipeline.answer(request.conversation, request.options).token_ids;
+    const auto answering = pipeline.begin(request.prompt, request.visuals, request.options);
+    if (!answering->done()) generate::run_alone(*engine_, *answering->generation(), nullptr);
+    return answering->finish().token_ids;
   }
 
   std::shared_ptr<FakeEngine> engine_;
@@ -310,7 +318,7 @@ TEST_F(SchedulerTest, ThePictureOfTwoRequestsIsEncodedOnce) {
   for (int i = 0; i < 4; ++i) {
     const auto visual = scheduler_->loader().load({.kind = generate::VisualInput::Kind::kImageFile, .path = kExamples / "shapes.png"});
     Scheduler::Request r = request("x", 6);
-    r.conversation = {generate::user_message({visual}, cat("Question ", i))};
+    set_prompt(r, {generate::user_message({visual}, cat("Question ", i))});
     listeners.push_back(submit(std::move(r)));
   }
   for (auto& l : listeners) {

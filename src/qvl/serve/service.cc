@@ -225,10 +225,11 @@ struct Service::Impl {
     return out;
   }
 
-  generate::AnswerOptions answer_options(const CommonRequest& request, int64_t choice) const {
+  // Of every choice; each but the first has another seed.
+  generate::AnswerOptions answer_options(const CommonRequest& request) const {
     generate::AnswerOptions out = options.defaults;
     out.sampling = generate::resolve_sampling(assets->generation, request.sampling);
-    if (request.seed) out.seed = *request.seed + static_cast<uint64_t>(choice);
+    if (request.seed) out.seed = *request.seed;
     if (request.max_tokens) out.max_tokens = *request.max_tokens;
     out.stop = request.stop;
     out.ignore_eos = request.ignore_eos;
@@ -323,13 +324,15 @@ struct Service::Impl {
     const auto deadline = Scheduler::Clock::now() + options.request_timeout;
     const ChatRequest request = parse_chat_request(http.body, facts);
     const Cancelled gone = [&] { return responder->gone(); };
-    std::vector<generate::ChatMessage> messages = conversation(request, gone);
-    generate::AnswerOptions answer = answer_options(request, 0);
+    const std::vector<generate::ChatMessage> messages = conversation(request, gone);
+    generate::AnswerOptions answer = answer_options(request);
     answer.tools = request.tools_json;
     answer.add_vision_id = request.add_vision_id;
     if (facts.variant == text::TemplateVariant::kThinking) answer.enable_thinking = request.thinking;
     if (request.logprobs) answer.top_logprobs = static_cast<int>(request.top_logprobs);
-    fit_context(static_cast<int64_t>(scheduler.loader().make_prompt(messages, answer).ids.size()), answer);
+    const generate::Prompt prompt = scheduler.loader().make_prompt(messages, answer);
+    const std::vector<std::shared_ptr<generate::Visual>> visuals = generate::visuals_of(messages);
+    fit_context(static_cast<int64_t>(prompt.ids.size()), answer);
 
     ReplyWriter::Setup common = setup(request, "chatcmpl-", responder, request.n);
     common.grounding = request.grounding;
@@ -337,8 +340,8 @@ struct Service::Impl {
     // Before anything is sent: a schema that cannot be is the request's fault.
     const ConstraintFactory constraints([this] { return grammar.valid() ? grammar.get() : nullptr; }, request);
     submit(responder, chat_reply_writer(request, std::move(common)), request.n, request.n, [&](int64_t i) {
-      Scheduler::Request out{.conversation = messages, .options = answer, .prompt_ids = {}, .client = client_of(http), .sink = {}, .deadline = deadline};
-      if (request.seed) out.options.seed = *request.seed + static_cast<uint64_t>(i);
+      Scheduler::Request out{.prompt = prompt, .visuals = visuals, .options = answer, .client = client_of(http), .sink = {}, .deadline = deadline};
+      if (answer.seed) out.options.seed = *answer.seed + static_cast<uint64_t>(i);
       out.options.constraint = constraints.make();
       return out;
     });
@@ -367,13 +370,14 @@ struct Service::Impl {
       longest = std::max(longest, static_cast<int64_t>(prompts.back().size()));
       if (request.echo) echo.push_back(assets->tokenizer.decode(prompts.back(), true));
     }
-    generate::AnswerOptions answer = answer_options(request, 0);
+    generate::AnswerOptions answer = answer_options(request);
     if (request.logprobs) answer.top_logprobs = static_cast<int>(*request.logprobs);
     fit_context(longest, answer);
     const int64_t choices = static_cast<int64_t>(prompts.size()) * request.n;
     submit(responder, completion_reply_writer(request, std::move(echo), setup(request, "cmpl-", responder, choices)), choices, request.n, [&](int64_t i) {
-      Scheduler::Request out{.conversation = {}, .options = answer, .prompt_ids = prompts[static_cast<size_t>(i / request.n)], .client = client_of(http), .sink = {}, .deadline = deadline};
-      if (request.seed) out.options.seed = *request.seed + static_cast<uint64_t>(i % request.n);
+      Scheduler::Request out{.prompt = {.ids = prompts[static_cast<size_t>(i / request.n)], .visuals = {}}, .visuals = {}, .options = answer,
+                             .client = client_of(http), .sink = {}, .deadline = deadline};
+      if (answer.seed) out.options.seed = *answer.seed + static_cast<uint64_t>(i % request.n);
       return out;
     });
   }
@@ -406,7 +410,7 @@ Service::~Service() = default;
 void Service::prepare(HttpOptions& http) {
   http.on_exchanged = [impl = impl_.get()](const Exchanged& e) {
     impl->metrics.counter("qvl_http_requests_total", "HTTP requests by route and status (0: the client left first)",
-                          {{"route", e.route.empty() ? "other" : e.route}, {"status", cat(e.gone && e.status == 0 ? 0 : e.status)}})
+                          {{"route", e.route.empty() ? "other" : e.route}, {"status", cat(e.status)}})
         .add();
     if (e.method == "POST") impl->total_s->observe(e.seconds);
     log_message(LogLevel::kInfo, cat("[serve] ", e.peer, " ", e.method.empty() ? "?" : e.method, " ", e.route.empty() ? "(no route)" : e.route, " ", e.status, " ", e.sent_bytes, " bytes ", static_cast<int64_t>(e.seconds * 1e3), " ms ", e.request_id, e.gone ? " gone" : ""));

@@ -73,6 +73,10 @@ bool is_valid_utf8(std::string_view bytes) {
   return valid_prefix(bytes) == bytes.size();
 }
 
+int64_t count_characters(std::string_view utf8) {
+  return std::count_if(utf8.begin(), utf8.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+}
+
 void append_sanitized(std::string_view bytes, std::string& out) {
   while (!bytes.empty()) {
     const size_t good = valid_prefix(bytes);

@@ -39,6 +39,8 @@ struct Utf8Unit {
 Utf8Unit next_utf8_unit(std::string_view bytes);
 
 bool is_valid_utf8(std::string_view bytes);
+// Characters of valid UTF-8; of any bytes, those that are not inside one.
+int64_t count_characters(std::string_view utf8);
 // Appends `bytes` with each maximal invalid part replaced by U+FFFD.
 void append_sanitized(std::string_view bytes, std::string& out);
 
