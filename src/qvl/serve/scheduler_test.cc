@@ -365,6 +365,37 @@ TEST_F(SchedulerTest, MemoryForKeysAndValuesIsBounded) {
   }
 }
 
+TEST_F(SchedulerTest, KeysAndValuesStayInTheirLimitWhicheverSlotIsTaken) {
+  // Eight bytes a token, as the fake cache has.
+  engine_->config_.text.num_layers = engine_->config_.text.num_kv_heads = engine_->config_.text.head_dim = 1;
+  const Scheduler::Request large = request(std::string(300, 'l'), 1), small = request("s", 1), middle = request(std::string(75, 'm'), 1);
+  const auto bytes = [](const Scheduler::Request& r) { return static_cast<int64_t>(8 * (r.prompt.ids.size() + 1)); };
+  ASSERT_GT(bytes(large), bytes(middle));
+  ASSERT_GT(bytes(middle), bytes(small) + 64);
+  const int64_t limit = bytes(large) + bytes(small) + 16;
+  ASSERT_LT(limit, bytes(large) + bytes(middle));
+  start({.slots = 2, .kv_limit_bytes = limit});
+  // The small one's slot is the one used longest ago, and both begin like the third prompt.
+  auto first = std::make_shared<Listener>();
+  std::shared_ptr<Listener> second;
+  Scheduler::Request both = large;
+  both.options.max_tokens = 2;
+  first->on_token = [&](size_t n) {
+    if (n == 1) second = submit(small);
+  };
+  both.sink = first;
+  scheduler_->submit(std::move(both));
+  ASSERT_TRUE(first->wait());
+  ASSERT_TRUE(second && second->wait());
+  auto touched = submit(large);
+  ASSERT_TRUE(touched->wait());
+  EXPECT_LE(scheduler_->load().kv_bytes, limit);
+  auto third = submit(middle);
+  ASSERT_TRUE(third->wait());
+  ASSERT_FALSE(third->failure);
+  EXPECT_LE(scheduler_->load().kv_bytes, limit);
+}
+
 TEST_F(SchedulerTest, StopWaitsForAnswersAndRefusesNewOnes) {
   start({.slots = 1});
   auto a = submit(request("A", 200));
