@@ -19,8 +19,6 @@ std::string display_name(const VisualInput& input) {
   return input.name.empty() ? input.path.string() : input.name;
 }
 
-const size_t kMaxFileBytes = image::DecodeLimits{}.max_file_bytes;
-
 }  // namespace
 
 std::vector<std::shared_ptr<Visual>> visuals_of(const std::vector<ChatMessage>& conversation) {
@@ -75,7 +73,7 @@ std::string Pipeline::content_key(const Visual& visual, const std::string& file_
   hash.add(cat(total, " frames at ", fps, "\n"));
   for (int64_t i : image::sample_frames(static_cast<int64_t>(total), fps, assets_->video)) {
     const auto frame = static_cast<size_t>(i);
-    const std::string bytes = in_memory ? input.frames[frame] : read_file(files[frame], kMaxFileBytes);
+    const std::string bytes = in_memory ? input.frames[frame] : read_file(files[frame], input.limits.max_file_bytes);
     hash.add(cat("frame ", i, " of ", bytes.size(), " bytes\n"));
     hash.add(bytes);
   }
@@ -101,7 +99,7 @@ void Pipeline::preprocess(Visual& visual, std::span<const std::shared_ptr<Visual
   const bool is_video = input.is_video();
   std::string file_bytes;
   if (input.kind == VisualInput::Kind::kImageFile) {
-    file_bytes = read_file(input.path, kMaxFileBytes);
+    file_bytes = read_file(input.path, input.limits.max_file_bytes);
   } else if (input.kind == VisualInput::Kind::kImageBytes) {
     file_bytes = input.bytes;
   }
@@ -117,6 +115,7 @@ void Pipeline::preprocess(Visual& visual, std::span<const std::shared_ptr<Visual
       if (!known && other->info_.key == info.key) known = other->info_;
     }
     if (known) {
+      image::check_dimensions(known->width, known->height, input.limits, display_name(input));
       visual.info_ = *std::move(known);
       visual.unreported_preprocess_ms_ += ms_since(start);
       return;
@@ -125,8 +124,8 @@ void Pipeline::preprocess(Visual& visual, std::span<const std::shared_ptr<Visual
   if (is_video) {
     image::PreprocessedVideo video =
         input.kind == VisualInput::Kind::kFrameBytes
-            ? image::load_video(input.frames, input.native_fps, assets_->video, visual.overrides_, {}, &engine_->pool(), input.name)
-            : image::load_video(input.path, input.native_fps, assets_->video, visual.overrides_, {}, &engine_->pool());
+            ? image::load_video(input.frames, input.native_fps, assets_->video, visual.overrides_, input.limits, &engine_->pool(), input.name)
+            : image::load_video(input.path, input.native_fps, assets_->video, visual.overrides_, input.limits, &engine_->pool());
     info.grid = video.grid;
     info.width = video.width, info.height = video.height;
     info.resized_width = video.resized_width, info.resized_height = video.resized_height;
@@ -134,7 +133,7 @@ void Pipeline::preprocess(Visual& visual, std::span<const std::shared_ptr<Visual
     visual.pixels_ = std::move(video.pixel_values);
   } else {
     const image::RgbImage decoded =
-        image::decode_image(std::as_bytes(std::span(file_bytes)), {}, display_name(input));
+        image::decode_image(std::as_bytes(std::span(file_bytes)), input.limits, display_name(input));
     image::PreprocessedImage image =
         image::preprocess_image(decoded, assets_->image, visual.overrides_, &engine_->pool());
     info.grid = image.grid;

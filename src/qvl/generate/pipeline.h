@@ -20,6 +20,7 @@
 #include "qvl/generate/generation.h"
 #include "qvl/generate/image_memory.h"
 #include "qvl/generate/session.h"
+#include "qvl/image/decode.h"
 #include "qvl/text/chat.h"
 
 namespace qvl::generate {
@@ -33,6 +34,7 @@ struct VisualInput {
   std::vector<std::string> frames;   // kFrameBytes: image files in memory, in the order of the video
   std::string name;                  // for messages; the path if empty
   std::optional<double> native_fps;  // of frames: recorded at (24 if unknown)
+  image::DecodeLimits limits;        // of each file, also where its features are remembered
 
   bool is_video() const { return kind == Kind::kFrameFolder || kind == Kind::kFrameBytes; }
 };

@@ -227,6 +227,29 @@ TEST_F(PipelineTest, BadPicturesAreNamed) {
             std::string::npos);
 }
 
+TEST_F(PipelineTest, LimitsHoldForRememberedPicturesToo) {
+  script("A red circle.");
+  Pipeline p = pipeline();
+  VisualInput picture{.kind = Kind::kImageFile, .path = kExamples / "shapes.png"};  // 192x160
+  VisualInput limited = picture;
+  limited.limits.max_pixels = 192 * 160 - 1;
+  const auto refused = [&] {
+    try {
+      p.load(limited);
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find("30719 pixels"), std::string::npos) << e.what();
+      return e.code() == ErrorCode::kLimit;
+    }
+    return false;
+  };
+  EXPECT_TRUE(refused());
+  p.answer({user_message({p.load(picture)}, "?")}, greedy());
+  ASSERT_EQ(engine_->calls_.encodes, 1);
+  EXPECT_TRUE(refused());
+  limited.limits.max_pixels += 1;
+  EXPECT_EQ(p.load(limited)->info().width, 192);
+}
+
 TEST_F(PipelineTest, APromptTooLongFailsBeforeAnythingIsEncoded) {
   engine_->config_.text.max_positions = 30;
   Pipeline p = pipeline();

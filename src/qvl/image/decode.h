@@ -27,6 +27,10 @@ struct DecodeLimits {
   int64_t max_aspect_ratio = 200;
 };
 
+// Throws kFormat for sides below 1, kLimit above the limits, naming `name`. Decoders call it before they take memory for
+// pixels.
+void check_dimensions(int64_t width, int64_t height, const DecodeLimits& limits, std::string_view name);
+
 // True when the name ends like one of the formats (".jpg", ".PNG", ...); says nothing about the contents.
 bool has_picture_extension(const std::filesystem::path& path);
 

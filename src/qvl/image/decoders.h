@@ -13,9 +13,6 @@
 
 namespace qvl::image {
 
-// Throws kFormat for sides below 1, kLimit above the limits. Called before memory for pixels is taken.
-void check_dimensions(int64_t width, int64_t height, const DecodeLimits& limits, std::string_view name);
-
 // An image of zeros; the size must have been checked.
 RgbImage allocate_image(int64_t width, int64_t height, ImageFormat format);
 

@@ -13,7 +13,6 @@
 #include "qvl/base/log.h"
 #include "qvl/base/stopwatch.h"
 #include "qvl/generate/report.h"
-#include "qvl/image/decode.h"
 #include "qvl/serve/constraint.h"
 #include "qvl/serve/reply_writer.h"
 #include "qvl/serve/openai_request.h"
@@ -198,6 +197,7 @@ struct Service::Impl {
   std::shared_ptr<generate::Visual> load_visual(const MediaRef& ref, const Cancelled& gone) {
     generate::VisualInput input;
     input.name = ref.param;
+    if (options.max_image_pixels > 0) input.limits.max_pixels = std::min(input.limits.max_pixels, options.max_image_pixels);
     if (ref.is_video) {
       input.kind = generate::VisualInput::Kind::kFrameBytes;
       input.frames = load_frames(ref, gone);
@@ -208,11 +208,7 @@ struct Service::Impl {
       input.bytes = load_media(ref.url, options.media, ref.param, gone);
     }
     try {
-      std::shared_ptr<generate::Visual> visual = scheduler.loader().load(std::move(input), pixels_of(ref));
-      const generate::VisualInfo& info = visual->info();
-      if (options.max_image_pixels > 0 && info.width * info.height > options.max_image_pixels)
-        throw ApiError(413, "invalid_request_error", "image_too_large", ref.param, cat("picture: expected at most ", options.max_image_pixels, " pixels (this server's limit), got ", info.width, "x", info.height));
-      return visual;
+      return scheduler.loader().load(std::move(input), pixels_of(ref));
     } catch (const Error& e) {
       throw to_api_error(e, ErrorSite::kMedia, ref.param);
     }
