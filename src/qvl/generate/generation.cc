@@ -27,9 +27,10 @@ bool speculates(const engine::Engine& engine, const Speculation& speculation) {
   return false;
 }
 
-int64_t id_limit(const engine::Engine& engine, const GenerateOptions& options) {
+GenerateOptions with_id_limit(const engine::Engine& engine, GenerateOptions options) {
   const int64_t vocabulary = engine.config().text.vocab_size;
-  return options.id_limit > 0 ? std::min(options.id_limit, vocabulary) : vocabulary;
+  options.id_limit = options.id_limit > 0 ? std::min(options.id_limit, vocabulary) : vocabulary;
+  return options;
 }
 
 }  // namespace
@@ -37,13 +38,12 @@ int64_t id_limit(const engine::Engine& engine, const GenerateOptions& options) {
 Generation::Generation(Session& session, GenerateOptions options, SaidTokenFn on_token,
                        const std::atomic<bool>* cancel)
     : session_(session),
-      options_(std::move(options)),
+      options_(with_id_limit(*session.engine_, std::move(options))),
       on_token_(std::move(on_token)),
       cancel_(cancel),
       speculates_(speculates(*session.engine_, options_.speculation)),
-      sampler_(options_.sampling, options_.seed, id_limit(*session.engine_, options_)),
+      sampler_(options_.sampling, options_.seed, options_.id_limit),
       start_(Clock::now()) {
-  options_.id_limit = id_limit(*session.engine_, options_);
   if (options_.max_tokens < 1)
     fail(ErrorCode::kInvalidArgument, "session", "max_tokens", "1 or more", cat(options_.max_tokens));
   if (options_.top_logprobs && (*options_.top_logprobs < 0 || *options_.top_logprobs > kMaxTopLogprobs)) {

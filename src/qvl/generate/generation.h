@@ -57,7 +57,6 @@ class Generation {
 
   // What was said so far, an end token included.
   const std::vector<int32_t>& ids() const { return result_.ids; }
-  const DecodeCounts& counts() const { return result_.counts; }
 
  private:
   friend struct DecodeStep;

@@ -85,26 +85,6 @@ std::string_view finish_reason_name(FinishReason reason) {
   return "";
 }
 
-std::string_view end_cause_name(EndCause cause) {
-  switch (cause) {
-    case EndCause::kEndToken:
-      return "end_token";
-    case EndCause::kStopString:
-      return "stop_string";
-    case EndCause::kCallback:
-      return "callback";
-    case EndCause::kConstraint:
-      return "constraint";
-    case EndCause::kMaxTokens:
-      return "max_tokens";
-    case EndCause::kContext:
-      return "context";
-    case EndCause::kCancelled:
-      return "cancelled";
-  }
-  return "";
-}
-
 Session::Session(std::shared_ptr<const engine::Engine> engine, int64_t prefill_chunk_tokens)
     : engine_(std::move(engine)), prefill_chunk_tokens_(prefill_chunk_tokens), drafter_(walls(engine_->config())) {
   if (prefill_chunk_tokens < 1) {

@@ -54,8 +54,6 @@ enum class EndCause {
   kContext,     // kLength: the model's context is full
   kCancelled,   // kCancelled
 };
-// "end_token", "stop_string", "callback", "constraint", "max_tokens", "context", "cancelled"
-std::string_view end_cause_name(EndCause cause);
 
 struct GenerateOptions {
   SamplingParams sampling;
