@@ -1,7 +1,8 @@
 """What the proofs of tests/server share: a running `qvl serve`, its metrics, pictures, and a way to fail.
 
-A proof is a module with NAME, ABOUT, server_options(options) -> list of options for `qvl serve`, and run(server, options)
--> facts to print. It fails by raising; `check` raises with a message that says what was expected.
+A proof is a module proof_NAME with ABOUT, server_options(options) -> list of options for `qvl serve`, and run(server, options)
+-> facts to print; or, where it starts its servers itself, with ABOUT and run_without_server(options, extra server options, log).
+It fails by raising; `check` raises with a message that says what was expected.
 """
 
 import base64
@@ -156,6 +157,21 @@ class Server:
             if time.monotonic() - start > timeout_s:
                 raise Failure(f"{what} are still active after {timeout_s} s: {busy}")
             time.sleep(0.002)
+
+    def bytes_of(self, method, path, body=None, headers=None):
+        """One HTTP/1.1 request as bytes. `headers` go over the usual ones; None leaves one out."""
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        lines = {"Host": f"{self.host}:{self.port}", "Authorization": f"Bearer {KEY}"}
+        if body is not None:
+            lines |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        lines |= headers or {}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value is not None)
+        return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + (body or b"")
+
+    def chat_bytes(self, messages, **fields):
+        """A streamed chat request as bytes."""
+        return self.bytes_of("POST", "/v1/chat/completions", {"model": "qvl", "messages": messages, "stream": True, **fields})
 
     # ---- the end
 

@@ -10,7 +10,6 @@ import time
 
 from harness import KEY, SHAPES, ask, check, equal
 
-NAME = "malformed"
 ABOUT = "10,000 malformed requests: no crash, no 5xx but by design, no leak, no stuck slot"
 
 # By design: not implemented, not now, not this version of HTTP.
@@ -79,34 +78,28 @@ def not_an_error_object(body):
 # ---- bytes
 
 
-def post(server, path, body, **headers):
-    if not isinstance(body, bytes):
-        body = json.dumps(body).encode()
-    lines = {"Host": f"{server.host}:{server.port}", "Authorization": f"Bearer {KEY}", "Content-Type": "application/json",
-             "Content-Length": str(len(body)), **{k.replace("_", "-"): v for k, v in headers.items()}}
-    return (f"POST {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items())).encode() + b"\r\n" + body
-
-
 def corpus(server):
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}
     chat = "/v1/chat/completions"
     small = {"model": "qvl", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
     image = {**small, "messages": [ask("Hi", SHAPES)]}
-    chunked = json.dumps(small).encode()
+    small_text = json.dumps(small).encode()
+
+    def post(path, body, headers=None):
+        return server.bytes_of("POST", path, body, headers)
+
     return [
-        post(server, chat, small), post(server, chat, image), post(server, chat, {**small, "stream": True}),
-        post(server, chat, {**small, "tools": [tool], "tool_choice": "required", "temperature": 0.5, "seed": 3}),
-        post(server, chat, {**small, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
+        post(chat, small), post(chat, image), post(chat, {**small, "stream": True}),
+        post(chat, {**small, "tools": [tool], "tool_choice": "required", "temperature": 0.5, "seed": 3}),
+        post(chat, {**small, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
             "type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}}}}),
-        post(server, chat, {**small, "logprobs": True, "top_logprobs": 5, "n": 2, "stop": ["a", "b"], "logit_bias": {"5": -3}}),
-        post(server, chat, {**small, "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": [
+        post(chat, {**small, "logprobs": True, "top_logprobs": 5, "n": 2, "stop": ["a", "b"], "logit_bias": {"5": -3}}),
+        post(chat, {**small, "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": [
             {"type": "text", "text": "äöü 大 \U0001f600"}]}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]}),
-        post(server, "/v1/completions", {"model": "qvl", "prompt": ["a", "b"], "max_tokens": 2, "logprobs": 1}),
-        f"GET /v1/models HTTP/1.1\r\nHost: {server.host}\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode(),
-        f"GET /health HTTP/1.1\r\nHost: {server.host}\r\n\r\n".encode(),
-        f"OPTIONS {chat} HTTP/1.1\r\nHost: {server.host}\r\nOrigin: http://a\r\nAccess-Control-Request-Method: POST\r\n\r\n".encode(),
-        post(server, chat, b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + f"{len(chunked):x}\r\n".encode() + chunked
-        + b"\r\n0\r\n\r\n",
+        post("/v1/completions", {"model": "qvl", "prompt": ["a", "b"], "max_tokens": 2, "logprobs": 1}),
+        server.bytes_of("GET", "/v1/models"), server.bytes_of("GET", "/health", headers={"Authorization": None}),
+        server.bytes_of("OPTIONS", chat, headers={"Authorization": None, "Origin": "http://a", "Access-Control-Request-Method": "POST"}),
+        post(chat, b"%x\r\n%s\r\n0\r\n\r\n" % (len(small_text), small_text), {"Content-Length": None, "Transfer-Encoding": "chunked"}),
     ]
 
 

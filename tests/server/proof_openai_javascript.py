@@ -6,7 +6,6 @@ from pathlib import Path
 
 from harness import KEY, ROOT, WITH_KEY, check
 
-NAME = "openai_javascript"
 ABOUT = "the official openai JavaScript client"
 
 

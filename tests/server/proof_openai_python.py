@@ -12,7 +12,6 @@ from pydantic import BaseModel
 
 from harness import KEY, PHOTO, SHAPES, WITH_KEY, ask, check, data_url, equal, run_cli
 
-NAME = "openai_python"
 ABOUT = f"the official openai Python client {openai.__version__}"
 
 QUESTION = "How many circles are there?"

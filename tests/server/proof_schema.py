@@ -9,7 +9,6 @@ import jsonschema
 
 from harness import Failure, ask, check, eval_pictures
 
-NAME = "schema"
 ABOUT = "schema-constrained answers with pictures are valid, every one"
 
 

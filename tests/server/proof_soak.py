@@ -12,9 +12,7 @@ import jsonschema
 
 from harness import KEY, Failure, ask, check, equal, eval_pictures, percentile, slope_per_minute, sse_events
 from proof_schema import SCHEMAS
-from proof_vanish import bytes_of
 
-NAME = "soak"
 ABOUT = "mixed load (text, pictures, streams, cancels, errors, schemas), flat memory"
 CLIENTS = 6
 # Schemas that allow answers without an end.
@@ -99,7 +97,7 @@ class Load:
 
     def cancel(self, rng):
         with socket.create_connection((self.server.host, self.server.port), timeout=60) as connection:
-            connection.sendall(bytes_of(self.server, [ask("Hello")], max_tokens=4000, ignore_eos=True, temperature=1))
+            connection.sendall(self.server.chat_bytes([ask("Hello")], max_tokens=4000, ignore_eos=True, temperature=1))
             check(b" 200 " in connection.recv(4096)[:20], "no stream to cancel")
 
     def error(self, rng):

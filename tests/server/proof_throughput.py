@@ -13,7 +13,6 @@ from harness import KEY, Failure, Server, ask, check
 
 import http.client
 
-NAME = "throughput"
 ABOUT = "two streaming clients get at least 1.6 times the tokens a second of one"
 WANTED = 1.6
 ROUNDS = 4

@@ -6,7 +6,6 @@ import itertools
 
 from harness import ROOT, Server, ask, check, equal, eval_pictures
 
-NAME = "turns"
 ABOUT = "cold and cached answers have the same tokens, five pictures in every order, ten turns"
 
 # Turns 1 to 5 bring a picture each; then only questions.

@@ -1,28 +1,19 @@
 """Clients that go away in the middle of a stream, politely (FIN) and not (RST), and before it begins."""
 
-import json
 import socket
 import statistics
 import struct
 import threading
 import time
 
-from harness import KEY, SHAPES, ask, check, equal
+from harness import SHAPES, ask, check, equal
 
-NAME = "vanish"
 ABOUT = "200 clients vanish mid-stream; nothing stays active"
 CLIENTS = 200
 
 
 def server_options(options):
     return ["--queue", str(CLIENTS)]
-
-
-def bytes_of(server, messages, **fields):
-    body = json.dumps({"model": "qvl", "messages": messages, "stream": True, **fields}).encode()
-    head = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: {server.host}:{server.port}\r\nAuthorization: Bearer {KEY}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n")
-    return head.encode() + body
 
 
 def step_seconds(server):
@@ -34,7 +25,7 @@ def step_seconds(server):
 
 def vanish(server, number, seen):
     long = dict(max_tokens=4000, ignore_eos=True, temperature=1, seed=number)
-    request = bytes_of(server, [ask("Describe this image.", SHAPES) if number % 3 == 0 else ask("Hello")], **long)
+    request = server.chat_bytes([ask("Describe this image.", SHAPES) if number % 3 == 0 else ask("Hello")], **long)
     with socket.create_connection((server.host, server.port), timeout=120) as connection:
         if number % 10 == 9:  # before the answer, and before the request is complete
             connection.sendall(request if number % 20 == 9 else request[: len(request) // 2])
