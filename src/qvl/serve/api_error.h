@@ -1,5 +1,5 @@
 // What a client is told when a request is refused or fails: status, and the error object of OpenAI's API to the letter.
-// Every refusal of the server ends here, whoever finds it: HTTP, parser, media, scheduler.
+// What parser, service and scheduler refuse ends here.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +16,14 @@ namespace qvl::serve {
 
 // Thrown by whatever looks at a request. what() is the message.
 struct ApiError : std::runtime_error {
-  ApiError(int status_, std::string type_, std::string code_, std::string param_, const std::string& message)
-      : std::runtime_error(message), status(status_), type(std::move(type_)), code(std::move(code_)),
-        param(std::move(param_)) {}
+  ApiError(ErrorCodeName name, std::string_view param_, const std::string& message)
+      : std::runtime_error(message), status(name.status()), type(name.type()), code(name.code()), param(param_), name_(name) {}
+  // Status and type said once more, for the reader.
+  ApiError(int, std::string_view, ErrorCodeName name, std::string_view param_, const std::string& message) : ApiError(name, param_, message) {}
 
   int status;                          // of HTTP, 400..599
   std::string type;                    // "invalid_request_error", "rate_limit_error", "server_error"
-  std::string code;                    // "invalid_value", "context_length_exceeded", ...; empty: null
+  std::string code;                    // "invalid_value", "context_length_exceeded", ...: error_codes.h
   std::string param;                   // "messages[2].content[0].image_url.url"; empty: null
   std::optional<int> retry_after_s;    // becomes the header Retry-After
 
@@ -30,19 +31,17 @@ struct ApiError : std::runtime_error {
   Json to_json() const;
   // The reply, Retry-After included; send_error() sends it.
   ErrorReply reply() const;
+
+ private:
+  ErrorCodeName name_;
 };
 
-// 400 invalid_request_error.
-ApiError bad_request(std::string_view code, std::string_view param, const std::string& message);
+// For what is wrong with the request itself.
+inline ApiError bad_request(ErrorCodeName name, std::string_view param, const std::string& message) { return {name, param, message}; }
 
-// The rest of what a server says no with. Limits stand in the messages.
-ApiError unauthorized();                                              // 401 invalid_api_key
-ApiError no_such_route(std::string_view method, std::string_view path);  // 404 unknown_url
-ApiError method_not_allowed(std::string_view method, std::string_view path);  // 405
+// The rest of what the service says no with; what is refused before a body is read, http_gate.cc says. Limits stand in the messages.
 ApiError model_not_found(std::string_view model);                     // 404 model_not_found
 ApiError request_timeout(double limit_s);                             // 408 request_timeout
-ApiError body_too_large(uint64_t limit_bytes);                        // 413 request_too_large
-ApiError unsupported_media_type(std::string_view got);                // 415
 ApiError queue_full(int64_t waiting, int retry_after_s);              // 429 rate_limit_exceeded
 ApiError shutting_down(int retry_after_s);                            // 503 server_shutting_down
 ApiError internal_error();                                            // 500; says nothing of the cause, the log does
@@ -58,12 +57,12 @@ enum class ErrorSite {
 // whatever a stage throws: 500 internal_error()).
 //   code              kMedia                      kPrompt                          kGenerate
 //   kInvalidArgument  400 invalid_value           400 invalid_value                500
-//   kNotFound         400 media_not_found         400 invalid_value                500
+//   kNotFound         400 image_parse_error       400 invalid_value                500
 //   kIo               500                         500                              500
-//   kFormat           400 invalid_media           400 invalid_value                500
-//   kMismatch         400 invalid_media           400 invalid_value                500
-//   kUnsupported      400 unsupported_media       400 unsupported_value            500
-//   kLimit            413 media_too_large         400 context_length_exceeded      400 context_length_exceeded
+//   kFormat           400 image_parse_error       400 invalid_value                500
+//   kMismatch         400 image_parse_error       400 invalid_value                500
+//   kUnsupported      400 invalid_image_format    400 unsupported_value            500
+//   kLimit            413 image_too_large         400 context_length_exceeded      400 context_length_exceeded
 //   kCancelled        503 cancelled (a client that left reads nothing; this is for one that is still there)
 // `param` is the place in the request that it is about, if known.
 ApiError to_api_error(const Error& error, ErrorSite site, std::string_view param = {});

@@ -12,20 +12,25 @@ TEST(ApiError, TheObjectIsThatOfOpenAi) {
 }
 
 TEST(ApiError, EveryRefusalHasItsStatus) {
-  EXPECT_EQ(unauthorized().status, 401);
-  EXPECT_EQ(unauthorized().code, "invalid_api_key");
-  EXPECT_EQ(no_such_route("GET", "/x").status, 404);
+  EXPECT_EQ(model_not_found("x").status, 404);
   EXPECT_EQ(model_not_found("x").code, "model_not_found");
-  EXPECT_EQ(method_not_allowed("PUT", "/x").status, 405);
   EXPECT_EQ(request_timeout(1.5).status, 408);
-  EXPECT_EQ(body_too_large(10).status, 413);
-  EXPECT_EQ(unsupported_media_type("text/plain").status, 415);
   EXPECT_EQ(queue_full(3, 7).status, 429);
+  EXPECT_EQ(queue_full(3, 7).type, "rate_limit_error");
   EXPECT_EQ(queue_full(3, 7).retry_after_s, 7);
   EXPECT_EQ(shutting_down(5).status, 503);
   EXPECT_EQ(shutting_down(5).retry_after_s, 5);
   EXPECT_EQ(internal_error().status, 500);
   EXPECT_EQ(internal_error().type, "server_error");
+}
+
+TEST(ApiError, TheReplySaysTheSame) {
+  const ErrorReply reply = queue_full(3, 7).reply();
+  EXPECT_EQ(reply.status, 429);
+  EXPECT_EQ(reply.headers, (Headers{{"Retry-After", "7"}}));
+  EXPECT_EQ(Json::parse(reply.body()), queue_full(3, 7).to_json());
+  EXPECT_EQ(Json::parse(bad_request("invalid_type", "messages[0].role", "No.").reply().body()),
+            bad_request("invalid_type", "messages[0].role", "No.").to_json());
 }
 
 TEST(ApiError, WhatTheLibrarySaysDependsOnWhereItHappened) {
@@ -39,12 +44,12 @@ TEST(ApiError, WhatTheLibrarySaysDependsOnWhereItHappened) {
   using enum ErrorSite;
   const Case cases[] = {
       {kInvalidArgument, kMedia, 400, "invalid_value"}, {kInvalidArgument, kPrompt, 400, "invalid_value"}, {kInvalidArgument, kGenerate, 500, "internal_error"},
-      {kNotFound, kMedia, 400, "media_not_found"},      {kNotFound, kPrompt, 400, "invalid_value"},        {kNotFound, kGenerate, 500, "internal_error"},
+      {kNotFound, kMedia, 400, "image_parse_error"},     {kNotFound, kPrompt, 400, "invalid_value"},        {kNotFound, kGenerate, 500, "internal_error"},
       {kIo, kMedia, 500, "internal_error"},             {kIo, kPrompt, 500, "internal_error"},             {kIo, kGenerate, 500, "internal_error"},
-      {kFormat, kMedia, 400, "invalid_media"},          {kFormat, kPrompt, 400, "invalid_value"},          {kFormat, kGenerate, 500, "internal_error"},
-      {kMismatch, kMedia, 400, "invalid_media"},        {kMismatch, kPrompt, 400, "invalid_value"},        {kMismatch, kGenerate, 500, "internal_error"},
-      {kUnsupported, kMedia, 400, "unsupported_media"}, {kUnsupported, kPrompt, 400, "unsupported_value"}, {kUnsupported, kGenerate, 500, "internal_error"},
-      {kLimit, kMedia, 413, "media_too_large"},         {kLimit, kPrompt, 400, "context_length_exceeded"}, {kLimit, kGenerate, 400, "context_length_exceeded"},
+      {kFormat, kMedia, 400, "image_parse_error"},          {kFormat, kPrompt, 400, "invalid_value"},          {kFormat, kGenerate, 500, "internal_error"},
+      {kMismatch, kMedia, 400, "image_parse_error"},        {kMismatch, kPrompt, 400, "invalid_value"},        {kMismatch, kGenerate, 500, "internal_error"},
+      {kUnsupported, kMedia, 400, "invalid_image_format"}, {kUnsupported, kPrompt, 400, "unsupported_value"}, {kUnsupported, kGenerate, 500, "internal_error"},
+      {kLimit, kMedia, 413, "image_too_large"},         {kLimit, kPrompt, 400, "context_length_exceeded"}, {kLimit, kGenerate, 400, "context_length_exceeded"},
       {kCancelled, kMedia, 503, "cancelled"},           {kCancelled, kPrompt, 503, "cancelled"},           {kCancelled, kGenerate, 503, "cancelled"},
   };
   for (const Case& c : cases) {

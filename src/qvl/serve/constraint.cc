@@ -55,7 +55,7 @@ ConstraintFactory::ConstraintFactory(const std::function<std::shared_ptr<const g
     grammar_ = tools ? tool_grammar(*engine, request) : format_grammar(*engine, request.response_format);
     if (request.thinking) grammar_->allow_reasoning();
   } catch (const Error& e) {
-    throw bad_request(e.code() == ErrorCode::kUnsupported ? "unsupported_value" : "invalid_value", param, e.what());
+    throw e.code() == ErrorCode::kUnsupported ? bad_request("unsupported_value", param, e.what()) : bad_request("invalid_value", param, e.what());
   }
 }
 

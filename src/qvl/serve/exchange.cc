@@ -170,10 +170,7 @@ void Exchange::abandon() {
   if (!pending) return break_off();
   if (!gone())
     log_message(LogLevel::kWarning, cat("[http] request ", shape_.request_id, ": nobody answered it"));
-  ErrorReply error;
-  error.status = 500;
-  error.type = "server_error";
-  error.message = cat("The server failed to answer (request ", shape_.request_id, ").");
+  const ErrorReply error("internal_error", cat("The server failed to answer (request ", shape_.request_id, ")."));
   send(error.status, {{"Content-Type", "application/json"}}, error.body());
 }
 

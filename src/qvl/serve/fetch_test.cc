@@ -291,7 +291,7 @@ TEST(Fetch, TimeIsLimitedAndCancellationHeeded) {
   auto start = Clock::now();
   const Refusal slow = refusal(url, policy);
   EXPECT_EQ(slow.kind, ErrorCode::kLimit) << slow.message;
-  EXPECT_EQ(slow.code, "image_fetch_failed");
+  EXPECT_EQ(slow.code, "failed_to_download_image");
   EXPECT_LT(ms_since(start), 2000);
   policy.timeout = milliseconds(30'000);
   start = Clock::now();
@@ -310,7 +310,7 @@ TEST(Fetch, OtherAnswersAreErrors) {
     answer = bytes;
     const Refusal r = refusal(url, policy);
     EXPECT_NE(r.message.find(what), std::string::npos) << bytes << ": " << r.message;
-    EXPECT_EQ(r.code, "image_fetch_failed");
+    EXPECT_EQ(r.code, "failed_to_download_image");
   };
   says("status 404", "HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno");
   says("status 206", "HTTP/1.1 206 Part\r\nContent-Length: 2\r\n\r\nno");

@@ -95,18 +95,9 @@ bool send_error(Responder& responder, const ErrorReply& error) {
   return responder.send(error.status, std::move(headers), error.body());
 }
 
-bool send_exception(Responder& responder, const std::exception& exception,
-                    const std::function<ErrorReply(const Error&)>& map) {
-  ErrorReply reply;
-  if (const auto* exact = dynamic_cast<const HttpError*>(&exception)) {
-    reply = exact->reply();
-  } else if (const auto* error = dynamic_cast<const Error*>(&exception)) {
-    reply = map ? map(*error) : error_reply(*error);
-  } else {
-    reply.status = 500;
-    reply.type = "server_error";
-    reply.message = cat("The server failed to answer (request ", responder.request_id(), ").");
-  }
+bool send_exception(Responder& responder, const std::exception& exception) {
+  const auto* exact = dynamic_cast<const HttpError*>(&exception);
+  const ErrorReply reply = exact ? exact->reply() : ErrorReply("internal_error", cat("The server failed to answer (request ", responder.request_id(), ")."));
   if (reply.status >= 500) {
     log_message(LogLevel::kWarning,
                 cat("[http] request ", responder.request_id(), ": ", reply.status, ": ", exception.what()));

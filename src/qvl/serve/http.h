@@ -72,10 +72,9 @@ class Responder {
 
 // Sends `error` with its headers and body.
 bool send_error(Responder& responder, const ErrorReply& error);
-// Sends what an exception means: HttpError as it says, another qvl::Error as `map` (error_reply() when empty)
-// says, anything else 500 with the request id and no details. 500s are logged with their text.
-bool send_exception(Responder& responder, const std::exception& exception,
-                    const std::function<ErrorReply(const Error&)>& map = {});
+// Sends what an exception means: HttpError as it says, anything else 500 with the request id and no details: what a client can
+// be told of it has been told by whoever threw it. 500s are logged with their text.
+bool send_exception(Responder& responder, const std::exception& exception);
 
 // Runs on a worker thread (or on an I/O thread, Route::quick). It may answer later from elsewhere by keeping
 // the Responder. What it throws is answered by send_exception(); when a stream is open already, the stream is
@@ -128,7 +127,6 @@ struct HttpOptions {
   // and loopback addresses when every address listened on is loopback, otherwise any.
   std::vector<std::string> allowed_hosts;
   Headers extra_headers;                            // added to every answer that does not set them itself
-  std::function<ErrorReply(const Error&)> map_error;  // instead of error_reply(); HttpError never gets there
   // Called after every request, on an I/O thread; quick, must not throw.
   std::function<void(const Exchanged&)> on_exchanged;
 };

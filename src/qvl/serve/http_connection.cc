@@ -35,13 +35,13 @@ constexpr size_t kInputBytes = size_t{64} << 10;
 
 ErrorReply head_error(const error_code& error, bool in_request_line) {
   if (error == http::error::bad_version) {
-    return refusal(505, "Only HTTP/1.0 and HTTP/1.1 are spoken here.", "bad_request");
+    return {"unsupported_http_version", "Only HTTP/1.0 and HTTP/1.1 are spoken here."};
   }
   if (error != http::error::header_limit) {
-    return refusal(400, cat("This is no HTTP request: ", error.message(), "."), "bad_request");
+    return {"bad_request", cat("This is no HTTP request: ", error.message(), ".")};
   }
-  if (in_request_line) return refusal(414, "The request line is too long.", "uri_too_long");
-  return refusal(431, "The header fields are too large.", "headers_too_large");
+  if (in_request_line) return {"uri_too_long", "The request line is too long."};
+  return {"headers_too_large", "The header fields are too large."};
 }
 
 std::string text_of(boost::beast::string_view view) {
@@ -146,8 +146,7 @@ Connection::Task<void> Connection::run() {
     if (refuse_) {
       RequestHead head;
       head.request.request_id = make_request_id();
-      ErrorReply error =
-          refusal(503, "There are too many connections. Try again soon.", "too_many_connections");
+      ErrorReply error("too_many_connections", "There are too many connections. Try again soon.");
       error.headers.emplace_back("Retry-After", "1");
       co_await refuse(head, std::move(error));
     } else {
@@ -230,7 +229,7 @@ Connection::Task<bool> Connection::read_head(Parser& parser) {
       close_socket();
       co_return false;
     } else if (Clock::now() >= deadline) {
-      no = refusal(408, "The request did not arrive in time.", "request_timeout");
+      no = ErrorReply("request_timeout", "The request did not arrive in time.");
     }
     if (no) {
       RequestHead head;
@@ -252,8 +251,7 @@ Connection::Task<bool> Connection::read_body(Parser& parser, RequestHead& head) 
   const std::shared_ptr<void> release(nullptr,
                                       [core = core_, share](void*) { core->receiving_bytes -= share; });
   if (others > 0 && others + share > options.max_receiving_bytes) {
-    ErrorReply error =
-        refusal(503, "Too many large requests are arriving at once. Try again soon.", "overloaded");
+    ErrorReply error("overloaded", "Too many large requests are arriving at once. Try again soon.");
     error.headers.emplace_back("Retry-After", "1");
     head.keep_alive = false;
     co_await refuse(head, std::move(error));
@@ -278,7 +276,7 @@ Connection::Task<bool> Connection::read_body(Parser& parser, RequestHead& head) 
       if (error == http::error::body_limit) {
         no = too_large(limit);
       } else if ((error && error != http::error::need_more) || input_.size() >= input_limit_) {
-        no = refusal(400, "The body is not what its header fields say.", "bad_request");
+        no = ErrorReply("bad_request", "The body is not what its header fields say.");
       } else if (used > 0) {
         continue;
       }
@@ -290,7 +288,7 @@ Connection::Task<bool> Connection::read_body(Parser& parser, RequestHead& head) 
       co_return false;
     }
     if (!no && Clock::now() >= deadline)
-      no = refusal(408, "The body did not arrive in time.", "request_timeout");
+      no = ErrorReply("request_timeout", "The body did not arrive in time.");
     if (no) {
       head.keep_alive = false;
       co_await refuse(head, std::move(*no));
@@ -410,7 +408,7 @@ void Connection::call_handler(const Route& route, HttpRequest request) {
     try {
       if (!exchange->lost()) handler(std::move(request), responder);
     } catch (const std::exception& e) {
-      if (!send_exception(*responder, e, core->options.map_error)) responder->break_off();
+      if (!send_exception(*responder, e)) responder->break_off();
     } catch (...) {
       log_message(LogLevel::kWarning, "[http] a handler threw something that is no exception");
     }

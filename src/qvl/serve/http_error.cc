@@ -1,25 +1,6 @@
 #include "qvl/serve/http_error.h"
 
-#include <algorithm>
-#include <cctype>
-
 namespace qvl::serve {
-
-namespace {
-
-// "[messages[0].content] what": the part in the outer brackets, when it could be the name of a field.
-std::string field_of(std::string_view message) {
-  if (!message.starts_with('[')) return {};
-  const size_t end = message.find("] ");
-  if (end == std::string_view::npos) return {};
-  const std::string_view where = message.substr(1, end - 1);
-  const bool plain = !where.empty() && where.size() <= 200 && std::ranges::all_of(where, [](unsigned char c) {
-    return std::isalnum(c) || c == '_' || c == '.' || c == '[' || c == ']';
-  });
-  return plain ? std::string(where) : std::string();
-}
-
-}  // namespace
 
 Json error_json(std::string_view message, std::string_view type, std::string_view param, std::string_view code) {
   const auto or_null = [](std::string_view text) { return text.empty() ? Json() : Json(text); };
@@ -31,39 +12,6 @@ std::string ErrorReply::body() const {
 }
 
 HttpError::HttpError(ErrorReply error, ErrorCode code) : Error(code, error.message), reply_(std::move(error)) {}
-
-ErrorReply error_reply(const Error& error) {
-  if (const auto* exact = dynamic_cast<const HttpError*>(&error)) return exact->reply();
-  ErrorReply reply;
-  reply.message = error.what();
-  reply.param = field_of(reply.message);
-  reply.code = error_code_name(error.code());
-  switch (error.code()) {
-    case ErrorCode::kInvalidArgument:
-    case ErrorCode::kFormat:
-    case ErrorCode::kMismatch:
-    case ErrorCode::kUnsupported:
-      reply.status = 400;
-      break;
-    case ErrorCode::kNotFound:
-      reply.status = 404;
-      break;
-    case ErrorCode::kLimit:
-      reply.status = 413;
-      break;
-    case ErrorCode::kCancelled:
-      reply.status = 503;
-      reply.type = "server_error";
-      break;
-    case ErrorCode::kIo:
-      reply.status = 500;
-      reply.type = "server_error";
-      reply.message = "The server failed to read or write something it needs.";
-      reply.param.clear();
-      break;
-  }
-  return reply;
-}
 
 std::string_view reason_phrase(int status) {
   switch (status) {

@@ -9,6 +9,7 @@
 
 #include "qvl/base/error.h"
 #include "qvl/base/json.h"
+#include "qvl/serve/error_codes.h"
 
 namespace qvl::serve {
 
@@ -18,19 +19,24 @@ using Headers = std::vector<std::pair<std::string, std::string>>;
 // {"error": {"message", "type", "param", "code"}}; empty `param` and `code` become null.
 Json error_json(std::string_view message, std::string_view type, std::string_view param, std::string_view code);
 
+// Status, type and code are those of error_codes.h.
 struct ErrorReply {
-  int status = 400;
+  // `param`: the place in the request that it is about; empty: null.
+  ErrorReply(ErrorCodeName name, std::string message_, std::string param_ = {})
+      : status(name.status()), message(std::move(message_)), type(name.type()), param(std::move(param_)), code(name.code()) {}
+
+  int status;
   std::string message;
-  std::string type = "invalid_request_error";
-  std::string param;  // empty: null
-  std::string code;   // empty: null
-  Headers headers;    // Retry-After, Allow, WWW-Authenticate
+  std::string type;
+  std::string param;
+  std::string code;
+  Headers headers;  // Retry-After, Allow, WWW-Authenticate
 
   // The JSON body. Bytes of `message` that are not UTF-8 become U+FFFD.
   std::string body() const;
 };
 
-// Thrown by a handler that knows exactly what the client shall see.
+// Thrown by whoever knows exactly what the client shall see.
 class HttpError : public Error {
  public:
   explicit HttpError(ErrorReply error, ErrorCode code = ErrorCode::kInvalidArgument);
@@ -39,12 +45,6 @@ class HttpError : public Error {
  private:
   ErrorReply reply_;
 };
-
-// What any qvl::Error means to a client. HttpError: its own reply. kInvalidArgument, kFormat, kMismatch,
-// kUnsupported: 400; kNotFound: 404; kLimit: 413; kCancelled: 503; kIo: 500 without its text, which may name
-// the operator's files. `param` is taken from the "[where]" of the message when it looks like a path into the
-// request ("messages[0].content"), otherwise it is null.
-ErrorReply error_reply(const Error& error);
 
 // "Not Found" for 404; "Unknown" for what is not in the table.
 std::string_view reason_phrase(int status);

@@ -7,19 +7,9 @@
 
 namespace qvl::serve {
 
-ErrorReply refusal(int status, std::string message, std::string code) {
-  ErrorReply error;
-  error.status = status;
-  error.message = std::move(message);
-  error.code = std::move(code);
-  if (status >= 500) error.type = "server_error";
-  return error;
-}
-
 ErrorReply too_large(size_t limit) {
-  if (limit == 0) return refusal(413, "This path takes no body.", "body_too_large");
-  return refusal(413, cat("The body is larger than the ", limit, " bytes that are taken here."),
-                 "body_too_large");
+  if (limit == 0) return {"request_too_large", "This path takes no body."};
+  return {"request_too_large", cat("The body is larger than the ", limit, " bytes that are taken here.")};
 }
 
 void Gate::judge(RequestHead& head) const {
@@ -35,7 +25,7 @@ void Gate::judge(RequestHead& head) const {
     if (!head.refusal) head.refusal = find_route(head);
     if (!head.refusal && head.route) head.refusal = judge_body(head);
   } else {
-    head.refusal = refusal(400, "The request target is malformed.", "bad_request");
+    head.refusal = ErrorReply("bad_request", "The request target is malformed.");
   }
   if (head.refusal && head.refusal->status == 400) head.keep_alive = false;
   // What is left of a body that nobody wants cannot be told from the next request.
@@ -49,23 +39,23 @@ std::optional<ErrorReply> Gate::judge_framing(RequestHead& head) const {
   const std::string* coding = head.request.header("transfer-encoding");
   if (codings == 1 && equal_ignoring_case(*coding, "chunked") && !head.http_1_0) return std::nullopt;
   head.keep_alive = false;
-  return refusal(501, "The only transfer coding taken is chunked, with HTTP/1.1.", "bad_request");
+  return ErrorReply("unsupported_transfer_encoding", "The only transfer coding taken is chunked, with HTTP/1.1.");
 }
 
 std::optional<ErrorReply> Gate::judge_host(const RequestHead& head) const {
   const HttpRequest& request = head.request;
   const auto hosts = std::ranges::count_if(request.headers, [](const auto& h) { return h.first == "host"; });
   const std::string* host = request.header("host");
-  if (hosts > 1) return refusal(400, "There is more than one Host field.", "bad_request");
+  if (hosts > 1) return ErrorReply("bad_request", "There is more than one Host field.");
   if (!host && head.http_1_0) return std::nullopt;
-  if (!host) return refusal(400, "HTTP/1.1 requests need a Host field.", "bad_request");
+  if (!host) return ErrorReply("bad_request", "HTTP/1.1 requests need a Host field.");
   const std::optional<std::string> name = host_name(*host);
-  if (!name && !host->empty()) return refusal(400, "The Host field is malformed.", "bad_request");
+  if (!name && !host->empty()) return ErrorReply("bad_request", "The Host field is malformed.");
   if (!check_host || (name && is_loopback_name(*name))) return std::nullopt;
   for (const std::string& allowed : options_.allowed_hosts) {
     if (allowed == "*" || (name && equal_ignoring_case(allowed, *name))) return std::nullopt;
   }
-  return refusal(403, "This server does not answer to that Host name.", "host_not_allowed");
+  return ErrorReply("host_not_allowed", "This server does not answer to that Host name (--allowed-host).");
 }
 
 std::optional<ErrorReply> Gate::find_route(RequestHead& head) const {
@@ -90,7 +80,7 @@ std::optional<ErrorReply> Gate::find_route(RequestHead& head) const {
     }
   }
   if (candidates.empty() && !(request.method == "OPTIONS" && request.path == "*")) {
-    return refusal(404, cat("There is nothing at ", request.path.substr(0, 200), "."), "not_found");
+    return ErrorReply("unknown_url", cat("Unknown request URL: ", request.method, " ", request.path.substr(0, 200), "."));
   }
   std::string allow;
   const Route* found = nullptr;
@@ -107,18 +97,15 @@ std::optional<ErrorReply> Gate::find_route(RequestHead& head) const {
     return std::nullopt;
   }
   if (!found) {
-    ErrorReply error =
-        refusal(405, cat(request.path.substr(0, 200), " takes ", allow, " only."), "method_not_allowed");
+    ErrorReply error("method_not_supported", cat(request.path.substr(0, 200), " takes ", allow, " only."));
     error.headers.emplace_back("Allow", allow);
     return error;
   }
   if (found->needs_key && !options_.api_keys.empty()) {
     const std::string* authorization = request.header("authorization");
     if (!authorization || !has_key(*authorization, options_.api_keys)) {
-      ErrorReply error =
-          authorization
-              ? refusal(401, "The API key is not one of this server's.", "invalid_api_key")
-              : refusal(401, "An API key is needed: send 'Authorization: Bearer KEY'.", "missing_api_key");
+      ErrorReply error("invalid_api_key", authorization ? "The API key is not one of this server's."
+                                                        : "An API key is needed: send 'Authorization: Bearer KEY'.");
       error.headers.emplace_back("WWW-Authenticate", "Bearer");
       return error;
     }
@@ -148,11 +135,10 @@ std::optional<ErrorReply> Gate::judge_body(const RequestHead& head) const {
   if (route.needs_json) {
     const std::string* type = request.header("content-type");
     if (!type || !is_json_type(*type)) {
-      return refusal(415, "The body must be sent as 'Content-Type: application/json'.",
-                     "unsupported_media_type");
+      return ErrorReply("unsupported_content_type", "The body must be sent as 'Content-Type: application/json'.");
     }
     if (!head.chunked && !head.content_length) {
-      return refusal(411, "The request has no Content-Length.", "length_required");
+      return ErrorReply("length_required", "The request has no Content-Length.");
     }
   }
   if (head.content_length.value_or(0) > route.max_body_bytes || (head.chunked && route.max_body_bytes == 0)) {
@@ -160,7 +146,7 @@ std::optional<ErrorReply> Gate::judge_body(const RequestHead& head) const {
   }
   const std::string* expect = request.header("expect");
   if (expect && !equal_ignoring_case(*expect, "100-continue")) {
-    return refusal(417, "The only expectation met is 100-continue.", "expectation_failed");
+    return ErrorReply("expectation_failed", "The only expectation met is 100-continue.");
   }
   return std::nullopt;
 }

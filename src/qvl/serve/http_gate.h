@@ -27,7 +27,6 @@ struct RequestHead {
   bool has_body() const { return chunked || content_length.value_or(0) > 0; }
 };
 
-ErrorReply refusal(int status, std::string message, std::string code = {});
 // 413 for more than `limit` bytes.
 ErrorReply too_large(size_t limit);
 

@@ -59,35 +59,36 @@ TEST(Http, StatusesOfRefusals) {
     std::string request;
     int status;
     bool stays;  // the connection
+    std::string code = "bad_request";
   };
   const std::string host = "Host: localhost\r\n";
   const std::vector<Case> cases = {
-      {get("/nowhere"), 404, true},
-      {get("/echo"), 405, true},
-      {"DELETE /hello HTTP/1.1\r\n" + host + "\r\n", 405, true},
+      {get("/nowhere"), 404, true, "unknown_url"},
+      {get("/echo"), 405, true, "method_not_supported"},
+      {"DELETE /hello HTTP/1.1\r\n" + host + "\r\n", 405, true, "method_not_supported"},
       {"GET /hello HTTP/1.1\r\n\r\n", 400, false},
       {"GET /hello HTTP/1.1\r\n" + host + host + "\r\n", 400, false},
       {"GET /hello HTTP/1.1\r\nHost: a b\r\n\r\n", 400, false},
       {"GET /%zz HTTP/1.1\r\n" + host + "\r\n", 400, false},
       {"GET /a%00b HTTP/1.1\r\n" + host + "\r\n", 400, false},
       {"GET hello HTTP/1.1\r\n" + host + "\r\n", 400, false},
-      {"GET /hello HTTP/2.0\r\n" + host + "\r\n", 505, false},
+      {"GET /hello HTTP/2.0\r\n" + host + "\r\n", 505, false, "unsupported_http_version"},
       {"GET /hello\r\n\r\n", 400, false},
       {"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 TLS\r\n\r\n", 400, false},
       {"GET /hello HTTP/1.1\r\n" + host + "Bad Name: x\r\n\r\n", 400, false},
       {post("/echo", "x", "Content-Length: 2\r\n"), 400, false},
       {"POST /echo HTTP/1.1\r\n" + host + "Content-Length: -1\r\n\r\n", 400, false},
       {post("/echo", "x", "Transfer-Encoding: chunked\r\n"), 400, false},
-      {"POST /echo HTTP/1.1\r\n" + host + "Transfer-Encoding: gzip, chunked\r\n\r\n", 501, false},
+      {"POST /echo HTTP/1.1\r\n" + host + "Transfer-Encoding: gzip, chunked\r\n\r\n", 501, false, "unsupported_transfer_encoding"},
       {"POST /echo HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400, false},
-      {post("/json", "{}"), 415, false},
-      {post("/json", "a=b", "Content-Type: application/x-www-form-urlencoded\r\n"), 415, false},
-      {post("/json", "{}", "Content-Type: text/plain; application/json\r\n"), 415, false},
-      {"POST /json HTTP/1.1\r\n" + host + std::string(kJson) + "\r\n", 411, true},
-      {post("/json", "{}", cat(kJson, "Expect: tea\r\n")), 417, false},
-      {"GET /hello HTTP/1.1\r\n" + host + "Content-Length: 5\r\n\r\nhello", 413, false},
-      {"POST /echo HTTP/1.1\r\n" + host + "Content-Length: 100001\r\n\r\n", 413, false},
-      {"POST /echo HTTP/1.1\r\n" + host + "Content-Length: 18446744073709551615\r\n\r\n", 413, false},
+      {post("/json", "{}"), 415, false, "unsupported_content_type"},
+      {post("/json", "a=b", "Content-Type: application/x-www-form-urlencoded\r\n"), 415, false, "unsupported_content_type"},
+      {post("/json", "{}", "Content-Type: text/plain; application/json\r\n"), 415, false, "unsupported_content_type"},
+      {"POST /json HTTP/1.1\r\n" + host + std::string(kJson) + "\r\n", 411, true, "length_required"},
+      {post("/json", "{}", cat(kJson, "Expect: tea\r\n")), 417, false, "expectation_failed"},
+      {"GET /hello HTTP/1.1\r\n" + host + "Content-Length: 5\r\n\r\nhello", 413, false, "request_too_large"},
+      {"POST /echo HTTP/1.1\r\n" + host + "Content-Length: 100001\r\n\r\n", 413, false, "request_too_large"},
+      {"POST /echo HTTP/1.1\r\n" + host + "Content-Length: 18446744073709551615\r\n\r\n", 413, false, "request_too_large"},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(c.request);
@@ -99,7 +100,8 @@ TEST(Http, StatusesOfRefusals) {
     const Json error = Json::parse(reply.body).at("error");
     EXPECT_FALSE(error.at("message").get<std::string>().empty());
     EXPECT_EQ(error.at("type"), c.status < 500 ? "invalid_request_error" : "server_error");
-    EXPECT_TRUE(error.contains("param") && error.contains("code"));
+    EXPECT_TRUE(error.at("param").is_null());
+    EXPECT_EQ(error.at("code"), c.code);
     EXPECT_EQ(reply.header("connection"), c.stays ? "" : "close");
     if (c.stays) {
       EXPECT_EQ(client.ask(get("/hello")).body, "hi");
@@ -182,11 +184,13 @@ TEST(Http, KeysAreAskedForWhereTheRouteSaysSo) {
   const Reply missing = client.ask(get("/secret"));
   EXPECT_EQ(missing.status, 401);
   EXPECT_EQ(missing.header("www-authenticate"), "Bearer");
+  EXPECT_EQ(Json::parse(missing.body).at("error").at("code"), "invalid_api_key");
   for (const std::string_view wrong : {"Bearer sk-firs", "Bearer sk-firstt", "Bearer ", "Basic sk-first",
                                        "sk-first", "Bearer sk-first sk-second", "Bearer SK-FIRST"}) {
     const Reply reply = client.ask(get("/secret", cat("Authorization: ", wrong, "\r\n")));
     EXPECT_EQ(reply.status, 401) << wrong;
     EXPECT_EQ(reply.body.find("sk-"), std::string::npos);
+    EXPECT_EQ(Json::parse(reply.body).at("error").at("code"), "invalid_api_key");
   }
   for (const std::string_view right : {"Bearer sk-first", "bearer  sk-second "}) {
     EXPECT_EQ(client.ask(get("/secret", cat("Authorization: ", right, "\r\n"))).body, "gold") << right;
@@ -259,8 +263,11 @@ TEST(Http, ExceptionsBecomeAnswers) {
   const Reply invalid = client.ask(get("/throw/invalid"));
   EXPECT_EQ(invalid.status, 400);
   EXPECT_EQ(Json::parse(invalid.body).at("error").at("param"), "messages[0].role");
+  const auto code = [](const Reply& reply) { return Json::parse(reply.body).at("error").at("code").get<std::string>(); };
+  EXPECT_EQ(code(invalid), "invalid_value");
   const Reply io = client.ask(get("/throw/io"));
   EXPECT_EQ(io.status, 500);
+  EXPECT_EQ(code(io), "internal_error");
   EXPECT_EQ(io.body.find("secret"), std::string::npos);
   const Reply busy = client.ask(get("/throw/busy"));
   EXPECT_EQ(busy.status, 429);
@@ -271,6 +278,7 @@ TEST(Http, ExceptionsBecomeAnswers) {
   EXPECT_NE(other.body.find("request me"), std::string::npos);
   const Reply silent = client.ask(get("/silent"));
   EXPECT_EQ(silent.status, 500);
+  EXPECT_EQ(code(silent), "internal_error");
   EXPECT_EQ(client.ask(get("/hello")).body, "hi");
   const Reply stream = client.ask(get("/throw/stream"));
   EXPECT_EQ(stream.status, 200);
@@ -504,12 +512,10 @@ TEST(HttpMessage, Targets) {
 }
 
 TEST(HttpMessage, ErrorBodiesSurviveAnyBytes) {
-  ErrorReply error;
-  error.message = "bad \xff byte";
-  const Json body = Json::parse(error.body()).at("error");
+  const Json body = Json::parse(ErrorReply("bad_request", "bad \xff byte").body()).at("error");
   EXPECT_EQ(body.at("message"), "bad \xef\xbf\xbd byte");
   EXPECT_TRUE(body.at("param").is_null());
-  EXPECT_TRUE(body.at("code").is_null());
+  EXPECT_EQ(body.at("code"), "bad_request");
 }
 
 }  // namespace

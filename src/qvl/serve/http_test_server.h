@@ -101,12 +101,10 @@ class TestServer {
         r->start_stream(200, text);
         r->write("begun");
       }
-      if (q.rest == "invalid") fail(ErrorCode::kInvalidArgument, "messages[0].role", "expected user, got x");
+      if (q.rest == "invalid") throw HttpError(ErrorReply("invalid_value", "expected user, got x", "messages[0].role"));
       if (q.rest == "io") fail(ErrorCode::kIo, "/secret/path", "cannot read");
       if (q.rest == "busy") {
-        ErrorReply busy;
-        busy.status = 429;
-        busy.message = "busy";
+        ErrorReply busy("rate_limit_exceeded", "busy");
         busy.headers.emplace_back("Retry-After", "7");
         throw HttpError(busy);
       }

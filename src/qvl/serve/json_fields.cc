@@ -30,10 +30,17 @@ std::string_view kind_name(const Json& v) {
 }
 
 template <typename T>
-ApiError out_of_range(const std::string& path, std::string_view kind, bool below, T bound, const std::string& got) {
-  return bad_request(cat(kind, below ? "_below_min_value" : "_above_max_value"), path,
-                     cat("Invalid '", path, "': ", kind, below ? " below minimum value. Expected a value >= " : " above maximum value. Expected a value <= ",
-                         bound, ", but got ", got, " instead."));
+ApiError out_of_range(ErrorCodeName name, const std::string& path, std::string_view kind, bool below, T bound, const std::string& got) {
+  return bad_request(name, path, cat("Invalid '", path, "': ", kind, below ? " below minimum value. Expected a value >= " : " above maximum value. Expected a value <= ",
+                                     bound, ", but got ", got, " instead."));
+}
+
+ApiError integer_out_of_range(const std::string& path, bool below, int64_t bound, const std::string& got) {
+  return below ? out_of_range("integer_below_min_value", path, "integer", true, bound, got) : out_of_range("integer_above_max_value", path, "integer", false, bound, got);
+}
+
+ApiError decimal_out_of_range(const std::string& path, bool below, double bound, const std::string& got) {
+  return below ? out_of_range("decimal_below_min_value", path, "decimal", true, bound, got) : out_of_range("decimal_above_max_value", path, "decimal", false, bound, got);
 }
 
 }  // namespace
@@ -75,26 +82,26 @@ ApiError unsupported_value(const std::string& path, const std::string& reason) {
 int64_t integer_value(const Json& value, const std::string& path, int64_t low, int64_t high) {
   int64_t number = 0;
   if (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
-    throw out_of_range(path, "integer", false, high, value.dump());
+    throw integer_out_of_range(path, false, high, value.dump());
   } else if (value.is_number_integer()) {
     number = value.get<int64_t>();
   } else if (value.is_number_float() && value.get<double>() == std::floor(value.get<double>())) {
     const double d = value.get<double>();
-    if (std::abs(d) >= 0x1p63) throw out_of_range(path, "integer", d < 0, d < 0 ? low : high, value.dump());
+    if (std::abs(d) >= 0x1p63) throw integer_out_of_range(path, d < 0, d < 0 ? low : high, value.dump());
     number = static_cast<int64_t>(d);
   } else {
     throw invalid_type(path, "an integer", value);
   }
-  if (number < low) throw out_of_range(path, "integer", true, low, cat(number));
-  if (number > high) throw out_of_range(path, "integer", false, high, cat(number));
+  if (number < low) throw integer_out_of_range(path, true, low, cat(number));
+  if (number > high) throw integer_out_of_range(path, false, high, cat(number));
   return number;
 }
 
 double number_value(const Json& value, const std::string& path, double low, double high) {
   if (!value.is_number()) throw invalid_type(path, "a decimal", value);
   const auto number = value.get<double>();
-  if (!(number >= low)) throw out_of_range(path, "decimal", true, low, value.dump());
-  if (!(number <= high)) throw out_of_range(path, "decimal", false, high, value.dump());
+  if (!(number >= low)) throw decimal_out_of_range(path, true, low, value.dump());
+  if (!(number <= high)) throw decimal_out_of_range(path, false, high, value.dump());
   return number;
 }
 

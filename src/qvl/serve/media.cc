@@ -39,7 +39,7 @@ constexpr std::array<signed char, 256> make_base64_table() {
 constexpr std::array<signed char, 256> kBase64 = make_base64_table();
 
 [[noreturn]] void fail_base64(std::string_view param, const std::string& what) {
-  fail_media(ErrorCode::kFormat, param, MediaFault::kInvalid, cat("base64 of the data: URL: ", what));
+  fail_media(ErrorCode::kFormat, param, MediaFault::kBase64, cat("base64 of the data: URL: ", what));
 }
 
 // RFC 4648, with blanks anywhere and with or without the '=' at the end.

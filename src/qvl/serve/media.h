@@ -50,7 +50,7 @@ using Cancelled = std::function<bool()>;
 //   kIo               the other server cannot be reached or refuses (its status is named)
 //   kCancelled        cancelled() said so
 // All are HttpError with `param`, status 400 (413 for what is too large) and a code: "invalid_image_url",
-// "image_url_not_allowed", "image_fetch_failed", "image_too_large".
+// "invalid_base64_image", "image_url_not_allowed", "failed_to_download_image", "image_too_large".
 // Size is checked before base64 is decoded, before a file is read, and while a download runs. Thread-safe.
 std::string load_media(std::string_view url, const MediaPolicy& policy, std::string_view param,
                        const Cancelled& cancelled = {});

@@ -5,26 +5,28 @@
 
 namespace qvl::serve {
 
-void fail_media(ErrorCode code, std::string_view param, MediaFault fault, std::string_view what) {
-  ErrorReply error;
-  error.param = param;
-  error.message = cat("[", param, "] ", what);
+namespace {
+
+ErrorCodeName name_of(MediaFault fault) {
   switch (fault) {
-    case MediaFault::kInvalid:
-      error.code = "invalid_image_url";
-      break;
+    case MediaFault::kBase64:
+      return "invalid_base64_image";
     case MediaFault::kNotAllowed:
-      error.code = "image_url_not_allowed";
-      break;
+      return "image_url_not_allowed";
     case MediaFault::kFetchFailed:
-      error.code = "image_fetch_failed";
-      break;
+      return "failed_to_download_image";
     case MediaFault::kTooLarge:
-      error.code = "image_too_large";
-      error.status = 413;
+      return "image_too_large";
+    case MediaFault::kInvalid:
       break;
   }
-  throw HttpError(std::move(error), code);
+  return "invalid_image_url";
+}
+
+}  // namespace
+
+void fail_media(ErrorCode code, std::string_view param, MediaFault fault, std::string_view what) {
+  throw HttpError(ErrorReply(name_of(fault), cat("[", param, "] ", what), std::string(param)), code);
 }
 
 void fail_too_large(std::string_view param, size_t bytes, size_t max_bytes) {

@@ -11,8 +11,9 @@ namespace qvl::serve {
 
 enum class MediaFault {
   kInvalid,      // "invalid_image_url"
+  kBase64,       // "invalid_base64_image"
   kNotAllowed,   // "image_url_not_allowed"
-  kFetchFailed,  // "image_fetch_failed"
+  kFetchFailed,  // "failed_to_download_image"
   kTooLarge,     // "image_too_large", 413
 };
 

@@ -61,19 +61,19 @@ TEST(DataUrl, Base64InEveryForm) {
 
 TEST(DataUrl, WrongOnesAreNamed) {
   const MediaPolicy policy;
-  const auto says = [&](std::string_view url, std::string_view what) {
+  const auto says = [&](std::string_view url, std::string_view what, std::string_view code = "invalid_image_url") {
     const Refusal r = refusal(url, policy);
     EXPECT_NE(r.message.find(what), std::string::npos) << url.substr(0, 80) << ": " << r.message;
-    EXPECT_EQ(r.code, "invalid_image_url");
+    EXPECT_EQ(r.code, code) << url.substr(0, 80);
     EXPECT_EQ(r.status, 400);
   };
-  says("data:image/png;base64,AP8*aGVs", "got '*' at 3");
-  says("data:image/png;base64,AP8\xc3\xa4", "byte 0xc3 at 3");
-  says("data:image/png;base64,AP8-", "got '-' at 3");
-  says("data:image/png;base64,AP8QA", "cut short");
-  says("data:image/png;base64,AP8=QQ==", "follows the '='");
-  says("data:image/png;base64,AP8QaA=", "cut short");
-  says("data:image/png;base64,====", "'=' after 0 digits");
+  says("data:image/png;base64,AP8*aGVs", "got '*' at 3", "invalid_base64_image");
+  says("data:image/png;base64,AP8\xc3\xa4", "byte 0xc3 at 3", "invalid_base64_image");
+  says("data:image/png;base64,AP8-", "got '-' at 3", "invalid_base64_image");
+  says("data:image/png;base64,AP8QA", "cut short", "invalid_base64_image");
+  says("data:image/png;base64,AP8=QQ==", "follows the '='", "invalid_base64_image");
+  says("data:image/png;base64,AP8QaA=", "cut short", "invalid_base64_image");
+  says("data:image/png;base64,====", "'=' after 0 digits", "invalid_base64_image");
   says("data:image/png;base64,", "empty");
   says("data:image/png;base64,%4", "two hexadecimal digits");
   says("data:image/png;base64", "no comma");

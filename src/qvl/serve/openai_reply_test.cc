@@ -162,8 +162,8 @@ TEST(OpenAiReply, Models) {
 TEST(OpenAiReply, EventsAreOneLineAndAlwaysUtf8) {
   EXPECT_EQ(sse_event({{"a", "x\ny"}}), "data: {\"a\":\"x\\ny\"}\n\n");
   EXPECT_EQ(sse_event({{"a", "\xff"}}), "data: {\"a\":\"\xef\xbf\xbd\"}\n\n");
-  EXPECT_EQ(sse_error(bad_request("c", "p", "m")), "data: {\"error\":{\"message\":\"m\",\"type\":\"invalid_request_error\",\"param\":\"p\",\"code\":\"c\"}}\n\n");
-  EXPECT_EQ(check(bad_request("c", "", "m").to_json(), "Error"), "");
+  EXPECT_EQ(sse_error(bad_request("invalid_value", "p", "m")), "data: {\"error\":{\"message\":\"m\",\"type\":\"invalid_request_error\",\"param\":\"p\",\"code\":\"invalid_value\"}}\n\n");
+  EXPECT_EQ(check(bad_request("invalid_value", "", "m").to_json(), "Error"), "");
   EXPECT_EQ(check(queue_full(1, 2).to_json(), "Error"), "");
   EXPECT_EQ(check(internal_error().to_json(), "Error"), "");
 }

@@ -13,7 +13,7 @@ const STATUSES = [
   ['413 of a proxy', { status: 413, body: '<html>too large</html>' }, 'Too large for this server', 'status 413'],
   ['500', failure(500, 'internal_error', 'Something went wrong in the server.'), 'The server failed', 'Something went wrong'],
   ['context', failure(400, 'context_length_exceeded', 'The prompt has 41,230 tokens.'), 'More than the model can read at once', '41,230'],
-  ['a picture', failure(400, 'invalid_media', '[messages[0]] PNG: broken chunk.'), 'A picture could not be read', 'broken chunk'],
+  ['a picture', failure(400, 'image_parse_error', '[messages[0]] PNG: broken chunk.'), 'A picture could not be read', 'broken chunk'],
   ['a refusal', failure(400, 'invalid_value', 'temperature is too hot.'), 'The server refused the request', 'too hot'],
   // Chromium itself sends a request again after a 408 on a connection that was used before; in the stream it cannot.
   ['of time', { steps: [{ error: { message: 'More than 600 s.', type: 'server_error', param: null, code: 'request_timeout' } }] }, 'The server took too long', '600 s'],

@@ -28,13 +28,15 @@ export function retryAfter(value, now = Date.now()) {
 }
 
 // An error inside a stream has no status: its code tells.
-const KINDS = { invalid_api_key: 'unauthorized', request_too_large: 'too_large', media_too_large: 'too_large',
-  rate_limit_exceeded: 'busy', request_timeout: 'timeout', context_length_exceeded: 'context', invalid_media: 'image',
-  unsupported_media: 'image', media_not_found: 'image' };
+const KINDS = { invalid_api_key: 'unauthorized', request_too_large: 'too_large', image_too_large: 'too_large', media_too_large: 'too_large',
+  rate_limit_exceeded: 'busy', too_many_connections: 'busy', overloaded: 'busy', server_shutting_down: 'busy', cancelled: 'busy',
+  request_timeout: 'timeout', context_length_exceeded: 'context', invalid_image_url: 'image', invalid_base64_image: 'image',
+  image_url_not_allowed: 'image', failed_to_download_image: 'image', image_parse_error: 'image', invalid_image_format: 'image',
+  host_not_allowed: 'invalid', internal_error: 'server' };
 
 function kindOf(status, code) {
   if (Object.hasOwn(KINDS, code ?? '')) return KINDS[code];
-  if (status === 401 || status === 403) return 'unauthorized';
+  if (status === 401) return 'unauthorized';
   if (status === 413) return 'too_large';
   if (status === 429 || status === 503) return 'busy';
   if (status === 408 || status === 504) return 'timeout';
