@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "qvl/base/error.h"
-#include "qvl/base/log.h"
 #include "qvl/grammar/matcher.h"
 #include "qvl/grammar/schema.h"
 #include "qvl/grammar/token_sets.h"
@@ -63,6 +62,7 @@ struct Grammar::Impl {
   Phase after_reasoning = Phase::kMatched;
   size_t tag_matched = 0;  // of a call's tag, spelled in free text
   bool started = false;
+  std::string unenforced;
   TokenSet set;  // what may come next; scratch of mask()
 
   explicit Impl(std::shared_ptr<const GrammarEngine::Impl> e) : engine(std::move(e)) {}
@@ -79,6 +79,7 @@ struct Grammar::Impl {
     copy->after_reasoning = after_reasoning;
     copy->tag_matched = tag_matched;
     copy->started = started;
+    copy->unenforced = unenforced;
     return copy;
   }
 
@@ -272,24 +273,22 @@ bool Grammar::finished() const {
   return impl_->phase == Impl::Phase::kComplete || impl_->phase == Impl::Phase::kEnded;
 }
 
+const std::string& Grammar::unenforced() const {
+  return impl_->unenforced;
+}
+
 GrammarEngine::GrammarEngine(text::Tokenizer tokenizer, std::span<const int32_t> end_ids)
     : impl_(std::make_shared<const Impl>(std::move(tokenizer), end_ids)) {}
 
 namespace {
 
 Grammar compile(const std::shared_ptr<const GrammarEngine::Impl>& engine, GrammarKind kind,
-                const std::string& text) {
+                const std::string& text, bool strict = true) {
   auto impl = std::make_unique<Grammar::Impl>(engine);
+  if (!strict) impl->unenforced = grammar_warnings(*engine->factory, kind, text);
   impl->matcher.emplace(engine->factory, kind, text);
   impl->enter_matched();
   return Grammar(std::move(impl));
-}
-
-void log_warnings(const GrammarEngine::Impl& engine, GrammarKind kind, const std::string& text,
-                  std::string_view where) {
-  const std::string warnings = grammar_warnings(*engine.factory, kind, text);
-  if (!warnings.empty())
-    log_message(LogLevel::kWarning, "[" + std::string(where) + "] not enforced: " + warnings);
 }
 
 }  // namespace
@@ -301,8 +300,7 @@ Grammar GrammarEngine::json_object(const JsonOptions& options) const {
 Grammar GrammarEngine::json_schema(const Json& schema, const JsonOptions& options,
                                    std::string_view where) const {
   const std::string text = prepare_schema(schema, options, where);
-  if (!options.strict) log_warnings(*impl_, GrammarKind::kJsonSchema, text, where);
-  return compile(impl_, GrammarKind::kJsonSchema, text);
+  return compile(impl_, GrammarKind::kJsonSchema, text, options.strict);
 }
 
 Grammar GrammarEngine::regex(std::string_view pattern) const {
@@ -321,10 +319,10 @@ Grammar GrammarEngine::tool_calls(std::span<const Tool> tools, const ToolChoice&
     fail(ErrorCode::kUnsupported, "tools", "this tokenizer has no tokens <tool_call> and </tool_call>");
   }
   const std::string text = tool_call_grammar(tools, choice, *sets.call_close);
-  if (std::any_of(tools.begin(), tools.end(), [](const Tool& t) { return !t.strict; })) {
-    log_warnings(*impl_, GrammarKind::kLark, text, "tools");
-  }
   auto impl = std::make_unique<Grammar::Impl>(impl_);
+  if (std::any_of(tools.begin(), tools.end(), [](const Tool& t) { return !t.strict; })) {
+    impl->unenforced = grammar_warnings(*impl_->factory, GrammarKind::kLark, text);
+  }
   impl->call.emplace(impl_->factory, GrammarKind::kLark, text);
   impl->choice = choice.kind;
   impl->parallel = choice.parallel && choice.kind != ToolChoice::Kind::kNamed;

@@ -37,7 +37,8 @@ enum class Whitespace {
 
 struct JsonOptions {
   Whitespace whitespace = Whitespace::kFlexible;
-  // A keyword or format that cannot be enforced: true, an error that names it; false, a logged warning.
+  // A keyword or format that cannot be enforced: true, an error that names it; false, the rest is enforced and
+  // Grammar::unenforced() names it.
   bool strict = true;
 };
 
@@ -85,6 +86,9 @@ class Grammar {
   bool may_end();
   // Only an end id may come next, or one has come.
   bool finished() const;
+
+  // What of its schemas is not enforced, in the engine's words, because they were not strict; empty: nothing.
+  const std::string& unenforced() const;
 
   struct Impl;
   explicit Grammar(std::unique_ptr<Impl> impl);

@@ -233,7 +233,13 @@ TEST(Hostile, WhatCannotBeEnforcedIsNamed) {
   expect_error(of_schema(R"({"oneOf":[{"type":"string"},{"type":"string","maxLength":3}]})"),
                ErrorCode::kUnsupported, "oneOf");
   const Json unique = {{"type", "array"}, {"uniqueItems", true}};
-  EXPECT_NO_THROW(small_vocabulary().engine.json_schema(unique, {.strict = false}));
+  const GrammarEngine& engine = small_vocabulary().engine;
+  const Grammar lenient = engine.json_schema(unique, {.strict = false});
+  EXPECT_NE(lenient.unenforced().find("uniqueItems"), std::string::npos) << lenient.unenforced();
+  EXPECT_EQ(lenient.clone().unenforced(), lenient.unenforced());
+  EXPECT_EQ(engine.json_schema({{"type", "array"}}, {.strict = false}).unenforced(), "");
+  const std::vector<Tool> tools = {{.name = "f", .parameters = {{"type", "object"}, {"properties", {{"a", unique}}}}, .strict = false}};
+  EXPECT_NE(engine.tool_calls(tools).unenforced().find("uniqueItems"), std::string::npos);
 }
 
 TEST(Hostile, RegularExpressions) {

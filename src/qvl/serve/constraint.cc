@@ -4,6 +4,8 @@
 #include <vector>
 
 #include "qvl/base/error.h"
+#include "qvl/base/format.h"
+#include "qvl/base/log.h"
 #include "qvl/serve/api_error.h"
 
 namespace qvl::serve {
@@ -54,9 +56,15 @@ ConstraintFactory::ConstraintFactory(const std::function<std::shared_ptr<const g
   try {
     grammar_ = tools ? tool_grammar(*engine, request) : format_grammar(*engine, request.response_format);
     if (request.thinking) grammar_->allow_reasoning();
+    if (!unenforced().empty()) log_message(LogLevel::kWarning, cat("[serve] ", param, ": not enforced: ", unenforced()));
   } catch (const Error& e) {
     throw e.code() == ErrorCode::kUnsupported ? bad_request("unsupported_value", param, e.what()) : bad_request("invalid_value", param, e.what());
   }
+}
+
+const std::string& ConstraintFactory::unenforced() const {
+  static const std::string kNothing;
+  return grammar_ ? grammar_->unenforced() : kNothing;
 }
 
 std::shared_ptr<generate::TokenConstraint> ConstraintFactory::make() const {
