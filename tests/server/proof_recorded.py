@@ -1,11 +1,16 @@
-"""Requests as the OpenAI clients of VLMEvalKit and lmms-eval send them, replayed (recorded/*.json)."""
+"""Requests as the OpenAI clients of VLMEvalKit and lmms-eval send them, replayed (recorded/*.json).
+
+A file has client, method, path, headers, body, and what must come back: "read", where such a client finds the answer, with
+"also" (numbers it reads), "answer" and "pixels_at_most" (of every picture as it was shown); or "refused", status, code and param of
+a request that asks for what another model has.
+"""
 
 import json
 
-from harness import KEY, ROOT, check, data_url, equal, sse_events
 from pathlib import Path
 
-NAME = "recorded"
+from harness import ROOT, check, data_url, equal, sse_events
+
 ABOUT = "request shapes of VLMEvalKit and lmms-eval get answers"
 
 
@@ -33,6 +38,11 @@ def run(server, options):
         recorded = json.loads(file.read_text())
         status, headers, body = server.request(recorded["method"], recorded["path"],
                                                filled(recorded["body"]) if "body" in recorded else None, recorded.get("headers"))
+        if "refused" in recorded:
+            error = json.loads(body).get("error", {})
+            equal({"status": status, "code": error.get("code"), "param": error.get("param")}, recorded["refused"], f"{file.name}: {body[:500]!r}")
+            facts.append(f"{file.stem}: refused: {error['message'][:90]!r}")
+            continue
         equal(status, 200, f"{file.name}: status ({body[:500]!r})")
         if recorded.get("stream"):
             check(headers["Content-Type"].startswith("text/event-stream"), f"{file.name}: not a stream", headers["Content-Type"])
@@ -50,6 +60,9 @@ def run(server, options):
                 for k in key:
                     value = value[k]
                 check(isinstance(value, int), f"{file.name}: {key} is no number", value)
+            for image in reply["qvl"]["images"] if "pixels_at_most" in recorded else []:
+                pixels = image["resized_width"] * image["resized_height"]
+                check(pixels <= recorded["pixels_at_most"] < image["width"] * image["height"], f"{file.name}: a picture is larger than asked for", image)
         check(answer, f"{file.name}: an empty answer", body)
         if "answer" in recorded:
             equal(answer, recorded["answer"], f"{file.name}: answer")

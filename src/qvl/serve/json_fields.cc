@@ -129,6 +129,10 @@ const Json* FieldReader::find(std::string_view key) const {
   return it == json_.end() || it->is_null() ? nullptr : &*it;
 }
 
+bool FieldReader::has(std::string_view key) const {
+  return json_.contains(key);
+}
+
 const Json& FieldReader::require(std::string_view key) const {
   const auto it = json_.find(key);
   if (it == json_.end()) throw missing_parameter(path(key));

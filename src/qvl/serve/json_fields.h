@@ -36,6 +36,7 @@ class FieldReader {
   std::string path(std::string_view key) const { return join_path(path_, key); }
 
   const Json* find(std::string_view key) const;     // null: absent or JSON null
+  bool has(std::string_view key) const;             // null too
   const Json& require(std::string_view key) const;  // throws missing_parameter, invalid_type for null
 
   std::optional<std::string> string(std::string_view key) const;

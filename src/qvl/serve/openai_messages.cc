@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <iterator>
+#include <optional>
+#include <span>
 
 #include "qvl/base/format.h"
 #include "qvl/serve/json_fields.h"
@@ -19,7 +21,8 @@ struct ParsedMessage {
   text::Message message;
   std::vector<MediaRef> media;
   std::vector<std::string> call_ids;  // of tool_calls
-  std::string tool_call_id;
+  std::optional<std::string> tool_call_id;  // of a result
+  std::optional<std::string> tool_name;     // "name" of a result
   std::string path;
 };
 
@@ -96,6 +99,8 @@ class MessageReader {
     if (const Json* calls = fields.array("tool_calls")) read_tool_calls(*calls, fields.path("tool_calls"));
     if (fields.find("content") != nullptr) {
       read_content(fields, kTextAndRefusal);
+    } else if (fields.has("content") && !refusal) {
+      // null: a turn without text. Some clients send what they got beside calls back as a message of its own.
     } else if (refusal) {
       add_text(*refusal);
     } else if (out_.message.tool_calls.empty() && !out_.message.reasoning) {
@@ -105,8 +110,8 @@ class MessageReader {
 
   void read_tool(const FieldReader& fields) {
     out_.message.role = Role::kTool;
-    (void)fields.string("name");
-    out_.tool_call_id = fields.required_string("tool_call_id");
+    out_.tool_name = fields.string("name");
+    out_.tool_call_id = fields.string("tool_call_id");
     read_content(fields, kTextAndImages);
   }
 
@@ -194,6 +199,7 @@ class MessageReader {
         ref.url = url_value(url, ref.param);
       } else if (url.is_object()) {
         const FieldReader inner(url, ref.param, fields_of(ObjectKind::kImageUrl));
+        inner.refuse("max_dynamic_patch", "this model cuts pictures into no tiles; 'max_pixels' beside 'image_url' bounds their size.");
         ref.param = inner.path("url");
         ref.url = url_value(inner.require("url"), ref.param);
         if (inner.find("detail") != nullptr) ref.detail = detail_of(inner);
@@ -256,6 +262,41 @@ class MessageReader {
   ParsedMessage out_;
 };
 
+// Which call of `caller` each of its results answers, by the ids; throws for one that is none's or answered already.
+std::vector<size_t> calls_by_id(const ParsedMessage& caller, std::span<const ParsedMessage> results) {
+  std::vector<size_t> out;
+  for (const ParsedMessage& result : results) {
+    const std::string path = join_path(result.path, "tool_call_id");
+    if (!result.tool_call_id) throw missing_parameter(path);
+    const auto id = std::find(caller.call_ids.begin(), caller.call_ids.end(), *result.tool_call_id);
+    if (id == caller.call_ids.end()) {
+      throw invalid_value(path, cat(shown(*result.tool_call_id), " is no id of the 'tool_calls' of the preceding assistant message."));
+    }
+    const auto call = static_cast<size_t>(id - caller.call_ids.begin());
+    if (std::find(out.begin(), out.end(), call) != out.end()) throw invalid_value(path, cat("the call ", shown(*id), " was answered already."));
+    out.push_back(call);
+  }
+  return out;
+}
+
+// The same where none has an id: they stand in the order of the calls, and a name must be that of the call.
+std::vector<size_t> calls_by_order(const ParsedMessage& caller, std::span<const ParsedMessage> results) {
+  std::vector<size_t> out;
+  for (const ParsedMessage& result : results) {
+    const size_t call = out.size();
+    if (call == caller.call_ids.size()) {
+      throw invalid_value(result.path, cat("a result without 'tool_call_id', but the ", call, " 'tool_calls' of the preceding assistant message are answered already."));
+    }
+    const std::string& called = caller.message.tool_calls[call].name;
+    if (result.tool_name && *result.tool_name != called) {
+      throw invalid_value(join_path(result.path, "name"),
+                          cat("results without 'tool_call_id' must stand in the order of the calls; expected one of ", shown(called), ", but got ", shown(*result.tool_name), "."));
+    }
+    out.push_back(call);
+  }
+  return out;
+}
+
 // Results of tools follow the message that called them, one for each call. The template shows no ids, so they are put in
 // the order of the calls.
 void match_tool_results(std::vector<ParsedMessage>& messages) {
@@ -266,33 +307,22 @@ void match_tool_results(std::vector<ParsedMessage>& messages) {
     }
     const size_t first = ++i;
     if (caller.call_ids.empty()) continue;
-    auto order = [&](const ParsedMessage& m) {
-      return std::find(caller.call_ids.begin(), caller.call_ids.end(), m.tool_call_id) - caller.call_ids.begin();
-    };
-    std::vector<bool> answered(caller.call_ids.size());
-    for (; i < messages.size() && messages[i].message.role == Role::kTool; ++i) {
-      const auto k = static_cast<size_t>(order(messages[i]));
-      const std::string path = join_path(messages[i].path, "tool_call_id");
-      if (k == answered.size()) {
-        throw invalid_value(path, cat(shown(messages[i].tool_call_id), " is no id of the 'tool_calls' of the preceding assistant message."));
-      }
-      if (answered[k]) throw invalid_value(path, cat("the call ", shown(messages[i].tool_call_id), " was answered already."));
-      answered[k] = true;
-    }
+    while (i < messages.size() && messages[i].message.role == Role::kTool) ++i;
+    const std::span<ParsedMessage> results(messages.begin() + static_cast<std::ptrdiff_t>(first), i - first);
+    const bool without_ids = std::none_of(results.begin(), results.end(), [](const ParsedMessage& m) { return m.tool_call_id.has_value(); });
+    const std::vector<size_t> calls = without_ids ? calls_by_order(caller, results) : calls_by_id(caller, results);
     std::string open;
-    for (size_t k = 0; k < answered.size(); ++k) {
-      if (!answered[k]) open += cat(open.empty() ? "" : ", ", shown(caller.call_ids[k]));
+    for (size_t k = 0; k < caller.call_ids.size(); ++k) {
+      if (std::find(calls.begin(), calls.end(), k) == calls.end()) open += cat(open.empty() ? "" : ", ", shown(caller.call_ids[k]));
     }
     if (!open.empty()) {
       throw invalid_value(join_path(caller.path, "tool_calls"),
                           cat("an assistant message with 'tool_calls' must be followed by messages of role 'tool' responding to each 'tool_call_id'. These "
                               "did not have response messages: ", open, "."));
     }
-    const std::vector<std::string> ids = caller.call_ids;
-    std::stable_sort(messages.begin() + static_cast<std::ptrdiff_t>(first), messages.begin() + static_cast<std::ptrdiff_t>(i),
-                     [&](const ParsedMessage& a, const ParsedMessage& b) {
-                       return std::find(ids.begin(), ids.end(), a.tool_call_id) < std::find(ids.begin(), ids.end(), b.tool_call_id);
-                     });
+    std::vector<ParsedMessage> ordered(results.size());
+    for (size_t k = 0; k < results.size(); ++k) ordered[calls[k]] = std::move(results[k]);
+    std::move(ordered.begin(), ordered.end(), results.begin());
   }
 }
 

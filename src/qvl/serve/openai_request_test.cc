@@ -298,7 +298,9 @@ TEST(OpenAiRequest, MessagesOfTheWrongForm) {
       {R"({"role":"assistant","tool_calls":[{"id":"a","type":"custom","function":{"name":"f","arguments":""}}]})", "invalid_value messages[0].tool_calls[0].type"},
       {R"({"role":"assistant","tool_calls":[{"type":"function","function":{"name":"f","arguments":""}}]})", "missing_required_parameter messages[0].tool_calls[0].id"},
       {R"({"role":"assistant","tool_calls":[{"id":"a","type":"function","function":{"name":"f","arguments":""}},{"id":"a","type":"function","function":{"name":"f","arguments":""}}]})", "invalid_value messages[0].tool_calls[1].id"},
-      {R"({"role":"tool","content":"a"})", "missing_required_parameter messages[0].tool_call_id"},
+      {R"({"role":"assistant","content":null})", ""},
+      {R"({"role":"tool","content":"a"})", "invalid_value messages[0]"},
+      {R"({"role":"user","content":[{"type":"image_url","image_url":{"url":"data:,a","max_dynamic_patch":6}}]})", "unsupported_parameter messages[0].content[0].image_url.max_dynamic_patch"},
   };
   for (const auto& [message, want] : cases) EXPECT_EQ(refusal("{\"messages\":[" + message + "]}"), want) << message;
 }
@@ -338,6 +340,25 @@ TEST(OpenAiRequest, PicturesOfToolResultsFollowTheirResults) {
   EXPECT_EQ(r.media[0].param, "messages[3].content[0].image_url");  // where the client wrote it
   EXPECT_EQ(r.messages[1].tool_calls[0].arguments, "{}");
   EXPECT_EQ(r.messages[1].tool_calls[1].arguments, Json::parse(R"({"x":1})"));
+}
+
+// As lmms-eval sends them: what was said beside the calls as a message of its own, results without ids.
+TEST(OpenAiRequest, ResultsWithoutIdsStandInTheOrderOfTheCalls) {
+  const auto body = [](const std::string& results) {
+    return R"({"messages":[{"role":"user","content":"Look"},{"role":"assistant","content":null},
+        {"role":"assistant","tool_calls":[{"id":"a","type":"function","function":{"name":"f","arguments":"{}"}},{"id":"b","type":"function","function":{"name":"g","arguments":"{}"}}]},)" +
+           results + "]}";
+  };
+  const ChatRequest r = parse_chat_request(body(R"({"role":"tool","name":"f","content":"1"},{"role":"tool","name":"g","content":"2"})"), test_facts());
+  ASSERT_EQ(r.messages.size(), 5u);
+  EXPECT_TRUE(r.messages[1].parts.empty());
+  EXPECT_EQ(text_of(r.messages[3]), "1");
+  EXPECT_EQ(text_of(r.messages[4]), "2");
+  EXPECT_EQ(refusal(body(R"({"role":"tool","content":"1"},{"role":"tool","content":"2"})")), "");
+  EXPECT_EQ(refusal(body(R"({"role":"tool","name":"g","content":"2"},{"role":"tool","name":"f","content":"1"})")), "invalid_value messages[3].name");
+  EXPECT_EQ(refusal(body(R"({"role":"tool","content":"1"})")), "invalid_value messages[2].tool_calls");
+  EXPECT_EQ(refusal(body(R"({"role":"tool","content":"1"},{"role":"tool","content":"2"},{"role":"tool","content":"3"})")), "invalid_value messages[5]");
+  EXPECT_EQ(refusal(body(R"({"role":"tool","tool_call_id":"a","content":"1"},{"role":"tool","name":"g","content":"2"})")), "missing_required_parameter messages[4].tool_call_id");
 }
 
 TEST(OpenAiRequest, ToolsReachTheTemplateAsTheyCame) {
