@@ -123,10 +123,6 @@ std::vector<std::string> read_keys(const ServeOptions& o) {
   return keys;
 }
 
-bool is_loopback(const std::string& host) {
-  return host == "localhost" || host.starts_with("127.") || host == "::1" || host == "[::1]" || host.starts_with("unix:");
-}
-
 serve::ServiceOptions service_options(const ServeOptions& o, const fs::path& folder, const OpenModel& model) {
   serve::ServiceOptions out;
   out.scheduler = {.slots = static_cast<int>(o.slots),
@@ -184,7 +180,7 @@ int serve_until_signal(const ServeOptions& o) {
   serve::HttpServer server(http);
   service.add_routes(server);
   server.start();
-  if (keys.empty() && !is_loopback(o.host)) fmt::print(stderr, "qvl: warning: {} can be reached from other machines and asks for no key (--api-key-file)\n", o.host);
+  if (keys.empty() && !server.loopback_only()) fmt::print(stderr, "qvl: warning: {} can be reached from other machines and asks for no key (--api-key-file)\n", o.host);
   if (!grammar.valid()) fmt::print(stderr, "qvl: warning: built without the grammar engine: response_format json_object and json_schema are refused\n");
   write_stdout(fmt::format("listening on {}\n", server.url()));
   if (!o.no_page) fmt::print(stderr, "qvl: open {} in a browser, or use {}/v1 as base_url; Ctrl-C stops\n", server.url(), server.url());

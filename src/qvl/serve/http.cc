@@ -174,6 +174,7 @@ class HttpServer::Impl {
 
   const std::string& url() const { return url_; }
   uint16_t port() const { return port_; }
+  bool loopback_only() const { return loopback_only_; }
 
  private:
   void listen() {
@@ -198,7 +199,6 @@ class HttpServer::Impl {
     addresses.erase(std::ranges::unique(addresses).begin(), addresses.end());
     port_ = core_->options.port;
     error_code last;
-    bool all_loopback = true;
     for (const asio::ip::address& address : addresses) {
       if (const error_code failed = listen_tcp(address)) {
         // "localhost" often names ::1 on machines without IPv6.
@@ -210,10 +210,10 @@ class HttpServer::Impl {
         last = failed;
         continue;
       }
-      all_loopback = all_loopback && address.is_loopback();
+      loopback_only_ = loopback_only_ && address.is_loopback();
     }
     if (tcp_acceptors_.empty()) fail_listen(cat(host, ":", port_), last);
-    core_->gate.check_host = all_loopback || !core_->options.allowed_hosts.empty();
+    core_->gate.check_host = loopback_only_ || !core_->options.allowed_hosts.empty();
     asio::ip::address shown = tcp_acceptors_.front()->local_endpoint().address();
     if (shown.is_unspecified()) {
       shown = shown.is_v4() ? asio::ip::address(asio::ip::address_v4::loopback())
@@ -368,6 +368,7 @@ class HttpServer::Impl {
   std::vector<std::thread> threads_;
   std::string url_;
   uint16_t port_ = 0;
+  bool loopback_only_ = true;
   bool started_ = false;
   std::mutex finish_mutex_;
   bool finished_ = false;
@@ -410,6 +411,10 @@ void HttpServer::start() {
 std::string HttpServer::url() const {
   return impl_->url();
 }
+bool HttpServer::loopback_only() const {
+  return impl_->loopback_only();
+}
+
 uint16_t HttpServer::port() const {
   return impl_->port();
 }

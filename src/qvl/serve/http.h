@@ -160,6 +160,8 @@ class HttpServer {
   // "unix:/path".
   std::string url() const;
   uint16_t port() const;  // the one bound; 0 for a Unix socket
+  // After start(): whether only this machine can reach it: every address bound is a loopback one, or it is a Unix socket.
+  bool loopback_only() const;
 
   // Stops accepting and closes idle connections; answers that are owed or running may finish within `grace`,
   // what is left then is gone. Returns when all connections are closed and all handlers have returned. Any

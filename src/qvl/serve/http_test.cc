@@ -223,6 +223,8 @@ TEST(Http, OnLoopbackOnlyItsNamesAreAnsweredTo) {
   options.allowed_hosts = {};
   options.host = "0.0.0.0";
   TestServer open(options);
+  EXPECT_TRUE(server->loopback_only() && named->loopback_only());
+  EXPECT_FALSE(open->loopback_only());
   RawClient any(open.port());
   EXPECT_EQ(any.ask("GET /hello HTTP/1.1\r\nHost: evil.example\r\n\r\n").status, 200);
 }
@@ -427,6 +429,7 @@ TEST(Http, UnixSockets) {
   {
     TestServer server(options);
     EXPECT_EQ(server->url(), "unix:" + path);
+    EXPECT_TRUE(server->loopback_only());
     EXPECT_EQ(std::filesystem::status(path).permissions(),
               std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
     RawClient client(path);
