@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import harness  # noqa: E402
 
-PROOFS = ["openai_python", "openai_javascript", "recorded", "schema", "malformed", "vanish", "turns", "soak", "throughput"]
+PROOFS = ["openai_python", "openai_javascript", "recorded", "limits", "schema", "malformed", "vanish", "turns", "soak", "throughput"]
 # Packages beyond the standard library (requirements.txt, package.json).
 NEEDS = {"openai_python": ["openai", "pydantic"], "schema": ["jsonschema"], "soak": ["jsonschema"], "malformed": ["schemathesis"]}
 ENVIRONMENT = harness.ROOT / "build/third_party/server-proofs"
