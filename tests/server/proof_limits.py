@@ -156,6 +156,16 @@ def fields(p):
     p.refused(p.ask("POST", CHAT, {"model": "qvl"}), "missing_required_parameter", "messages")
     p.refused(p.ask("POST", CHAT, b'{"messages": ['), "invalid_json")
     p.refused(p.ask("POST", CHAT, b'{"n": 1, "n": 1}'), "duplicate_key", "n")
+    # A schema with what cannot be enforced: refused where it is strict, else the rest of it is enforced.
+    numbers = {"type": "object", "properties": {"a": {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2, "uniqueItems": True}},
+               "required": ["a"], "additionalProperties": False}
+    for strict in (True, False):
+        reply = p.chat("Hi", max_tokens=60, response_format={"type": "json_schema", "json_schema": {"name": "it", "schema": numbers, "strict": strict}})
+        if strict:
+            check("uniqueItems" in p.refused(reply, "unsupported_value", "response_format"), "the keyword is not named", reply)
+        else:
+            said = json.loads(p.answered(reply)["choices"][0]["message"]["content"])
+            check(list(said) == ["a"] and set(said["a"]) <= {1, 2} and len(said["a"]) <= 2, "the rest of the schema is not enforced", said)
     # Any name is answered by the one model; asking for a model by name is something else.
     equal(p.answered(p.chat("Hi", model="gpt-99"))["model"], "small", "model of a reply")
     p.refused(p.ask("GET", "/v1/models/gpt-99"), "model_not_found", "model")
