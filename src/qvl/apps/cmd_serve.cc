@@ -50,6 +50,7 @@ struct ServeOptions {
   std::vector<std::string> origins;
   std::vector<std::string> names;
   bool no_page = false;
+  bool no_read_ahead = false;
 };
 
 // Turns the first SIGINT or SIGTERM into a flag that others can wait for; the second ends the process. Made before any
@@ -143,6 +144,7 @@ serve::ServiceOptions service_options(const ServeOptions& o, const fs::path& fol
   out.max_body_bytes = size_option("--max-body", o.max_body);
   out.max_images = o.max_images;
   out.max_image_pixels = o.max_image_pixels;
+  out.read_ahead = !o.no_read_ahead;
   out.context_tokens = o.context;
   out.request_timeout = std::chrono::seconds(o.timeout_s);
   out.page = !o.no_page;
@@ -220,6 +222,7 @@ Registration register_serve(CLI::App& app) {
   command->add_option("--context", o->context, "Tokens of prompt and answer of a request, at most")->check(whole_between(16, INT64_MAX))->group("Load");
   command->add_option("--kv-memory", o->kv_memory, "Keys and values of all conversations, at most (default: half of the memory that is free)")->type_name("SIZE")->group("Load");
   command->add_option("--prefill-chunk", o->prefill_chunk, "Tokens of a prompt computed at a time")->check(whole_between(1, 1 << 20))->group("Load");
+  command->add_flag("--no-read-ahead", o->no_read_ahead, "Do not use idle time to read an answer as the next turn's prompt")->group("Load");
   command->add_option("--request-timeout", o->timeout_s, "Seconds from a request's arrival to its last token")->check(whole_between(1, 1 << 20))->group("Load");
   command->add_option("--grace", o->grace_s, "Seconds that answers in the making have when the server stops")->check(whole_between(0, 1 << 20))->group("Load");
   command->add_flag("--image-urls", o->image_urls, "Fetch http(s) pictures of any public host; never a private, loopback or link-local address")->group("Pictures");

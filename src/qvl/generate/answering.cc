@@ -75,6 +75,7 @@ void Answering::collect_preprocess_ms() {
 
 void Answering::begin(Prompt prompt, std::vector<std::shared_ptr<Visual>> visuals, const AnswerOptions& options,
                       std::span<const Pipeline* const> donors) {
+  pipeline_.unread_.reset();
   prompt_ = std::move(prompt);
   visuals_ = std::move(visuals);
   if (prompt_.visuals.size() != visuals_.size()) {
@@ -189,11 +190,20 @@ Answer Answering::finish() {
     answer_.decode = result.counts;
     answer_.kv_bytes = static_cast<int64_t>(pipeline_.session_.cache_bytes());
     if (!answer_.token_ids.empty()) answer_.ttft_ms = before_ms_ + result.first_token_ms;
+    if (answer_.reason != FinishReason::kCancelled) leave_unread();
   }
   answer_.text = stream_->text();
   answer_.stop_string = stream_->stop_found();
   if (answer_.cause == EndCause::kCallback && !answer_.stop_string.empty()) answer_.cause = EndCause::kStopString;
   return std::move(answer_);
+}
+
+void Answering::leave_unread() {
+  if (pipeline_.session_.reuse() != Session::Reuse::kPromptsOnly) return;
+  Pipeline::Unread unread{.prompt = prompt_, .answered = static_cast<int64_t>(prompt_.ids.size())};
+  for (PromptVisual& v : unread.prompt.visuals) v.features.reset();
+  unread.prompt.ids.insert(unread.prompt.ids.end(), answer_.token_ids.begin(), answer_.token_ids.end());
+  if (unread.prompt.ids.size() < static_cast<size_t>(pipeline_.session_.context_tokens())) pipeline_.unread_ = std::move(unread);
 }
 
 void Answering::keep() {

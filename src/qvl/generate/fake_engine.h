@@ -100,6 +100,7 @@ class FakeEngine final : public engine::Engine {
   float script_logit_ = 50;  // those of the hash are below 4
   bool rows_are_independent_ = true;
   mutable std::function<void()> on_decode_;
+  mutable std::function<void()> on_prefill_;
   bool frames_are_independent_ = true;
   engine::EngineInfo info_;
 
@@ -173,6 +174,7 @@ class FakeEngine final : public engine::Engine {
         if (owner_->on_decode_) owner_->on_decode_();
       } else {
         owner_->calls_.prefill_chunks.push_back(static_cast<int64_t>(rows));
+        if (owner_->on_prefill_) owner_->on_prefill_();
       }
       size_t next_visual = 0;
       for (size_t r = 0; r < rows; ++r) {

@@ -1,6 +1,8 @@
 #include "qvl/generate/pipeline.h"
 
+#include <algorithm>
 #include <string_view>
+#include <utility>
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
@@ -246,6 +248,31 @@ std::unique_ptr<Answering> Pipeline::begin(Prompt prompt, std::vector<std::share
   std::unique_ptr<Answering> answering(new Answering(*this, options, std::move(callbacks)));
   answering->begin(std::move(prompt), std::move(visuals), options, donors);
   return answering;
+}
+
+void Pipeline::reset() {
+  session_.clear();
+  unread_.reset();
+}
+
+void Pipeline::read_ahead(int64_t tokens, const engine::ProgressFn& progress) {
+  if (tokens < 1) fail(ErrorCode::kInvalidArgument, "pipeline", "tokens to read ahead", "1 or more", cat(tokens));
+  if (!unread_) return;
+  Unread work = *std::exchange(unread_, std::nullopt);
+  const int64_t cached = session_.cached_prefix(work.prompt);
+  // Something else is in the session by now, or pictures would have to be encoded.
+  if (cached < work.answered) return;
+  const auto all = static_cast<int64_t>(work.prompt.ids.size());
+  const int64_t end = std::min(all, cached + tokens);
+  Prompt part = work.prompt;
+  part.ids.resize(static_cast<size_t>(end));
+  try {
+    session_.prefill(part, progress);
+  } catch (const Error& e) {
+    if (e.code() == ErrorCode::kCancelled) unread_ = std::move(work);
+    throw;
+  }
+  if (end < all) unread_ = std::move(work);
 }
 
 Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,

@@ -166,6 +166,8 @@ class Answering {
   // Gives the pictures that the session lacks behind its first `cached` tokens their features.
   void find_features(int64_t cached);
   void start_generation(const AnswerOptions& options);
+  // For Pipeline::read_ahead().
+  void leave_unread();
   // What loading and preprocessing took and no answer has reported yet.
   void collect_preprocess_ms();
 
@@ -221,8 +223,16 @@ class Pipeline {
   // Preprocessed pixels [P, 1536] of a visual; read again if they were given up.
   const Tensor& pixels(Visual& visual);
 
-  void reset() { session_.clear(); }
+  void reset();
   void set_reuse(Session::Reuse reuse) { session_.set_reuse(reuse); }
+
+  // With Session::Reuse::kPromptsOnly a turn computes the answer before it anew, as part of its prompt. That work can be
+  // done ahead, while nobody waits.
+  // Whether the last answer, taken with finish() and not cancelled, is still to be read as a prompt would be.
+  bool has_unread() const { return unread_.has_value(); }
+  // Reads up to `tokens` (>= 1) of it. progress as of Session::prefill: false stops with kCancelled and leaves the rest for
+  // another time. Whatever else is thrown: there is nothing left to read, and the pipeline stays usable.
+  void read_ahead(int64_t tokens, const engine::ProgressFn& progress = {});
   const Session& session() const { return session_; }
   const Assets& assets() const { return *assets_; }
   const engine::Engine& engine() const { return *engine_; }
@@ -244,6 +254,12 @@ class Pipeline {
   std::shared_ptr<ImageMemory> memory_;
   std::shared_ptr<DiskMemory> disk_;
   Session session_;
+  // The last answer behind its prompt, features left out.
+  struct Unread {
+    Prompt prompt;
+    int64_t answered = 0;  // tokens before the answer
+  };
+  std::optional<Unread> unread_;
 };
 
 // About 13000 visual tokens of the 4B model in float32 (41 KB each), twice as many in bf16.

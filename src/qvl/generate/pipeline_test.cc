@@ -227,6 +227,35 @@ TEST_F(PipelineTest, BadPicturesAreNamed) {
             std::string::npos);
 }
 
+TEST_F(PipelineTest, AnAnswerReadAheadIsTheOneOfAPrompt) {
+  script("one two three four five six seven");
+  Pipeline p = pipeline(), keeps = pipeline();
+  p.set_reuse(Session::Reuse::kPromptsOnly);
+  const auto visual = p.load({.path = kExamples / "shapes.png"});
+  std::vector<ChatMessage> talk = {user_message({visual}, "Count.")};
+  EXPECT_FALSE(p.has_unread());
+  const Answer a = p.answer(talk, greedy());
+  ASSERT_TRUE(p.has_unread());
+  engine_->calls_ = {};
+  EXPECT_THROW(p.read_ahead(3, [](int64_t, int64_t) { return false; }), Error);
+  ASSERT_TRUE(p.has_unread());
+  int pieces = 0;
+  for (; p.has_unread() && pieces < 100; ++pieces) p.read_ahead(3);
+  EXPECT_EQ(pieces, (static_cast<int>(a.token_ids.size()) + 2) / 3);
+  EXPECT_EQ(engine_->calls_.encodes, 0);
+  p.read_ahead(3);  // nothing
+  talk.push_back(text_message(text::Role::kAssistant, a.text));
+  talk.push_back(user_message({}, "Again."));
+  const Answer b = p.answer(talk, greedy());
+  EXPECT_EQ(b.cached_tokens, a.prompt_tokens + static_cast<int64_t>(a.token_ids.size()));
+  EXPECT_EQ(b.token_ids, pipeline().answer(talk, greedy()).token_ids);
+  p.reset();
+  EXPECT_FALSE(p.has_unread());
+  keeps.answer(talk, greedy());
+  EXPECT_FALSE(keeps.has_unread()) << "what was generated may be taken over as it is";
+  EXPECT_THROW(p.read_ahead(0), Error);
+}
+
 TEST_F(PipelineTest, LimitsHoldForRememberedPicturesToo) {
   script("A red circle.");
   Pipeline p = pipeline();

@@ -111,6 +111,7 @@ class Session {
   // prompt; without them (kPromptsOnly) a later turn says what a fresh session would, and the last answer is read again.
   enum class Reuse { kEverything, kPromptsOnly };
   void set_reuse(Reuse reuse) { reuse_ = reuse; }
+  Reuse reuse() const { return reuse_; }
 
   // How many leading tokens of the prompt prefill() would take over from the cache: ids equal and, at visual
   // tokens, the same picture. At most ids.size() - 1, because the last one's logits are needed. Throws

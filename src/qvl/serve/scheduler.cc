@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "qvl/base/format.h"
+#include "qvl/base/log.h"
 #include "qvl/base/stopwatch.h"
 #include "qvl/engine/stages.h"
 #include "qvl/generate/generation.h"
@@ -24,6 +25,8 @@ using generate::Phase;
 // Before anything was measured: the 4B on two cores.
 constexpr double kFirstMsPerPatch = 7;
 constexpr double kFirstMsPerToken = 30;
+// Read ahead at a time: what an interruption loses at most, and enough rows to be computed well.
+constexpr int64_t kReadAheadTokens = 64;
 // A second of waiting counts like so many seconds of work less, so that nobody starves behind short prompts.
 constexpr double kAging = 0.5;
 
@@ -73,6 +76,7 @@ struct Scheduler::Slot {
   std::atomic<State> state{State::kIdle};
   std::atomic<bool> settled{false};  // kFinishing: the timeline does not change any more
   std::atomic<int64_t> kv_now{0};    // bytes, when it was last looked at
+  std::atomic<bool> unread{false};   // kIdle: its last answer is to be read ahead
   std::shared_ptr<Job> job;
   std::unique_ptr<generate::Answering> answering;
   std::exception_ptr error;
@@ -118,7 +122,7 @@ struct Scheduler::Impl {
   double writing_ms = 0;
   size_t first_writer = 0;
   std::thread thread;
-  // True while a slot that reads is the only work: it then need not hand back the baton.
+  // True while there is no other work: a slot that reads need not hand back the baton, reading ahead may go on.
   std::atomic<bool> alone{false};
 
   Impl(std::shared_ptr<const engine::Engine> the_engine, std::shared_ptr<const generate::Assets> assets,
@@ -248,6 +252,7 @@ struct Scheduler::Impl {
       }
     }
     s.kv_now = kv_bytes(s);
+    s.unread = job.request.read_ahead && s.pipeline->has_unread();
     s.settled = true;
     s.settled.notify_all();
     if (answer && answer->reason != generate::FinishReason::kCancelled) {
@@ -371,6 +376,7 @@ struct Scheduler::Impl {
       }
       if (!oldest) return false;
       oldest->pipeline->reset();
+      oldest->unread = false;
       oldest->kv_now = 0;
     }
     return true;
@@ -396,6 +402,7 @@ struct Scheduler::Impl {
 
   void admit(Slot& s, std::shared_ptr<Job> job) {
     s.begun = false;
+    s.unread = false;
     s.encodes = false;
     s.slice_ms[0] = s.slice_ms[1] = 0;
     s.units[0] = s.units[1] = 0;
@@ -539,7 +546,12 @@ struct Scheduler::Impl {
           while (admit_next()) {
           }
           if (!ended.empty() || busy() || (quit && waiting_count == 0)) break;
-          wait_for_work(lock);
+          Slot* const unread = waiting_count == 0 && !stopping ? unread_slot() : nullptr;
+          if (unread) {
+            read_ahead(*unread, lock);
+          } else {
+            wait_for_work(lock);
+          }
         }
         if (quit && waiting_count == 0 && !busy() && count(Slot::State::kFinishing) == 0 && ended.empty()) return;
         alone = count(Slot::State::kReading) == 1 && count(Slot::State::kWriting) == 0 && waiting_count == 0 && !stopping;
@@ -563,6 +575,34 @@ struct Scheduler::Impl {
         s->job->cancel = true;
       }
     }
+  }
+
+  // Of the timelines at rest that have an answer to read, the one used last: its client is the likeliest to go on.
+  Slot* unread_slot() const {
+    Slot* best = nullptr;
+    for (const auto& s : slots) {
+      if (s->state != Slot::State::kIdle || !s->unread) continue;
+      if (!best || s->last_used > best->last_used) best = s.get();
+    }
+    return best;
+  }
+
+  // Without the lock, which is held again afterwards. Whoever comes with work ends it (wake_up).
+  void read_ahead(Slot& s, std::unique_lock<std::mutex>& lock) {
+    const auto start = Clock::now();
+    alone = true;
+    lock.unlock();
+    try {
+      s.pipeline->read_ahead(kReadAheadTokens, [this](int64_t, int64_t) { return alone.load(std::memory_order_relaxed); });
+    } catch (...) {
+      // The turn that needs it will compute it, and say so if it cannot.
+      const Failure failure = describe(std::current_exception());
+      if (failure.code != ErrorCode::kCancelled) log_message(LogLevel::kWarning, cat("[serve] reading ahead: ", failure.message));
+    }
+    s.unread = s.pipeline->has_unread();
+    s.kv_now = kv_bytes(s);
+    lock.lock();
+    counters.busy_s += seconds_since(start);
   }
 
   void wait_for_work(std::unique_lock<std::mutex>& lock) {
@@ -669,6 +709,7 @@ Scheduler::Load Scheduler::load() const {
     out.reading += s->state == Slot::State::kReading;
     out.writing += s->state == Slot::State::kWriting;
     out.kv_bytes += s->kv_now;
+    out.unread += s->unread;
   }
   return out;
 }

@@ -74,6 +74,8 @@ class Scheduler {
     generate::Prompt prompt;  // without features
     std::vector<std::shared_ptr<generate::Visual>> visuals;  // those of the prompt, in its order
     generate::AnswerOptions options;
+    // The answer will be part of the next prompt: it is read as one while nobody waits, so that the next turn finds it.
+    bool read_ahead = false;
     std::string client;  // clients take turns: requests of one wait behind each other
     std::shared_ptr<AnswerSink> sink;
     Clock::time_point deadline = Clock::time_point::max();
@@ -99,6 +101,7 @@ class Scheduler {
     int64_t kv_bytes = 0;
     int64_t decode_steps = 0;  // since the start
     int64_t decode_rows = 0;   // in them: rows over steps is how full they were
+    int64_t unread = 0;        // answers that are still to be read ahead
     double busy_s = 0;         // inference, since the start
   };
 

@@ -341,6 +341,96 @@ TEST_F(SchedulerTest, OtherAnswersOfARequestFindItsPrompt) {
   EXPECT_EQ(b->answer.cached_tokens, b->answer.prompt_tokens - 1);
 }
 
+class ReadAheadTest : public SchedulerTest {
+ protected:
+  void SetUp() override {
+    SchedulerTest::SetUp();
+    engine_->script_ = assets_->tokenizer.encode_text(said_);
+    engine_->script_.push_back(assets_->tokenizer.require_token("<|im_end|>"));
+    ASSERT_GT(engine_->script_.size(), 130u);  // more than two pieces
+  }
+
+  std::shared_ptr<Listener> first_turn(bool read_ahead) {
+    Scheduler::Request r = request("Say something.", 1000);
+    r.options.ignore_eos = false;
+    r.read_ahead = read_ahead;
+    auto first = submit(r);
+    EXPECT_TRUE(first->wait());
+    EXPECT_EQ(first->text_, said_);
+    return first;
+  }
+
+  std::shared_ptr<Listener> second_turn() {
+    Scheduler::Request r = request("", 5);
+    set_prompt(r, {generate::user_message({}, "Say something."), generate::text_message(text::Role::kAssistant, said_),
+                   generate::user_message({}, "And then?")});
+    auto second = submit(r);
+    EXPECT_TRUE(second->wait());
+    EXPECT_EQ(second->answer.token_ids, alone(r));
+    return second;
+  }
+
+  bool all_read() {
+    const auto until = Scheduler::Clock::now() + 20s;
+    while (scheduler_->load().unread > 0 && Scheduler::Clock::now() < until) std::this_thread::sleep_for(1ms);
+    return scheduler_->load().unread == 0;
+  }
+
+  const std::string said_ = std::string(600, 'w');
+};
+
+TEST_F(ReadAheadTest, TheNextTurnFindsTheAnswerOfTheLast) {
+  start({.slots = 2});
+  const auto first = first_turn(true);
+  ASSERT_TRUE(all_read());
+  EXPECT_EQ(second_turn()->answer.cached_tokens, first->answer.prompt_tokens + static_cast<int64_t>(engine_->script_.size()));
+}
+
+TEST_F(ReadAheadTest, OnlyWhereItIsAskedFor) {
+  start({.slots = 2});
+  const auto first = first_turn(false);
+  EXPECT_EQ(scheduler_->load().unread, 0);
+  EXPECT_EQ(second_turn()->answer.cached_tokens, first->answer.prompt_tokens);
+}
+
+TEST_F(ReadAheadTest, WhoeverComesNeedNotWaitForIt) {
+  start({.slots = 2});
+  std::atomic<bool> reading{false}, submitted{false};
+  std::atomic<int> pieces{0};
+  std::atomic<bool> answered{false};
+  engine_->on_prefill_ = [&] {
+    if (!answered) return;
+    if (++pieces != 2) return;
+    reading = true;
+    while (!submitted) std::this_thread::sleep_for(1ms);
+  };
+  Scheduler::Request r = request("Say something.", 1000);
+  r.options.ignore_eos = false;
+  r.read_ahead = true;
+  auto first = std::make_shared<Listener>();
+  first->on_token = [&](size_t n) { answered = n + 1 == engine_->script_.size(); };
+  r.sink = first;
+  scheduler_->submit(std::move(r));
+  ASSERT_TRUE(first->wait());
+  const auto until = Scheduler::Clock::now() + 20s;
+  while (!reading && Scheduler::Clock::now() < until) std::this_thread::sleep_for(1ms);
+  ASSERT_TRUE(reading) << "nothing was read ahead";
+  Scheduler::Request other = request("Someone else", 5);
+  other.client = "someone else";
+  auto listener = std::make_shared<Listener>();
+  int pieces_before = 0;
+  listener->on_progress = [&] { pieces_before = pieces_before == 0 ? pieces.load() : pieces_before; };
+  other.sink = listener;
+  scheduler_->submit(std::move(other));
+  submitted = true;
+  ASSERT_TRUE(listener->wait());
+  EXPECT_LE(pieces_before, 3) << "the rest was read first";  // the piece that was broken off, and the prompt
+  // What was left is read afterwards.
+  ASSERT_TRUE(all_read());
+  answered = false;
+  EXPECT_EQ(second_turn()->answer.cached_tokens, first->answer.prompt_tokens + static_cast<int64_t>(engine_->script_.size()));
+}
+
 TEST_F(SchedulerTest, ASinkThatSaysStopEndsTheAnswer) {
   start();
   auto l = std::make_shared<Listener>();

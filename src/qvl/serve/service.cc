@@ -111,6 +111,7 @@ struct Service::Impl {
     gauge("qvl_requests_waiting", "Requests in the queue", &Scheduler::Load::waiting);
     gauge("qvl_requests_reading", "Requests whose pictures and prompt are being read", &Scheduler::Load::reading);
     gauge("qvl_requests_writing", "Requests whose answer is being written", &Scheduler::Load::writing);
+    gauge("qvl_unread_answers", "Answers to read as the next turn's prompt while nobody waits", &Scheduler::Load::unread);
     gauge("qvl_slots", "Answers in the making at once, at most", &Scheduler::Load::slots);
     gauge("qvl_kv_bytes", "Keys and values of all conversations", &Scheduler::Load::kv_bytes);
     const auto counter = [&](std::string_view name, std::string_view help, auto read) {
@@ -333,10 +334,12 @@ struct Service::Impl {
     ReplyWriter::Setup common = setup(request, "chatcmpl-", responder, request.n);
     common.grounding = request.grounding;
     for (const MediaRef& ref : request.media) common.details.push_back(ref.detail);
+    // Of several answers the client goes on with one at most, and reasoning is not part of later prompts.
+    const bool goes_on = options.read_ahead && request.n == 1 && facts.variant != text::TemplateVariant::kThinking;
     // Before anything is sent: a schema that cannot be is the request's fault.
     const ConstraintFactory constraints([this] { return grammar.valid() ? grammar.get() : nullptr; }, request);
     submit(responder, chat_reply_writer(request, std::move(common)), request.n, request.n, [&](int64_t i) {
-      Scheduler::Request out{.prompt = prompt, .visuals = visuals, .options = answer, .client = client_of(http), .sink = {}, .deadline = deadline};
+      Scheduler::Request out{.prompt = prompt, .visuals = visuals, .options = answer, .read_ahead = goes_on, .client = client_of(http), .sink = {}, .deadline = deadline};
       if (answer.seed) out.options.seed = *answer.seed + static_cast<uint64_t>(i);
       out.options.constraint = constraints.make();
       return out;
@@ -372,7 +375,7 @@ struct Service::Impl {
     const int64_t choices = static_cast<int64_t>(prompts.size()) * request.n;
     submit(responder, completion_reply_writer(request, std::move(echo), setup(request, "cmpl-", responder, choices)), choices, request.n, [&](int64_t i) {
       Scheduler::Request out{.prompt = {.ids = prompts[static_cast<size_t>(i / request.n)], .visuals = {}}, .visuals = {}, .options = answer,
-                             .client = client_of(http), .sink = {}, .deadline = deadline};
+                             .read_ahead = false, .client = client_of(http), .sink = {}, .deadline = deadline};
       if (answer.seed) out.options.seed = *answer.seed + static_cast<uint64_t>(i % request.n);
       return out;
     });

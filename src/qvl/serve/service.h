@@ -31,6 +31,7 @@ struct ServiceOptions {
   int64_t max_image_pixels = 0;         // of an original; 0: the decoders' own limit
   int64_t context_tokens = 0;           // prompt and answer of a request; 0: the model's context
   std::chrono::seconds request_timeout{600};  // from its arrival to the last token
+  bool read_ahead = true;               // answers are read as the next turn's prompt while nobody waits
   bool page = true;
   bool metrics_need_key = true;
 };
