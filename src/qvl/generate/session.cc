@@ -134,8 +134,7 @@ Session::Layout Session::layout(const Prompt& prompt) const {
 
 int64_t Session::common_prefix(const Prompt& prompt, const Layout& layout) const {
   if (prompt.ids.empty()) return 0;
-  const size_t mine_usable = reuse_ == Reuse::kPromptsOnly ? static_cast<size_t>(prefilled_) : ids_.size();
-  const size_t limit = std::min(mine_usable, prompt.ids.size() - 1);
+  const size_t limit = std::min(static_cast<size_t>(reusable_tokens()), prompt.ids.size() - 1);
   size_t n = 0;
   while (n < limit && ids_[n] == prompt.ids[n]) {
     const int32_t mine = visual_of_[n];

@@ -113,6 +113,9 @@ class Session {
   void set_reuse(Reuse reuse) { reuse_ = reuse; }
   Reuse reuse() const { return reuse_; }
 
+  // Of the tokens in the cache, those that a prompt which begins with them would take over.
+  int64_t reusable_tokens() const { return reuse_ == Reuse::kPromptsOnly ? prefilled_ : length(); }
+
   // How many leading tokens of the prompt prefill() would take over from the cache: ids equal and, at visual
   // tokens, the same picture. At most ids.size() - 1, because the last one's logits are needed. Throws
   // kMismatch when placeholders and visuals do not fit each other.

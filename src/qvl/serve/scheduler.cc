@@ -384,20 +384,21 @@ struct Scheduler::Impl {
 
   static int64_t kv_bytes(const Slot& s) { return static_cast<int64_t>(s.pipeline->session().cache_bytes()); }
 
-  // The idle slot, of which there must be one, that holds the longest beginning of the prompt, among equals the one used
-  // longest ago.
+  // The idle slot, of which there must be one, whose timeline the prompt goes on with: the one that holds most of it, if
+  // that keeps at least half of what is there. Else the one used longest ago: the common beginnings of strangers, such as
+  // a system prompt, it takes from the others (Session::share), whose conversations stay.
   Slot& slot_for(const Job& job) {
-    Slot* best = nullptr;
-    int64_t best_cached = -1;
+    Slot* own = nullptr;
+    int64_t own_kept = 0;
+    Slot* oldest = nullptr;
     for (const auto& s : slots) {
       if (s->state != Slot::State::kIdle) continue;
-      const int64_t cached = s->pipeline->session().cached_prefix(job.request.prompt);
-      if (!best || cached > best_cached || (cached == best_cached && s->last_used < best->last_used)) {
-        best = s.get();
-        best_cached = cached;
-      }
+      const generate::Session& session = s->pipeline->session();
+      const int64_t kept = session.cached_prefix(job.request.prompt);
+      if (kept > own_kept && 2 * kept >= session.reusable_tokens()) own = s.get(), own_kept = kept;
+      if (!oldest || s->last_used < oldest->last_used) oldest = s.get();
     }
-    return *best;
+    return own ? *own : *oldest;
   }
 
   void admit(Slot& s, std::shared_ptr<Job> job) {

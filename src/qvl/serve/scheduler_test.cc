@@ -341,6 +341,26 @@ TEST_F(SchedulerTest, OtherAnswersOfARequestFindItsPrompt) {
   EXPECT_EQ(b->answer.cached_tokens, b->answer.prompt_tokens - 1);
 }
 
+TEST_F(SchedulerTest, AStrangerLeavesAConversationAlone) {
+  // Every prompt begins with the same words of the template.
+  start({.slots = 2});
+  Scheduler::Request talk = request("A long question of one client. " + std::string(200, 'q'), 3);
+  ASSERT_TRUE(submit(talk)->wait());
+  for (int i = 0; i < 3; ++i) {
+    Scheduler::Request stranger = request(cat("Stranger ", i, " asks something else. ", std::string(100, 's')), 3);
+    stranger.client = "stranger";
+    auto other = submit(stranger);
+    ASSERT_TRUE(other->wait());
+    EXPECT_GT(other->answer.cached_tokens, 0) << "the common beginning was computed again";
+    EXPECT_EQ(other->answer.token_ids, alone(stranger));
+    talk.options.seed = *talk.options.seed + 1;
+    auto again = submit(talk);
+    ASSERT_TRUE(again->wait());
+    EXPECT_EQ(again->answer.cached_tokens, again->answer.prompt_tokens - 1) << "after stranger " << i;
+    EXPECT_EQ(again->answer.token_ids, alone(talk));
+  }
+}
+
 class ReadAheadTest : public SchedulerTest {
  protected:
   void SetUp() override {
