@@ -14,7 +14,7 @@ import time
 import zlib
 from pathlib import Path
 
-from harness import KEY, PHOTO, ROOT, SHAPES, WITH_KEY, Server, ask, check, data_url, equal
+from harness import KEY, PHOTO, ROOT, SHAPES, SMALL, WITH_KEY, Server, ask, check, data_url, equal
 
 ABOUT = "limits, keys, URLs, files, time and the end are as docs/server.md says; every error of its table"
 CHAT = "/v1/chat/completions"
@@ -116,9 +116,9 @@ class Prover:
         return json.loads(reply.body)
 
     @contextlib.contextmanager
-    def serving(self, options, ends=False):
+    def serving(self, options, ends=False, model=SMALL):
         """A server with these options; `ends`: what is done with it ends it."""
-        self.server = Server(self.binary, options + self.extra, log=self.log)
+        self.server = Server(self.binary, options + self.extra, model=model, log=self.log)
         try:
             yield self.server
             if not ends:
@@ -315,15 +315,23 @@ def urls_on(p, listener):
 # ---- load, time
 
 
+def endless(folder):
+    """The small model with a context that no machine fills in seconds."""
+    shutil.copytree(SMALL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 262_144
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def busy(p):
-    """--slots 1 --queue 1 --request-timeout 1: one answers, one waits, the third is sent away; both run out of time."""
-    # Slow enough that the context of 4,096 tokens is not full before.
-    long = dict(max_tokens=4000, ignore_eos=True, temperature=1, seed=1, logprobs=True, top_logprobs=20)
+    """--slots 1 --queue 1 --request-timeout 2: one answers, one waits, the third is sent away; both run out of time."""
+    long = dict(max_tokens=100_000, ignore_eos=True, temperature=1, seed=1)
     with p.open() as first, p.open() as second:
         first.sendall(p.server.chat_bytes([ask("Hello")], **long))
         # Long enough that it is not read within what its time is longer than the first one's.
-        second.sendall(p.server.bytes_of("POST", CHAT, {"messages": [ask("word " * 1200)], "max_tokens": 8}))
-        deadline = time.monotonic() + 0.9
+        second.sendall(p.server.bytes_of("POST", CHAT, {"messages": [ask("word " * 3000)], "max_tokens": 8}))
+        deadline = time.monotonic() + 1.8
         while p.server.metrics().total("qvl_requests_waiting") < 1:
             check(time.monotonic() < deadline, "the second request does not wait")
             time.sleep(0.01)
@@ -438,7 +446,7 @@ def run_without_server(options, extra, log):
         with p.serving(named + ["--image-host", "example.com", "--grace", "0"], ends=True):
             urls_on(p, listener)
             no_grace(p)
-        with p.serving(["--slots", "1", "--queue", "1", "--request-timeout", "1"]):
+        with p.serving(["--slots", "1", "--queue", "1", "--request-timeout", "2", "--context", "200000"], model=endless(folder / "small")):
             busy(p)
         with p.serving(["--connections", "6", "--max-body", "400M"]):
             crowded(p)
