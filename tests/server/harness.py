@@ -27,6 +27,14 @@ KEY = "sk-qvl-proof"
 # Options of `qvl serve` that the proofs use, in one place.
 WITH_KEY = ["--api-key", KEY]
 
+# A server built with a sanitizer is several times slower and larger: every timeout is so many times as long, and what counts
+# seconds or megabytes is reported, not judged (run.py --sanitized).
+patience = 1.0
+judge_measures = True
+
+# First lines of what the sanitizers print about a program.
+REPORT = re.compile(r"(WARNING|ERROR): (Thread|Address|Leak)Sanitizer|runtime error: |SUMMARY: \w+Sanitizer|Sanitizer:DEADLYSIGNAL")
+
 
 class Failure(AssertionError):
     """A proof failed."""
@@ -35,6 +43,14 @@ class Failure(AssertionError):
 def check(condition, message, *shown):
     if not condition:
         raise Failure(message + "".join(f"\n    {value!r}"[:2000] for value in shown))
+
+
+def check_measure(condition, message, *shown):
+    """`check` of seconds or megabytes."""
+    if judge_measures:
+        check(condition, message, *shown)
+    elif not condition:
+        print(f"   not judged: {message}", flush=True)
 
 
 def equal(got, expected, what):
@@ -73,11 +89,13 @@ class Server:
         self.process = subprocess.Popen(self.arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                         errors="replace", env=environment, start_new_session=True)
         self.tail = collections.deque(maxlen=60)
+        self.reports = []  # lines of a sanitizer
         self.url = None
         self._log = open(log, "w") if log else None
         self._ready = threading.Event()
-        threading.Thread(target=self._drain, daemon=True).start()
-        if not self._ready.wait(60) or self.url is None:
+        self._reader = threading.Thread(target=self._drain, daemon=True)
+        self._reader.start()
+        if not self._ready.wait(60 * patience) or self.url is None:
             self.kill()
             raise Failure("the server did not say where it listens:\n" + self.output())
         self.start_s = time.monotonic() - started
@@ -87,6 +105,8 @@ class Server:
     def _drain(self):
         for line in self.process.stdout:
             self.tail.append(line.rstrip("\n"))
+            if REPORT.search(line) or (self.reports and len(self.reports) < 200):
+                self.reports.append(line.rstrip("\n"))
             if self._log:
                 self._log.write(line)
                 self._log.flush()
@@ -107,7 +127,11 @@ class Server:
         return self.process.poll() is None
 
     def must_be_alive(self):
+        self.must_be_clean()
         check(self.alive(), f"the server ended with {self.process.poll()}:\n{self.output()}")
+
+    def must_be_clean(self):
+        check(not self.reports, "a sanitizer reports:\n    " + "\n    ".join(list(self.reports)))
 
     def rss_mb(self):
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
@@ -125,7 +149,7 @@ class Server:
 
     def request(self, method, path, body=None, headers=None, timeout=120):
         """(status, headers, bytes) of one request on a connection of its own."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout * patience)
         try:
             if isinstance(body, (dict, list)):
                 body = json.dumps(body).encode()
@@ -154,8 +178,8 @@ class Server:
             busy = self.metrics().busy()
             if not any(busy.values()):
                 return time.monotonic() - start
-            if time.monotonic() - start > timeout_s:
-                raise Failure(f"{what} are still active after {timeout_s} s: {busy}")
+            if time.monotonic() - start > timeout_s * patience:
+                raise Failure(f"{what} are still active after {timeout_s * patience:.0f} s: {busy}")
             time.sleep(0.002)
 
     def bytes_of(self, method, path, body=None, headers=None):
@@ -180,10 +204,12 @@ class Server:
         if self.alive():
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(timeout_s)
+                self.process.wait(timeout_s * patience)
             except subprocess.TimeoutExpired:
                 self.kill()
-                raise Failure(f"the server did not stop within {timeout_s} s:\n{self.output()}")
+                raise Failure(f"the server did not stop within {timeout_s * patience:.0f} s:\n{self.output()}")
+        self._reader.join(10)  # leaks are reported at the very end
+        self.must_be_clean()
         check(self.process.returncode in (0, 130, 143), f"the server ended with {self.process.returncode}:\n{self.output()}")
 
     def kill(self):

@@ -8,7 +8,8 @@ import re
 import socket
 import time
 
-from harness import KEY, SHAPES, ask, check, equal
+import harness
+from harness import KEY, SHAPES, ask, check, check_measure, equal
 
 ABOUT = "10,000 malformed requests: no crash, no 5xx but by design, no leak, no stuck slot"
 
@@ -50,7 +51,7 @@ def by_description(server, wanted, seed, seen):
                 def send(case):
                     nonlocal done
                     done += 1
-                    response = case.call(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+                    response = case.call(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60 * harness.patience)
                     seen[response.status_code] += 1
                     if response.status_code >= 500 and response.status_code not in BY_DESIGN:
                         failures.append(f"{operation.label}: {response.status_code}: {case.as_curl_command()[:600]}")
@@ -160,10 +161,10 @@ def complete(data):
 def exchange(server, data):
     """Status of the first answer; 0: closed without one; None: none came, and none was due."""
     due = complete(data)
-    with socket.create_connection((server.host, server.port), timeout=60) as connection:
+    with socket.create_connection((server.host, server.port), timeout=60 * harness.patience) as connection:
         try:
             connection.sendall(data)
-            connection.settimeout(60 if due else 0.05)
+            connection.settimeout(60 * harness.patience if due else 0.05)
             received = b""
             while b"\r\n\r\n" not in received:
                 piece = connection.recv(65536)
@@ -175,7 +176,7 @@ def exchange(server, data):
                 return f"not HTTP: {received[:80]!r}"
             return int(status.group(1)) if status else 0
         except socket.timeout:
-            return "no answer within 60 s" if due else None
+            return f"no answer within {60 * harness.patience:.0f} s" if due else None
         except (ConnectionResetError, BrokenPipeError):
             return 0  # refused while still sending
 
@@ -223,7 +224,7 @@ def run(server, options):
     equal(again, reference, "the answer afterwards")
     # The first third fills caches and pools.
     warm = memory[len(memory) // 3]
-    check(memory[-1] <= warm + max(10, 0.05 * warm), "memory grows", memory)
+    check_measure(memory[-1] <= warm + max(10, 0.05 * warm), "memory grows", memory)
     deadline = time.monotonic() + 30
     while server.open_files() > 40 and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -10,6 +10,7 @@ from typing import Literal
 import openai
 from pydantic import BaseModel
 
+import harness
 from harness import KEY, PHOTO, SHAPES, WITH_KEY, ask, check, data_url, equal, run_cli
 
 ABOUT = f"the official openai Python client {openai.__version__}"
@@ -40,7 +41,7 @@ def server_options(options):
 
 
 def client_of(server, **more):
-    return openai.OpenAI(base_url=server.base_url, api_key=KEY, max_retries=0, timeout=120, **more)
+    return openai.OpenAI(base_url=server.base_url, api_key=KEY, max_retries=0, timeout=120 * harness.patience, **more)
 
 
 def create(client, messages, **fields):
@@ -380,7 +381,7 @@ def rate_limit(server, client, options):
         check(int(error.response.headers["retry-after"]) >= 1, "Retry-After", dict(error.response.headers))
     server.wait_idle(30, "a burst")
     # The client's own retries get through.
-    patient = openai.OpenAI(base_url=server.base_url, api_key=KEY, max_retries=20, timeout=120)
+    patient = openai.OpenAI(base_url=server.base_url, api_key=KEY, max_retries=20, timeout=120 * harness.patience)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: create(patient, [ask("Hello")], max_tokens=50), range(16)))
     equal(len({a.choices[0].message.content for a in answers}), 1, "greedy answers under load")
