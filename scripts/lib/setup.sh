@@ -73,8 +73,8 @@ with_llguidance() {
   { need_rust && scripts/lib/llguidance.sh; } || say "going on without llguidance: JSON schemas and tool calls will not be enforced"
 }
 
-# build PRESET [CMAKE OPTION...]: configures when needed and builds into build/PRESET.
-build() {
+# configure PRESET [CMAKE OPTION...]: build/PRESET, when it is not configured like this already.
+configure() {
   local preset=$1
   shift
   [ -d build/third_party/onnxruntime/include/onnxruntime ] &&
@@ -86,5 +86,10 @@ build() {
     cmake --preset "$preset" "$@" >&2
     printf '%s\n' "$wanted" >"$stamp"
   fi
-  cmake --build "build/$preset" -- --quiet >&2 || { say "build failed: run 'cmake --build build/$preset' to see it again"; return 1; }
+}
+
+# build PRESET [CMAKE OPTION...]: configures when needed and builds into build/PRESET.
+build() {
+  configure "$@"
+  cmake --build "build/$1" -- --quiet >&2 || { say "build failed: run 'cmake --build build/$1' to see it again"; return 1; }
 }
