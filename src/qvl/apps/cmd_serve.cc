@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <fstream>
 #include <iostream>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -58,35 +59,39 @@ struct ServeOptions {
 class StopSignals {
  public:
   StopSignals() {
-    sigemptyset(&set_);
-    sigaddset(&set_, SIGINT);
-    sigaddset(&set_, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &set_, nullptr);
-    std::thread([this] {
+    sigemptyset(&heard_->set);
+    sigaddset(&heard_->set, SIGINT);
+    sigaddset(&heard_->set, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &heard_->set, nullptr);
+    std::thread([heard = heard_] {
       int signal = 0;
-      sigwait(&set_, &signal);
+      sigwait(&heard->set, &signal);
       {
-        std::lock_guard lock(mutex_);
-        signal_ = signal;
+        std::lock_guard lock(heard->mutex);
+        heard->signal = signal;
         interrupt_flag() = true;  // loading ends, too
       }
-      changed_.notify_all();
-      sigwait(&set_, &signal);
+      heard->changed.notify_all();
+      sigwait(&heard->set, &signal);
       _exit(kExitInterrupted);
     }).detach();
   }
 
   int wait() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return signal_ != 0; });
-    return signal_;
+    std::unique_lock lock(heard_->mutex);
+    heard_->changed.wait(lock, [this] { return heard_->signal != 0; });
+    return heard_->signal;
   }
 
  private:
-  sigset_t set_{};
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int signal_ = 0;
+  // The thread's as well: it waits for the second signal until the process is gone.
+  struct Heard {
+    sigset_t set{};
+    std::mutex mutex;
+    std::condition_variable changed;
+    int signal = 0;
+  };
+  std::shared_ptr<Heard> heard_ = std::make_shared<Heard>();
 };
 
 size_t size_option(const char* name, const std::string& text) {
