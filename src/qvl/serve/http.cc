@@ -143,7 +143,7 @@ class HttpServer::Impl {
       const std::lock_guard lock(core_->mutex);  // with take(): what is accepted from now on is dropped
       first = !core_->stopping.exchange(true);
     }
-    if (first) asio::post(core_->io, [this] { close_acceptors(); });
+    if (first) asio::post(accepting_, [this] { close_acceptors(); });
     const auto deadline = Clock::now() + grace;
     for (const auto& connection : connections()) connection->stop_soon();
     if (!wait_for_connections(deadline)) {
@@ -224,7 +224,7 @@ class HttpServer::Impl {
 
   error_code listen_tcp(const asio::ip::address& address) {
     error_code error;
-    auto acceptor = std::make_unique<tcp::acceptor>(core_->io);
+    auto acceptor = std::make_unique<tcp::acceptor>(accepting_);
     const tcp::endpoint endpoint(address, port_);
     acceptor->open(endpoint.protocol(), error);
     if (!error) acceptor->set_option(tcp::acceptor::reuse_address(true), error);
@@ -244,7 +244,7 @@ class HttpServer::Impl {
       fail(ErrorCode::kInvalidArgument, "serve", "path of a Unix socket", "1 to 100 bytes", path);
     }
     remove_stale_socket(path);
-    local_acceptor_ = std::make_unique<Local::acceptor>(core_->io);
+    local_acceptor_ = std::make_unique<Local::acceptor>(accepting_);
     error_code error;
     local_acceptor_->open(Local(), error);
     if (!error) {
@@ -282,7 +282,7 @@ class HttpServer::Impl {
   template <typename Acceptor>
   void pause(Acceptor& acceptor, const error_code& error) {
     log_message(LogLevel::kWarning, cat("[http] cannot accept a connection: ", error.message()));
-    auto timer = std::make_shared<asio::steady_timer>(core_->io, kAcceptPause);
+    auto timer = std::make_shared<asio::steady_timer>(accepting_, kAcceptPause);
     timer->async_wait([this, &acceptor, timer](const error_code&) {
       if (!core_->stopping) accept(acceptor);
     });
@@ -362,6 +362,8 @@ class HttpServer::Impl {
 
   std::shared_ptr<ServerCore> core_;
   asio::executor_work_guard<asio::io_context::executor_type> work_{core_->io.get_executor()};
+  // Acceptors may be closed by one thread only while no other accepts: whatever is done with them is done here.
+  asio::strand<asio::io_context::executor_type> accepting_{core_->io.get_executor()};
   std::vector<std::unique_ptr<tcp::acceptor>> tcp_acceptors_;
   std::unique_ptr<Local::acceptor> local_acceptor_;
   std::string local_path_;

@@ -494,6 +494,27 @@ TEST(HttpStop, AfterTheGraceClientsAreGone) {
   EXPECT_EQ(owed.read().status, 0);
 }
 
+// For ThreadSanitizer, mostly: accepting and closing meet.
+TEST(HttpStop, WhileClientsKeepComing) {
+  for (int round = 0; round < 20; ++round) {
+    HttpOptions options;
+    options.io_threads = 4;
+    TestServer server(options);
+    std::atomic<bool> over{false};
+    std::vector<std::thread> clients;
+    for (int i = 0; i < 4; ++i) {
+      clients.emplace_back([&] {
+        while (!over) RawClient(server.port()).send(get("/hello"));
+      });
+    }
+    EXPECT_TRUE(eventually([&] { return server->stats().accepted > 20; }));
+    server->stop(milliseconds(0));
+    EXPECT_EQ(server->stats().connections, 0u);
+    over = true;
+    for (std::thread& client : clients) client.join();
+  }
+}
+
 TEST(HttpMessage, HostNames) {
   EXPECT_EQ(host_name("Example.COM:8080"), "example.com");
   EXPECT_EQ(host_name("[::1]:80"), "[::1]");
