@@ -11,7 +11,7 @@ import time
 import jsonschema
 import harness
 
-from harness import KEY, Failure, ask, check, equal, eval_pictures, percentile, slope_per_minute, sse_events
+from harness import Failure, ask, check, equal, eval_pictures, percentile, slope_per_minute, sse_events
 from proof_schema import SCHEMAS
 
 ABOUT = "mixed load (text, pictures, streams, cancels, errors, schemas), flat memory"
