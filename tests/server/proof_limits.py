@@ -163,7 +163,9 @@ def fields(p):
         if strict:
             check("uniqueItems" in p.refused(reply, "unsupported_value", "response_format"), "the keyword is not named", reply)
         else:
-            said = json.loads(p.answered(reply)["choices"][0]["message"]["content"])
+            answer = p.answered(reply)
+            said = json.loads(answer["choices"][0]["message"]["content"])
+            check("uniqueItems" in answer["qvl"]["unenforced"], "what was not enforced is not said", answer["qvl"])
             check(list(said) == ["a"] and set(said["a"]) <= {1, 2} and len(said["a"]) <= 2, "the rest of the schema is not enforced", said)
     # Any name is answered by the one model; asking for a model by name is something else.
     equal(p.answered(p.chat("Hi", model="gpt-99"))["model"], "small", "model of a reply")
@@ -225,7 +227,9 @@ def sizes(p, folder):
     p.refused(p.chat([{"type": "video", "video": ["frame.png"] * 3}]), "media_too_large", "messages[0].content[0].video")
     p.refused(p.chat("word " * 300), "context_length_exceeded", "messages")
     reply = p.answered(p.chat("Hi", max_tokens=4000, ignore_eos=True))
-    equal((reply["choices"][0]["finish_reason"], reply["usage"]["total_tokens"]), ("length", 256), "an answer at the end of the context")
+    choice = reply["choices"][0]
+    equal((choice["finish_reason"], choice["qvl"]["finish"]["reason"], reply["usage"]["total_tokens"]), ("length", "context", 256),
+          "an answer at the end of the context")
 
 
 def pictures(p, folder):

@@ -18,8 +18,6 @@ namespace qvl::serve {
 struct ApiError : std::runtime_error {
   ApiError(ErrorCodeName name, std::string_view param_, const std::string& message)
       : std::runtime_error(message), status(name.status()), type(name.type()), code(name.code()), param(param_), name_(name) {}
-  // Status and type said once more, for the reader.
-  ApiError(int, std::string_view, ErrorCodeName name, std::string_view param_, const std::string& message) : ApiError(name, param_, message) {}
 
   int status;                          // of HTTP, 400..599
   std::string type;                    // "invalid_request_error", "rate_limit_error", "server_error"

@@ -153,6 +153,7 @@ Json request_facts_json(const RequestFacts& facts) {
   }
   Json out = {{"images", std::move(images)}, {"timings", facts.timings}};
   if (!facts.engine.is_null()) out["engine"] = facts.engine;
+  if (!facts.unenforced.empty()) out["unenforced"] = facts.unenforced;
   return out;
 }
 

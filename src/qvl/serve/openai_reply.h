@@ -95,9 +95,10 @@ struct RequestFacts {
   std::vector<std::string> details;             // "detail" of each as asked for; shorter: "auto"
   Json timings;                                 // generate::timings_json
   Json engine;                                  // generate::engine_info_json; null: left out
+  std::string unenforced;                       // of a schema that is not strict: what the answer was not held to; empty: left out
 };
 // {"images": [{"width", "height", "resized_width", "resized_height", "grid_thw", "patches", "tokens", "encode_ms", "cached",
-// "detail"}], "timings": {...}, "engine": {...}}
+// "detail"}], "timings": {...}, "engine": {...}, "unenforced": "..."}
 Json request_facts_json(const RequestFacts& facts);
 // {"finish": {"reason", "stop_string"?, "repetition"?: {...}}, "grounding"?: {...}}: "qvl" of a choice.
 Json choice_facts_json(const Ending& ending, const generate::Grounding* grounding);

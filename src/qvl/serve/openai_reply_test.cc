@@ -115,9 +115,12 @@ TEST(OpenAiReply, AStream) {
   // Without usage, its facts come with the last choice.
   const ChatStream bare(kHead, false);
   EXPECT_FALSE(bare.content(0, "x").contains("usage"));
-  const RequestFacts f = facts();
+  RequestFacts f = facts();
   const Json end = bare.end(1, {}, false, nullptr, &f);
   EXPECT_EQ(end["qvl"]["images"].size(), 2u);
+  EXPECT_FALSE(end["qvl"].contains("unenforced"));
+  f.unenforced = "uniqueItems";
+  EXPECT_EQ(bare.end(1, {}, false, nullptr, &f)["qvl"]["unenforced"], "uniqueItems");
   EXPECT_EQ(end["choices"][0]["index"], 1);
   EXPECT_EQ(end["choices"][0]["qvl"]["finish"]["reason"], "end_token");
 }

@@ -161,6 +161,7 @@ void ReplyWriter::on_done(int64_t index, generate::Answer answer) {
   std::lock_guard lock(mutex_);
   if (over_) return;
   EndCause cause = cause_of(answer.cause);
+  if (cause == EndCause::kMaxTokens && setup_.cut_by_context) cause = EndCause::kContext;
   if (answer.cause == generate::EndCause::kCallback) cause = choice(index).ending.repetition ? EndCause::kRepetition : EndCause::kToolCall;
   end_choice(index, std::move(answer), cause);
 }
@@ -238,6 +239,7 @@ Usage ReplyWriter::usage() const {
 RequestFacts ReplyWriter::facts() const {
   RequestFacts out;
   out.details = setup_.details;
+  out.unenforced = setup_.unenforced;
   out.engine = setup_.engine;
   const generate::Answer* first = readers().front();
   if (!first) return out;

@@ -42,6 +42,8 @@ class ReplyWriter : public std::enable_shared_from_this<ReplyWriter> {
     bool repetition_guard = true;
     bool grounding = false;
     std::vector<std::string> details;  // of the pictures, as asked for
+    std::string unenforced;            // RequestFacts::unenforced
+    bool cut_by_context = false;       // the limit of tokens is what the context leaves, not what was asked for
     Json engine;                       // engine_info_json
     double time_limit_s = 0;           // for the message of a 408
     text::Tokenizer tokenizer;

@@ -178,7 +178,7 @@ struct Service::Impl {
     for (size_t i = 0; i < ref.frames.size(); ++i) {
       frames.push_back(load_media(ref.frames[i], options.media, cat(ref.param, "[", i, "]"), gone));
       bytes += frames.back().size();
-      if (bytes > options.max_body_bytes) throw ApiError(413, "invalid_request_error", "media_too_large", ref.param, cat("the frames of a video have more than ", options.max_body_bytes, " bytes"));
+      if (bytes > options.max_body_bytes) throw bad_request("media_too_large", ref.param, cat("the frames of a video have more than ", options.max_body_bytes, " bytes"));
     }
     return frames;
   }
@@ -234,12 +234,14 @@ struct Service::Impl {
     return out;
   }
 
-  // The prompt and at least one token must fit; max_tokens beyond what is left is cut, as the model's context would.
-  void fit_context(int64_t tokens, generate::AnswerOptions& answer) const {
+  // The prompt and at least one token must fit; max_tokens beyond what is left is cut, as the model's context would. Whether it was.
+  bool fit_context(int64_t tokens, generate::AnswerOptions& answer) const {
     const int64_t left = context() - tokens;
     if (left < 1)
       throw bad_request("context_length_exceeded", "messages", cat("prompt: expected fewer tokens than the context of ", context(), ", got ", tokens, " (fewer or smaller images, or a shorter text)"));
-    answer.max_tokens = std::min(answer.max_tokens, left);
+    const bool cut = answer.max_tokens > left;
+    if (cut) answer.max_tokens = left;
+    return cut;
   }
 
   // Everything the choices of a request have in common.
@@ -329,15 +331,17 @@ struct Service::Impl {
     if (request.logprobs) answer.top_logprobs = static_cast<int>(request.top_logprobs);
     const generate::Prompt prompt = scheduler.loader().make_prompt(messages, answer);
     const std::vector<std::shared_ptr<generate::Visual>> visuals = generate::visuals_of(messages);
-    fit_context(static_cast<int64_t>(prompt.ids.size()), answer);
+    const bool cut = fit_context(static_cast<int64_t>(prompt.ids.size()), answer);
 
     ReplyWriter::Setup common = setup(request, "chatcmpl-", responder, request.n);
+    common.cut_by_context = cut;
     common.grounding = request.grounding;
     for (const MediaRef& ref : request.media) common.details.push_back(ref.detail);
     // Of several answers the client goes on with one at most, and reasoning is not part of later prompts.
     const bool goes_on = options.read_ahead && request.n == 1 && facts.variant != text::TemplateVariant::kThinking;
     // Before anything is sent: a schema that cannot be is the request's fault.
     const ConstraintFactory constraints([this] { return grammar.valid() ? grammar.get() : nullptr; }, request);
+    common.unenforced = constraints.unenforced();
     submit(responder, chat_reply_writer(request, std::move(common)), request.n, request.n, [&](int64_t i) {
       Scheduler::Request out{.prompt = prompt, .visuals = visuals, .options = answer, .read_ahead = goes_on, .client = client_of(http), .sink = {}, .deadline = deadline};
       if (answer.seed) out.options.seed = *answer.seed + static_cast<uint64_t>(i);
@@ -371,9 +375,12 @@ struct Service::Impl {
     }
     generate::AnswerOptions answer = answer_options(request);
     if (request.logprobs) answer.top_logprobs = static_cast<int>(*request.logprobs);
-    fit_context(longest, answer);
+    // Prompts of one request share the limit that the longest of them leaves.
+    const bool cut = fit_context(longest, answer);
     const int64_t choices = static_cast<int64_t>(prompts.size()) * request.n;
-    submit(responder, completion_reply_writer(request, std::move(echo), setup(request, "cmpl-", responder, choices)), choices, request.n, [&](int64_t i) {
+    ReplyWriter::Setup common = setup(request, "cmpl-", responder, choices);
+    common.cut_by_context = cut;
+    submit(responder, completion_reply_writer(request, std::move(echo), std::move(common)), choices, request.n, [&](int64_t i) {
       Scheduler::Request out{.prompt = {.ids = prompts[static_cast<size_t>(i / request.n)], .visuals = {}}, .visuals = {}, .options = answer,
                              .read_ahead = false, .client = client_of(http), .sink = {}, .deadline = deadline};
       if (answer.seed) out.options.seed = *answer.seed + static_cast<uint64_t>(i % request.n);
