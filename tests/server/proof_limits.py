@@ -349,6 +349,13 @@ def busy(p):
     endings = [c for d in data[:-1] for c in json.loads(d)["choices"] if c["finish_reason"]]
     equal([(c["finish_reason"], c["qvl"]["finish"]["reason"]) for c in endings], [("length", "timeout")], "how it ended")
     p.server.wait_idle(5)
+    # Of two choices the second never gets the slot: what the first said is answered.
+    reply = p.answered(p.chat("Hello", n=2, **long))
+    equal([c["qvl"]["finish"]["reason"] for c in reply["choices"]], ["timeout"] * 2, "how two choices ended")
+    said = [bool(c["message"]["content"]) for c in reply["choices"]]
+    equal(said, [True, False], "which of them said something")
+    check(reply["usage"]["prompt_tokens"] > 0, "no usage", reply["usage"])
+    p.server.wait_idle(5)
 
 
 def slow_head(p, connection):

@@ -172,8 +172,10 @@ void ReplyWriter::on_failure(int64_t index, Failure failure) {
     std::lock_guard lock(mutex_);
     if (over_) return;
     using Kind = Failure::Kind;
-    // What was said by then is worth having, and usage says what it was.
-    if (failure.kind == Kind::kTimeout && !failure.partial.token_ids.empty()) return end_choice(index, std::move(failure.partial), EndCause::kTimeout);
+    // What was said by then, by any of the choices, is worth having, and usage says what it was.
+    const auto said = [](const Choice& c) { return c.answer && !c.answer->token_ids.empty(); };
+    if (failure.kind == Kind::kTimeout && (open_ > 1 || !failure.partial.token_ids.empty() || std::any_of(choices_.begin(), choices_.end(), said)))
+      return end_choice(index, std::move(failure.partial), EndCause::kTimeout);
     switch (failure.kind) {
       case Kind::kTimeout:
         give_up(request_timeout(setup_.time_limit_s));
@@ -216,7 +218,8 @@ std::vector<const generate::Answer*> ReplyWriter::readers() const {
   for (size_t i = 0; i < choices_.size(); ++i) {
     const auto& answer = choices_[i].answer;
     const generate::Answer*& best = out[i / static_cast<size_t>(setup_.choices_per_prompt)];
-    if (answer && (!best || answer->cached_tokens < best->cached_tokens)) best = &*answer;
+    if (!answer || answer->prompt_tokens == 0) continue;  // its time was up before its prompt was read
+    if (!best || answer->cached_tokens < best->cached_tokens) best = &*answer;
   }
   return out;
 }
