@@ -519,14 +519,17 @@ struct Scheduler::Impl {
   int64_t step(const std::vector<Slot*>& live) {
     std::vector<generate::Generation*> generations;
     for (Slot* s : live) generations.push_back(s->answering->generation());
+    std::exception_ptr error;
     try {
       return generate::decode_step(*engine, generations).rows;
     } catch (...) {
-      if (live.size() == 1) {
-        live[0]->error = std::current_exception();
-        begin_finish(*live[0]);
-        return 0;
-      }
+      error = std::current_exception();
+    }
+    // Behind the catch block: the slot's thread, which describes the error, then holds the last reference to it.
+    if (live.size() == 1) {
+      live[0]->error = std::move(error);
+      begin_finish(*live[0]);
+      return 0;
     }
     int64_t rows = 0;
     for (Slot* s : live) {
