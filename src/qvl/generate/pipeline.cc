@@ -143,7 +143,9 @@ void Pipeline::preprocess(Visual& visual, std::span<const std::shared_ptr<Visual
     info.resized_width = image.resized_width, info.resized_height = image.resized_height;
     visual.pixels_ = std::move(image.pixel_values);
   }
-  visual.info_ = std::move(info);
+  // Where the pixels alone were asked for again it stays as it is: others may be reading it, such as another answer of the same
+  // request that is being kept on disk.
+  if (visual.info_.key.empty()) visual.info_ = std::move(info);
   visual.unreported_preprocess_ms_ += ms_since(start);
 }
 
