@@ -193,6 +193,7 @@ TEST_F(SchedulerTest, AStreamGoesOnWhileAnotherPromptIsRead) {
   reader->on_progress = [&] {
     if (at_first == 0) at_first = stream->tokens();
     at_last = stream->tokens();
+    std::this_thread::sleep_for(1ms);  // the fake prompt must take as long as many steps, however slow those are
   };
   Scheduler::Request long_prompt = request(std::string(600, 'y') + "?", 1);
   const std::vector<int32_t> expected = alone(long_prompt);
