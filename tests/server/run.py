@@ -99,8 +99,7 @@ def main():
             for fact in facts or []:
                 print(f"   {fact}")
             print(f"   held, {time.monotonic() - started:.1f} s", flush=True)
-            log.unlink(missing_ok=True)
-            log.parent.rmdir()
+            shutil.rmtree(log.parent, ignore_errors=True)
         except Exception as error:
             failed.append(name)
             if isinstance(error, harness.Failure):
