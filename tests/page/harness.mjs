@@ -132,6 +132,9 @@ export async function hasCount(locator, expected) {
   assert.equal(await locator.count(), expected, String(locator));
 }
 
+// The same for a dialog: the conversations are read from the browser's store before theirs opens.
+export const opened = (page) => page.locator('dialog[open]').waitFor();
+
 // `files`: paths, or {name, mimeType, buffer}.
 export async function addFiles(page, ...files) {
   const payloads = files.map((file) => (typeof file === 'string' ? { name: basename(file), mimeType: 'image/png', buffer: readFileSync(file) } : file));

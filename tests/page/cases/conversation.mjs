@@ -1,7 +1,7 @@
 // Asking again, editing, branches, copying, and what is kept, exported, imported and forgotten.
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
-import { addFiles, answers, ask, example, field, finishedAnswer, hasCount, mock, pageTest } from '../harness.mjs';
+import { addFiles, answers, ask, example, field, finishedAnswer, hasCount, mock, opened, pageTest } from '../harness.mjs';
 import { answer, SHAPES } from '../mock_server.mjs';
 
 const answerText = async (page) => (await answers(page).last().locator('.answer-text').textContent()).trim();
@@ -96,6 +96,7 @@ pageTest('several conversations: new, open, delete', async ({ page, shot }) => {
   await ask(page, 'The second conversation');
   await page.getByRole('button', { name: 'Conversations', exact: true }).click();
   const list = page.locator('.conversation');
+  await hasCount(list, 2);
   assert.deepEqual(await list.locator('.conversation-title').allTextContents(), ['The second conversation', 'The first conversation']);
   await shot('conversations');
   await list.nth(1).click();
@@ -119,6 +120,7 @@ pageTest('export and import bring everything back; damaged files leave nothing',
   await finishedAnswer(page);
   await page.getByRole('button', { name: 'Earlier version' }).click();
   await page.getByRole('button', { name: 'Conversations', exact: true }).click();
+  await opened(page);
   const save = async (name) => {
     const [download] = await Promise.all([page.waitForEvent('download'), page.getByRole('button', { name }).click()]);
     return [download.suggestedFilename(), await readFile(await download.path(), 'utf8')];

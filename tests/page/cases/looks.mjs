@@ -1,7 +1,7 @@
 // Colours, widths, keys, screen readers.
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { addFiles, answers, ask, axePath, example, field, finishedAnswer, fromTheTop, hasCount, mock, pageTest } from '../harness.mjs';
+import { addFiles, answers, ask, axePath, example, field, finishedAnswer, fromTheTop, hasCount, mock, opened, pageTest } from '../harness.mjs';
 import { answer, SHAPES } from '../mock_server.mjs';
 
 const RICH = 'Here they are:\n\n| shape | colour | where it is in the picture |\n|---|---|---|\n| circle | red | left |\n\n```\na very long line of code that does not fit into the width of any phone at all, whatever its make\n```\n\n- averylongwordwithoutanyspaceinitthatgoesonandonandonandonandonandonandonandon\n';
@@ -34,6 +34,7 @@ for (const dark of [false, true]) {
     await axe(page, 'answer');
     for (const name of ['Conversations', 'Settings', 'Keyboard shortcuts']) {
       await page.getByRole('button', { name, exact: true }).click();
+      await opened(page);
       await axe(page, name);
       await page.keyboard.press('Escape');
     }
@@ -79,6 +80,7 @@ for (const [width, height] of [[320, 568], [390, 844]]) {
     await shot(`phone-${width}-top`);
     for (const name of ['Conversations', 'Settings']) {
       await page.getByRole('button', { name, exact: true }).tap();
+      await opened(page);
       assert.deepEqual(await overflow(), []);
       await shot(`phone-${width}-${name.toLowerCase()}`);
       await page.keyboard.press('Escape');
