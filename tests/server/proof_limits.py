@@ -350,7 +350,13 @@ def busy(p):
     equal([(c["finish_reason"], c["qvl"]["finish"]["reason"]) for c in endings], [("length", "timeout")], "how it ended")
     p.server.wait_idle(5)
     # Of two choices the second never gets the slot: what the first said is answered.
-    reply = p.answered(p.chat("Hello", n=2, **long))
+    reply = p.chat("Hello", n=2, **long)
+    for _ in range(50):  # the slot may still be keeping what it knows, and the queue takes one of the two
+        if reply.status != 429:
+            break
+        time.sleep(0.1)
+        reply = p.chat("Hello", n=2, **long)
+    reply = p.answered(reply)
     equal([c["qvl"]["finish"]["reason"] for c in reply["choices"]], ["timeout"] * 2, "how two choices ended")
     said = [bool(c["message"]["content"]) for c in reply["choices"]]
     equal(said, [True, False], "which of them said something")
