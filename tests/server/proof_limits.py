@@ -327,14 +327,20 @@ def endless(folder):
     return folder
 
 
+def begin_stream(p, connection, **fields):
+    """Asks for a stream at `connection`; what came of it once its first words are there."""
+    connection.sendall(p.server.chat_bytes([ask("Hello")], **fields))
+    begun = b""
+    while b'"content"' not in begun:
+        begun += connection.recv(4096)
+    return begun
+
+
 def busy(p):
     """--slots 1 --queue 1 --request-timeout 2: one answers, one waits, the third is sent away; both run out of time."""
     long = dict(max_tokens=100_000, ignore_eos=True, temperature=1, seed=1)
     with p.open() as first, p.open() as second:
-        first.sendall(p.server.chat_bytes([ask("Hello")], **long))
-        begun = b""
-        while b'"content"' not in begun:
-            begun += first.recv(4096)
+        begun = begin_stream(p, first, **long)
         # Long enough that it is not read within what its time is longer than the first one's.
         second.sendall(p.server.bytes_of("POST", CHAT, {"messages": [ask("word " * 3000)], "max_tokens": 8}))
         deadline = time.monotonic() + 1.8
@@ -397,10 +403,7 @@ def crowded(p):
 def graceful(p):
     """SIGTERM: what is being said is said to its end, new requests get 503, exit code 0."""
     with p.open() as stream:
-        stream.sendall(p.server.chat_bytes([ask("Hello")], max_tokens=1500, ignore_eos=True, temperature=1, seed=1))
-        begun = b""
-        while b'"content"' not in begun:
-            begun += stream.recv(4096)
+        rest = begin_stream(p, stream, max_tokens=1500, ignore_eos=True, temperature=1, seed=1)
         p.server.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 5
         while True:
@@ -409,7 +412,6 @@ def graceful(p):
                 break
             check(time.monotonic() < deadline, "requests are still taken")
         p.refused(reply, "server_shutting_down", retry=True)
-        rest = begun
         while piece := stream.recv(65536):
             rest += piece
     check(rest.endswith(b"0\r\n\r\n") and b"data: [DONE]" in rest, "the stream did not come to its end", rest[-300:])
@@ -420,10 +422,7 @@ def graceful(p):
 def no_grace(p):
     """--grace 0: what is being said is broken off with the error in the stream."""
     with p.open() as stream:
-        stream.sendall(p.server.chat_bytes([ask("Hello")], max_tokens=4000, ignore_eos=True, temperature=1, seed=1))
-        received = b""
-        while b'"content"' not in received:
-            received += stream.recv(4096)
+        received = begin_stream(p, stream, max_tokens=4000, ignore_eos=True, temperature=1, seed=1)
         p.server.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(ConnectionError):
             while piece := stream.recv(65536):
