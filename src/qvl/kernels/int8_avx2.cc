@@ -377,7 +377,8 @@ const Int8Kernels& int8_kernels_avx2() {
   static const Int8Kernels kernels = {quantize<F32>,
                                       quantize<BF16>,
                                       int8_gemv_avx2(),
-                                      {kTileRows, kPanelCols, true, panel_bytes, pack, tile}};
+                                      {kTileRows, kPanelCols, true, panel_bytes, pack, tile},
+                                      int8_gemv_one_avx2()};
   return kernels;
 }
 

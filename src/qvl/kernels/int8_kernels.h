@@ -58,6 +58,12 @@ struct Int8GemvKernel {
   int64_t rows_as_gemm = 0;
 };
 
+// The same bits for one row of x, faster, for weights that it fits; `fits` is null where there is no such kernel.
+struct Int8GemvOneKernel {
+  bool (*fits)(const Int8Weight& w) = nullptr;
+  Int8GemvKernel kernel;  // m is 1
+};
+
 // c[rows, panel_cols] = x . panel, or += when `accumulate`.
 struct Int8TileArgs {
   const uint8_t* x;  // q + 128, or q if `wide` and the kernel wants it so; at the panel's first column
@@ -92,11 +98,13 @@ struct Int8Kernels {
   void (*quantize_bf16)(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) = nullptr;
   Int8GemvKernel gemv;
   Int8GemmKernel gemm;
+  Int8GemvOneKernel gemv_one;
 };
 
 const Int8Kernels& int8_kernels_scalar();
 #if defined(__x86_64__)
 const Int8GemvKernel& int8_gemv_avx2();
+const Int8GemvOneKernel& int8_gemv_one_avx2();
 const Int8Kernels& int8_kernels_avx2();
 const Int8Kernels& int8_kernels_avx512vnni();
 #elif defined(__aarch64__)

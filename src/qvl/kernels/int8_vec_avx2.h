@@ -12,6 +12,15 @@ QVL_VEC_INLINE __m256i widen_pairs(__m256i pairs) {
   return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
+// The sum of 32 signed bytes.
+QVL_VEC_INLINE int32_t sum_bytes(__m256i v) {
+  // As unsigned bytes they are 128 more each.
+  const __m256i flipped = _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(0x80)));
+  const __m256i eights = _mm256_sad_epu8(flipped, _mm256_setzero_si256());
+  const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(eights), _mm256_extracti128_si256(eights, 1));
+  return static_cast<int32_t>(_mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1)) - 32 * 128;
+}
+
 // Rows 0|4, 1|5, 2|6, 3|7 of four words each to words 0, 1, 2, 3 of all eight rows.
 QVL_VEC_INLINE void transpose_words(__m256i (&r)[4]) {
   const __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);

@@ -136,9 +136,12 @@ void run_int8(const Context& ctx, LinearPath path, const Call& call) {
   // Where the bits are the same the faster of the two is taken.
   if (path == LinearPath::kGemv || rows <= std::min(kMaxGemvRows, kernels.gemv.rows_as_gemm)) {
     const auto quantize = call.x.dtype == DType::kF32 ? kernels.quantize_f32 : kernels.quantize_bf16;
+    const auto fits_one = [&](const Int8Weight& w) { return kernels.gemv_one.fits != nullptr && kernels.gemv_one.fits(w); };
+    const bool one = rows == 1 && fits_one(first) && (count == 1 || fits_one(second));
+    const Int8GemvKernel& gemv = one ? kernels.gemv_one.kernel : kernels.gemv;
     int64_t strides[2] = {0, 0};
     for (int i = 0; i < preparations; ++i) {
-      strides[i] = static_cast<int64_t>(align_up(kernels.gemv.prepared_bytes(weights[i])));
+      strides[i] = static_cast<int64_t>(align_up(gemv.prepared_bytes(weights[i])));
     }
     constexpr int64_t kSmallestGroup = 16;
     std::byte* room = scratch<Scratch::kPreparedX>(
@@ -150,12 +153,12 @@ void run_int8(const Context& ctx, LinearPath path, const Call& call) {
     for (int i = 0; i < preparations; ++i) {
       for (int64_t r = 0; r < rows; ++r) {
         quantize(at(call.x, r, 0), k, weights[i].group(), q, scales);
-        kernels.gemv.prepare(weights[i], q, scales, prepared[i] + r * strides[i]);
+        gemv.prepare(weights[i], q, scales, prepared[i] + r * strides[i]);
       }
     }
     run_gemv(ctx, call, first.data_stride, [&](int i, int64_t col, int64_t n, float* c, int64_t ldc) {
       const int p = shared ? 0 : i;
-      kernels.gemv.run(prepared[p], strides[p], rows, weights[i].rows_from(col), n, c, ldc);
+      gemv.run(prepared[p], strides[p], rows, weights[i].rows_from(col), n, c, ldc);
     });
     return;
   }
