@@ -17,10 +17,9 @@
 #include <span>
 #include <vector>
 
+#include "open_native.h"
 #include "qvl/base/error.h"
 #include "qvl/base/thread_pool.h"
-#include "qvl/engine/native/open.h"
-#include "qvl/package/package.h"
 
 namespace {
 
@@ -70,19 +69,8 @@ class Timeline {
 };
 
 int run(const std::filesystem::path& folder, int64_t context, int rounds, int threads) {
-  engine::EngineOptions options;
-  options.threads = threads;
-  std::shared_ptr<const engine::Engine> checkpoint;
-  engine::OpenedStages stages;
-  if (package::is_package_folder(folder)) {
-    stages = engine::native::open_package(
-        std::make_shared<const package::Package>(package::Package::open(folder)), options,
-        {.vision = false, .text = true}, std::make_shared<ThreadPool>(threads));
-  } else {
-    checkpoint = engine::native::open_checkpoint(folder, options);
-  }
-  Timeline timeline(checkpoint ? checkpoint->embed() : *stages.embed,
-                    checkpoint ? checkpoint->decoder() : *stages.decoder);
+  const auto engine = open_native(folder, threads);
+  Timeline timeline(engine->embed(), engine->decoder());
   std::vector<int32_t> ids(static_cast<size_t>(context) + 16);
   uint32_t state = 1;
   for (int32_t& id : ids) {
