@@ -17,12 +17,12 @@ double as_double(int64_t v) {
   return static_cast<double>(v);
 }
 
-// What the vision stage holds for the patches of one picture: input, residual, normed, qkv, rotary tables, packed keys and
-// values of a head, one piece of the MLP. Mergers work in what blocks have left.
+// What the vision stage holds for the patches of one picture: input, residual, normed, qkv or a piece of the MLP, rotary
+// tables, packed keys and values of a head. Mergers work in what blocks have left.
 int64_t vision_activation_bytes(const model::VisionConfig& c, int64_t patches, int64_t element) {
   const int64_t rows = std::min(patches, kMlpRows);
-  return patches * (c.patch_width() * 4 + 5 * c.hidden_size * element + 3 * c.head_dim() * 4) +
-         rows * (c.intermediate_size + c.patch_width()) * element;
+  return patches * (c.patch_width() * 4 + 2 * c.hidden_size * element + 3 * c.head_dim() * 4) +
+         std::max(patches * 3 * c.hidden_size, rows * c.intermediate_size) * element + rows * c.patch_width() * element;
 }
 
 int64_t feature_bytes(const model::VisionConfig& c, int64_t tokens, int64_t element) {
@@ -32,7 +32,9 @@ int64_t feature_bytes(const model::VisionConfig& c, int64_t tokens, int64_t elem
 int64_t text_activation_bytes(const model::TextConfig& c, int64_t prompt, int64_t chunk, int64_t element) {
   const int64_t rows = std::min(prompt, chunk);
   const int64_t packed = 2 * c.head_dim * 4;  // keys and values of a head
-  const int64_t wide = 3 * c.hidden_size + 2 * c.q_width() + 2 * c.kv_width() + c.intermediate_size;
+  // Embeddings, residual, normed; then the arena of decoder.cc: heads or the MLP.
+  const int64_t heads = c.q_width() + std::max(2 * c.kv_width(), c.q_width());
+  const int64_t wide = 3 * c.hidden_size + std::max(heads, c.intermediate_size);
   return prompt * packed + rows * wide * element + c.vocab_size * 6;
 }
 

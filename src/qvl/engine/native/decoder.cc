@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "qvl/base/error.h"
+#include "qvl/engine/native/arena.h"
 #include "qvl/engine/stage_input.h"
 #include "qvl/model/positions.h"
 
@@ -20,36 +21,19 @@ using model::TensorRole;
 // Rows whose logits are computed together: [rows, V] in the activation type stays small beside the result.
 constexpr int64_t kLogitRows = 64;
 
-kernels::Matrix view(Tensor& t) {
-  return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)};
-}
-
 std::byte* row_at(Tensor& t, int64_t row) {
-  return static_cast<std::byte*>(t.data()) +
-         static_cast<size_t>(row * t.dim(1)) * dtype_size_bytes(t.dtype());
-}
-const std::byte* row_at(const Tensor& t, int64_t row) {
-  return static_cast<const std::byte*>(t.data()) +
-         static_cast<size_t>(row * t.dim(1)) * dtype_size_bytes(t.dtype());
-}
-
-// `rows` rows from `first`.
-kernels::Matrix rows_of(Tensor& t, int64_t first, int64_t rows) {
-  return {row_at(t, first), t.dtype(), rows, t.dim(1), t.dim(1)};
+  return static_cast<std::byte*>(rows_of(view(t), row, 1).data);
 }
 
 // x[rows[i]] += features[offset + i]; neighbouring rows are added in one call.
-void add_visual_rows(const kernels::Context& context, Tensor& x, std::span<const int64_t> rows,
+void add_visual_rows(const kernels::Context& context, const kernels::Matrix& x, std::span<const int64_t> rows,
                      const Tensor& features, int64_t offset) {
-  const int64_t width = x.dim(1);
   for (size_t begin = 0; begin < rows.size();) {
     size_t end = begin + 1;
     while (end < rows.size() && rows[end] == rows[end - 1] + 1) ++end;
     const int64_t n = static_cast<int64_t>(end - begin);
-    const kernels::Matrix target{row_at(x, rows[begin]), x.dtype(), n, width, width};
-    const kernels::ConstMatrix source{row_at(features, offset + static_cast<int64_t>(begin)),
-                                      features.dtype(), n, width, width};
-    kernels::add_rows(context, target, source);
+    kernels::add_rows(context, rows_of(x, rows[begin], n),
+                      rows_of(view(features), offset + static_cast<int64_t>(begin), n));
     begin = end;
   }
 }
@@ -82,11 +66,11 @@ std::unique_ptr<KvCache> NativeDecoder::new_cache() const {
   return std::make_unique<NativeKvCache>(this, cache_, config_.num_layers, config_.num_kv_heads, config_.head_dim);
 }
 
-Tensor NativeDecoder::logits(const Tensor& x, LogitsMode mode, LinearPath path) const {
+Tensor NativeDecoder::logits(const kernels::ConstMatrix& x, LogitsMode mode, LinearPath path) const {
   const int64_t vocab = weights_.head.out;
-  const int64_t first = mode == LogitsMode::kAll ? 0 : mode == LogitsMode::kLast ? x.dim(0) - 1 : x.dim(0);
-  const int64_t rows = x.dim(0) - first;
-  const int64_t width = x.dim(1);
+  const int64_t first = mode == LogitsMode::kAll ? 0 : mode == LogitsMode::kLast ? x.rows - 1 : x.rows;
+  const int64_t rows = x.rows - first;
+  const int64_t width = x.cols;
   Tensor result(DType::kF32, {rows, vocab});
   const int64_t step = std::min(rows, kLogitRows);
   Tensor normed(activation_, {step, width});
@@ -94,10 +78,9 @@ Tensor NativeDecoder::logits(const Tensor& x, LogitsMode mode, LinearPath path) 
   if (activation_ == DType::kBF16) narrow = Tensor(activation_, {step, vocab});
   for (int64_t done = 0; done < rows; done += step) {
     const int64_t n = std::min(step, rows - done);
-    const kernels::ConstMatrix in{row_at(x, first + done), x.dtype(), n, width, width};
-    const kernels::Matrix norm_out{normed.data(), normed.dtype(), n, width, width};
-    kernels::rms_norm(context_, in, weights_.final_norm.data(), static_cast<float>(config_.rms_norm_eps),
-                      norm_out);
+    const kernels::Matrix norm_out = rows_of(view(normed), 0, n);
+    kernels::rms_norm(context_, rows_of(x, first + done, n), weights_.final_norm.data(),
+                      static_cast<float>(config_.rms_norm_eps), norm_out);
     const kernels::Matrix direct{row_at(result, done), DType::kF32, n, vocab, vocab};
     if (activation_ == DType::kF32) {
       kernels::linear(context_, path, norm_out, weights_.head, Activation::kNone, {}, direct);
@@ -152,17 +135,27 @@ Tensor NativeDecoder::run(const DecoderInput& input, std::span<const DecodeShare
   std::vector<float> sin(cos.size());
   mrope_.fill(input.positions, cos, sin);
 
-  Tensor x = input.embeds->copy();
-  Tensor y(activation_, {rows, width});
-  Tensor q(activation_, {rows, config_.q_width()});
-  Tensor k(activation_, {rows, config_.kv_width()});
-  Tensor v(activation_, {rows, config_.kv_width()});
-  Tensor attended(activation_, {rows, config_.q_width()});
-  Tensor hidden(activation_, {rows, config_.intermediate_size});
+  Arena arena(activation_);
+  const Arena::Slot x_at = arena.place(rows, width);  // the residual stream
+  const Arena::Slot y_at = arena.place(rows, width);  // normed
+  // While heads attend: q, then k and v until they are in the cache, there then what attention says.
+  const Arena::Slot q_at = arena.place(rows, config_.q_width());
+  const Arena::Slot k_at = arena.place(rows, config_.kv_width()), v_at = arena.place(rows, config_.kv_width());
+  arena.reuse_from(k_at);
+  const Arena::Slot attended_at = arena.place(rows, config_.q_width());
+  // Afterwards the MLP.
+  arena.reuse_from(q_at);
+  const Arena::Slot hidden_at = arena.place(rows, config_.intermediate_size);
+  arena.allocate();
+  const kernels::Matrix x = arena.matrix(x_at), y = arena.matrix(y_at), q = arena.matrix(q_at), k = arena.matrix(k_at),
+                        v = arena.matrix(v_at), attended = arena.matrix(attended_at), hidden = arena.matrix(hidden_at);
+  std::memcpy(x.data, input.embeds->data(), input.embeds->size_bytes());
 
-  const auto observe = [&](std::initializer_list<TensorRole> roles, int64_t layer, const Tensor& input_rows) {
+  const auto observe = [&](std::initializer_list<TensorRole> roles, int64_t layer,
+                           const kernels::Matrix& input_rows) {
     if (!hooks.linear_input) return;
-    for (const TensorRole role : roles) hooks.linear_input(role, static_cast<int>(layer), input_rows);
+    const Tensor copy = copy_of(input_rows, activation_);
+    for (const TensorRole role : roles) hooks.linear_input(role, static_cast<int>(layer), copy);
   };
   int64_t layers_done = 0;
   const auto report = [&] {
@@ -186,26 +179,27 @@ Tensor NativeDecoder::run(const DecoderInput& input, std::span<const DecodeShare
     // Nobody reads what the last layer says about other positions than those whose logits are asked for.
     const bool last = i + 1 == config_.num_layers && mode != LogitsMode::kAll && !hooks.trace && !hooks.linear_input;
     const int64_t skipped = !last ? 0 : mode == LogitsMode::kLast ? rows - 1 : rows;
-    const auto kept = [&](Tensor& t) { return rows_of(t, skipped, rows - skipped); };
+    const auto kept = [&](const kernels::Matrix& m) { return rows_of(m, skipped, rows - skipped); };
 
-    kernels::rms_norm(context_, view(x), w.input_norm.data(), eps, view(y));
+    kernels::rms_norm(context_, x, w.input_norm.data(), eps, y);
     observe({TensorRole::kTextQWeight, TensorRole::kTextKWeight, TensorRole::kTextVWeight}, i, y);
     kernels::linear(context_, path, kept(y), w.q, Activation::kNone, {}, kept(q));
-    kernels::linear(context_, path, view(y), w.k, Activation::kNone, {}, view(k));
-    kernels::linear(context_, path, view(y), w.v, Activation::kNone, {}, view(v));
+    kernels::linear(context_, path, y, w.k, Activation::kNone, {}, k);
+    kernels::linear(context_, path, y, w.v, Activation::kNone, {}, v);
     rest();
+    // Rows are skipped in prompts alone, and a prompt is one timeline.
     for (const Timeline& t : timelines) {
-      // Rows are skipped in prompts alone, and a prompt is one timeline.
-      const int64_t first = t.first + skipped, count = t.rows - skipped;
-      const kernels::KvView kv = t.cache->layer(i);
-      kernels::qk_norm_rope_append(context_, rows_of(q, first, count), rows_of(k, t.first, t.rows),
+      kernels::qk_norm_rope_append(context_, rows_of(q, t.first + skipped, t.rows - skipped), rows_of(k, t.first, t.rows),
                                    rows_of(v, t.first, t.rows), config_.num_heads, w.q_norm.data(), w.k_norm.data(), eps,
-                                   cos.data() + t.first * half, sin.data() + t.first * half, t.past, kv);
-      if (count == 0) continue;
-      kernels::attention_causal(context_, path, rows_of(q, first, count), kv, config_.num_heads, t.past + skipped, scale,
-                                rows_of(attended, first, count), pause);
+                                   cos.data() + t.first * half, sin.data() + t.first * half, t.past, t.cache->layer(i));
     }
     if (skipped == rows) break;
+    // From here on what is attended stands where the new keys and values stood.
+    for (const Timeline& t : timelines) {
+      const int64_t first = t.first + skipped, count = t.rows - skipped;
+      kernels::attention_causal(context_, path, rows_of(q, first, count), t.cache->layer(i), config_.num_heads,
+                                t.past + skipped, scale, rows_of(attended, first, count), pause);
+    }
     observe({TensorRole::kTextOWeight}, i, attended);
     kernels::linear(context_, path, kept(attended), w.o, Activation::kNone, kept(x), kept(x));
     rest();
@@ -221,7 +215,7 @@ Tensor NativeDecoder::run(const DecoderInput& input, std::span<const DecodeShare
       add_visual_rows(context_, x, input.visual_rows, input.deepstack[static_cast<size_t>(i)],
                       input.deepstack_offset);
     }
-    if (hooks.trace) hooks.trace("layer" + std::to_string(i), x.to(DType::kF32));
+    if (hooks.trace) hooks.trace("layer" + std::to_string(i), copy_of(x, DType::kF32));
   }
   Tensor result = logits(x, mode, path);
   for (const Timeline& t : timelines) t.cache->set_length(t.past + t.rows);

@@ -41,7 +41,7 @@ class NativeDecoder : public DecoderStage {
   // forward() of one timeline or a decode step of several.
   Tensor run(const DecoderInput& input, std::span<const DecodeShare> shares, LogitsMode logits,
              const StageHooks& hooks) const;
-  Tensor logits(const Tensor& x, LogitsMode mode, kernels::LinearPath path) const;
+  Tensor logits(const kernels::ConstMatrix& x, LogitsMode mode, kernels::LinearPath path) const;
 
   const model::TextConfig& config_;
   const DecoderWeights& weights_;

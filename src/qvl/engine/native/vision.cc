@@ -4,8 +4,10 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "qvl/base/error.h"
+#include "qvl/engine/native/arena.h"
 #include "qvl/engine/stage_input.h"
 #include "qvl/model/positions.h"
 
@@ -19,37 +21,8 @@ constexpr int64_t kLinearRows = 2048;
 // Rows that pass through the MLP together: bounds its intermediate to a few MB whatever the image's size.
 constexpr int64_t kMlpRows = 1024;
 
-kernels::Matrix view(Tensor& t) {
-  return {t.data(), t.dtype(), t.dim(0), t.dim(1), t.dim(1)};
-}
-
-void* at(Tensor& t, int64_t element) {
-  return static_cast<std::byte*>(t.data()) + static_cast<size_t>(element) * dtype_size_bytes(t.dtype());
-}
-
-// `rows` rows from `first`.
-kernels::Matrix rows_of(Tensor& t, int64_t first, int64_t rows) {
-  return {at(t, first * t.dim(1)), t.dtype(), rows, t.dim(1), t.dim(1)};
-}
-
-// `cols` columns from `first`.
-kernels::Matrix columns_of(Tensor& t, int64_t first, int64_t cols) {
-  return {at(t, first), t.dtype(), t.dim(0), cols, t.dim(1)};
-}
-
-// Rows [first, first + rows).
-kernels::ConstMatrix part(const kernels::ConstMatrix& m, int64_t first, int64_t rows) {
-  return {static_cast<const std::byte*>(m.data) +
-              static_cast<size_t>(first * m.stride) * dtype_size_bytes(m.dtype),
-          m.dtype, rows, m.cols, m.stride};
-}
-kernels::Matrix part(const kernels::Matrix& m, int64_t first, int64_t rows) {
-  return {static_cast<std::byte*>(m.data) + static_cast<size_t>(first * m.stride) * dtype_size_bytes(m.dtype), m.dtype,
-          rows, m.cols, m.stride};
-}
-
-void trace(const StageHooks& hooks, const std::string& name, const Tensor& value) {
-  if (hooks.trace) hooks.trace(name, value.to(DType::kF32));
+void trace(const StageHooks& hooks, const std::string& name, const kernels::ConstMatrix& value) {
+  if (hooks.trace) hooks.trace(name, copy_of(value, DType::kF32));
 }
 
 }  // namespace
@@ -59,28 +32,28 @@ void NativeVision::linear(kernels::ConstMatrix x, const kernels::Weight& w, kern
   for (int64_t row = 0; row < x.rows; row += kLinearRows) {
     if (row > 0 && pause) pause();
     const int64_t n = std::min(kLinearRows, x.rows - row);
-    kernels::linear(context_, kernels::LinearPath::kGemm, part(x, row, n), w, activation,
-                    residual.data == nullptr ? residual : part(residual, row, n), part(y, row, n));
+    kernels::linear(context_, kernels::LinearPath::kGemm, rows_of(x, row, n), w, activation,
+                    residual.data == nullptr ? residual : rows_of(residual, row, n), rows_of(y, row, n));
   }
 }
 
-void NativeVision::embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,
-                                 const StageHooks& hooks, const kernels::Pause& pause) const {
-  const int64_t patches = x.dim(0);
+void NativeVision::embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids,
+                                 const kernels::Matrix& x, const StageHooks& hooks, const kernels::Pause& pause) const {
+  const int64_t patches = x.rows;
   const int64_t width = config_.patch_width();
   const int64_t dim = config_.hidden_size;
   if (activation_ == DType::kF32) {
     const kernels::ConstMatrix in{pixels.data(), DType::kF32, patches, width, width};
-    linear(in, weights_.patch_embed, kernels::Activation::kNone, {}, view(x), pause);
+    linear(in, weights_.patch_embed, kernels::Activation::kNone, {}, x, pause);
   } else {
     const int64_t step = std::min(patches, kMlpRows);
-    Tensor in(DType::kBF16, {step, width});
+    Tensor rounded(DType::kBF16, {step, width});
+    const kernels::Matrix in = view(rounded);
     for (int64_t row = 0; row < patches; row += step) {
       if (row > 0 && pause) pause();
       const int64_t n = std::min(step, patches - row);
       context_.pool->parallel_for(n, [&](int64_t i, int) {
-        convert_elements(pixels.data() + (row + i) * width, DType::kF32, at(in, i * width), DType::kBF16,
-                         width);
+        convert_elements(pixels.data() + (row + i) * width, DType::kF32, rows_of(in, i, 1).data, DType::kBF16, width);
       });
       kernels::linear(context_, kernels::LinearPath::kGemm, rows_of(in, 0, n), weights_.patch_embed,
                       kernels::Activation::kNone, {}, rows_of(x, row, n));
@@ -108,10 +81,10 @@ void NativeVision::embed_patches(std::span<const float> pixels, std::span<const 
       const float pe = r(r(r(r(e[0][d] * w[0]) + r(e[1][d] * w[1])) + r(e[2][d] * w[2])) + r(e[3][d] * w[3]));
       if (hooks.trace) traced.as<float>()[static_cast<size_t>(p * dim + d)] = pe;
       if (bf16) {
-        BFloat16& v = x.as<BFloat16>()[static_cast<size_t>(p * dim + d)];
+        BFloat16& v = static_cast<BFloat16*>(x.data)[p * dim + d];
         v = to_bfloat16(to_float(v) + pe);
       } else {
-        x.as<float>()[static_cast<size_t>(p * dim + d)] += pe;
+        static_cast<float*>(x.data)[p * dim + d] += pe;
       }
     }
   });
@@ -119,10 +92,10 @@ void NativeVision::embed_patches(std::span<const float> pixels, std::span<const 
 }
 
 void NativeVision::block(const VisionBlockWeights& w, std::span<const int64_t> segments, const float* cos,
-                         const float* sin, Workspace& s, const kernels::Pause& pause) const {
+                         const float* sin, const Workspace& s, const kernels::Pause& pause) const {
   using kernels::Activation;
   using kernels::LinearPath;
-  auto& [x, y, qkv, hidden] = s;
+  const auto& [x, y, qkv, hidden] = s;
   const auto rest = [&pause] {
     if (pause) pause();
   };
@@ -130,20 +103,20 @@ void NativeVision::block(const VisionBlockWeights& w, std::span<const int64_t> s
   const int64_t heads = config_.num_heads;
   const int64_t head_dim = config_.head_dim();
 
-  kernels::layer_norm(context_, view(x), w.norm1.weight.data(), w.norm1.bias.data(), kNormEps, view(y));
-  linear(view(y), w.qkv, Activation::kNone, {}, view(qkv), pause);
+  kernels::layer_norm(context_, x, w.norm1.weight.data(), w.norm1.bias.data(), kNormEps, y);
+  linear(y, w.qkv, Activation::kNone, {}, qkv, pause);
   rest();
   // q and k stand side by side: one call turns the heads of both.
   kernels::rope_vision(context_, columns_of(qkv, 0, 2 * dim), 2 * heads, head_dim, cos, sin);
   kernels::attention_full(context_, columns_of(qkv, 0, dim), columns_of(qkv, dim, dim),
                           columns_of(qkv, 2 * dim, dim), heads, head_dim, segments,
-                          1.0f / std::sqrt(static_cast<float>(head_dim)), view(y), pause);
+                          1.0f / std::sqrt(static_cast<float>(head_dim)), y, pause);
   rest();
-  linear(view(y), w.proj, Activation::kNone, view(x), view(x), pause);
+  linear(y, w.proj, Activation::kNone, x, x, pause);
 
-  kernels::layer_norm(context_, view(x), w.norm2.weight.data(), w.norm2.bias.data(), kNormEps, view(y));
-  for (int64_t row = 0; row < x.dim(0); row += kMlpRows) {
-    const int64_t n = std::min(kMlpRows, x.dim(0) - row);
+  kernels::layer_norm(context_, x, w.norm2.weight.data(), w.norm2.bias.data(), kNormEps, y);
+  for (int64_t row = 0; row < x.rows; row += kMlpRows) {
+    const int64_t n = std::min(kMlpRows, x.rows - row);
     const kernels::Matrix h = rows_of(hidden, 0, n);
     rest();
     kernels::linear(context_, LinearPath::kGemm, rows_of(y, row, n), w.fc1, Activation::kGeluTanh, {}, h);
@@ -153,22 +126,22 @@ void NativeVision::block(const VisionBlockWeights& w, std::span<const int64_t> s
   }
 }
 
-Tensor NativeVision::merge(const MergerWeights& w, bool norm_after_regrouping, Workspace& s,
+Tensor NativeVision::merge(const MergerWeights& w, bool norm_after_regrouping, const Workspace& s,
                            const kernels::Pause& pause) const {
   using kernels::Activation;
-  auto& [x, y, qkv, hidden] = s;
-  const int64_t merged_rows = x.dim(0) / config_.merge_rows();
+  const auto& [x, y, qkv, hidden] = s;
+  const int64_t merged_rows = x.rows / config_.merge_rows();
   const int64_t width = config_.merged_width();
   if (norm_after_regrouping) {
     // Four consecutive rows are one row of four times the width.
-    kernels::ConstMatrix grouped{x.data(), x.dtype(), merged_rows, width, width};
-    kernels::Matrix out{y.data(), y.dtype(), merged_rows, width, width};
+    kernels::ConstMatrix grouped{x.data, x.dtype, merged_rows, width, width};
+    kernels::Matrix out{y.data, y.dtype, merged_rows, width, width};
     kernels::layer_norm(context_, grouped, w.norm.weight.data(), w.norm.bias.data(), kNormEps, out);
   } else {
-    kernels::layer_norm(context_, view(x), w.norm.weight.data(), w.norm.bias.data(), kNormEps, view(y));
+    kernels::layer_norm(context_, x, w.norm.weight.data(), w.norm.bias.data(), kNormEps, y);
   }
-  const kernels::ConstMatrix grouped{y.data(), y.dtype(), merged_rows, width, width};
-  const kernels::Matrix h{qkv.data(), activation_, merged_rows, width, width};
+  const kernels::ConstMatrix grouped{y.data, y.dtype, merged_rows, width, width};
+  const kernels::Matrix h{qkv.data, activation_, merged_rows, width, width};
   linear(grouped, w.fc1, Activation::kGeluErf, {}, h, pause);
   Tensor out(activation_, {merged_rows, config_.out_hidden_size});
   if (pause) pause();
@@ -186,10 +159,13 @@ VisionFeatures NativeVision::encode(std::span<const float> pixels, std::span<con
   const int64_t dim = config_.hidden_size;
   const model::CosSin rotary = model::vision_cos_sin(grids, config_.head_dim(), config_.spatial_merge_size);
 
-  Workspace s{.x = Tensor(activation_, {patches, dim}),
-              .y = Tensor(activation_, {patches, dim}),
-              .qkv = Tensor(activation_, {patches, 3 * dim}),
-              .hidden = Tensor(activation_, {std::min(kMlpRows, patches), config_.intermediate_size})};
+  Arena arena(activation_);
+  const Arena::Slot x_at = arena.place(patches, dim), y_at = arena.place(patches, dim);
+  const Arena::Slot qkv_at = arena.place(patches, 3 * dim);
+  arena.reuse_from(qkv_at);
+  const Arena::Slot hidden_at = arena.place(std::min(kMlpRows, patches), config_.intermediate_size);
+  arena.allocate();
+  const Workspace s{arena.matrix(x_at), arena.matrix(y_at), arena.matrix(qkv_at), arena.matrix(hidden_at)};
   int64_t blocks_done = 0;
   const auto report = [&] {
     if (hooks.progress && !hooks.progress(blocks_done, config_.depth))
@@ -210,13 +186,13 @@ VisionFeatures NativeVision::encode(std::span<const float> pixels, std::span<con
       if (config_.deepstack_indexes[j] != i) continue;
       report();
       features.deepstack[j] = merge(weights_.deepstack[j], /*norm_after_regrouping=*/true, s, pause);
-      trace(hooks, "vision.deepstack" + std::to_string(j), features.deepstack[j]);
+      trace(hooks, "vision.deepstack" + std::to_string(j), view(std::as_const(features.deepstack[j])));
     }
   }
   blocks_done = config_.depth;
   report();
   features.merged = merge(weights_.merger, /*norm_after_regrouping=*/false, s, pause);
-  trace(hooks, "vision.merged", features.merged);
+  trace(hooks, "vision.merged", view(std::as_const(features.merged)));
   if (hooks.progress) hooks.progress(config_.depth, config_.depth);
   return features;
 }

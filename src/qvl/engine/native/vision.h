@@ -31,22 +31,22 @@ class NativeVision : public VisionStage {
  private:
   // Activations of a call, all that grows with the patches. Every step of every block and merger works in them.
   struct Workspace {
-    Tensor x;       // [P, dim], the residual stream
-    Tensor y;       // [P, dim], normed; what attention says; normed rows of a merger
-    Tensor qkv;     // [P, 3 dim]; between blocks the hidden rows of a merger [P/4, 4 dim]
-    Tensor hidden;  // [up to 1024, intermediate], a piece of the MLP
+    kernels::Matrix x;       // [P, dim], the residual stream
+    kernels::Matrix y;       // [P, dim], normed; what attention says; normed rows of a merger
+    kernels::Matrix qkv;     // [P, 3 dim] while heads attend; between blocks the hidden rows of a merger [P/4, 4 dim]
+    kernels::Matrix hidden;  // [up to 1024, intermediate], a piece of the MLP, where qkv stood
   };
 
   // `pause`, which may be empty, is called between pieces of work in these.
-  void embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids, Tensor& x,
-                     const StageHooks& hooks, const kernels::Pause& pause) const;
+  void embed_patches(std::span<const float> pixels, std::span<const image::Grid> grids,
+                     const kernels::Matrix& x, const StageHooks& hooks, const kernels::Pause& pause) const;
   void block(const VisionBlockWeights& w, std::span<const int64_t> segments, const float* cos,
-             const float* sin, Workspace& s, const kernels::Pause& pause) const;
+             const float* sin, const Workspace& s, const kernels::Pause& pause) const;
   // y = act(x . W^T + bias) (+ residual), piece by piece.
   void linear(kernels::ConstMatrix x, const kernels::Weight& w, kernels::Activation activation,
               kernels::ConstMatrix residual, kernels::Matrix y, const kernels::Pause& pause) const;
   // Of s.x, which stays as it is.
-  Tensor merge(const MergerWeights& w, bool norm_after_regrouping, Workspace& s, const kernels::Pause& pause) const;
+  Tensor merge(const MergerWeights& w, bool norm_after_regrouping, const Workspace& s, const kernels::Pause& pause) const;
 
   const model::VisionConfig& config_;
   VisionWeights weights_;
