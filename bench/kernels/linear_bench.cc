@@ -58,10 +58,24 @@ struct IntegerTensor {
   IntegerTensor(const quant::Format& f, int64_t n, int64_t k, uint32_t seed)
       : format(f), out(n), in(k), data(f.data_bytes(n, k)), scales(f.scale_bytes(n, k)) {
     std::mt19937 rng(seed);
-    std::byte* bytes = data.data();
-    for (size_t i = 0; i < data.size_bytes(); i += 4) {
-      const uint32_t v = static_cast<uint32_t>(rng());
-      std::memcpy(bytes + i, &v, std::min<size_t>(4, data.size_bytes() - i));
+    if (f.kind == quant::Kind::kRow8) {
+      // As rows of normally distributed weights are stored. The kernels for AVX2 go by the values (int8_wide_avx2.h).
+      std::normal_distribution<float> normal;
+      std::vector<float> row(static_cast<size_t>(k));
+      for (int64_t r = 0; r < n; ++r) {
+        float largest = 0;
+        for (float& v : row) largest = std::max(largest, std::abs(v = normal(rng)));
+        for (int64_t i = 0; i < k; ++i) {
+          data.data()[r * k + i] =
+              static_cast<std::byte>(128 + std::lrint(row[static_cast<size_t>(i)] * 127 / largest));
+        }
+      }
+    } else {
+      std::byte* bytes = data.data();
+      for (size_t i = 0; i < data.size_bytes(); i += 4) {
+        const uint32_t v = static_cast<uint32_t>(rng());
+        std::memcpy(bytes + i, &v, std::min<size_t>(4, data.size_bytes() - i));
+      }
     }
     std::vector<float> s(f.scale_bytes(n, k) / dtype_size_bytes(f.scale_type));
     for (float& v : s) v = round_to_bf16(1e-3f * static_cast<float>(1 + rng() % 8));

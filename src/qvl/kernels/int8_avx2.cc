@@ -1,7 +1,8 @@
 // Integer linear kernels for AVX2: VPMADDUBSW multiplies 32 pairs of bytes into 16-bit sums of two.
 //
 // Weights of 4 bits never overflow those sums: 255 * 15 * 2 four times over fits. Weights of 8 bits do, unless the sign
-// moves from the weight to x first (128 * 127 * 2 fits). Otherwise as int8_avx512vnni.cc with half the lanes.
+// moves from the weight to x first (128 * 127 * 2 fits); in groups of 128 columns most sums of four do then too
+// (int8_wide_avx2.h). Otherwise as int8_avx512vnni.cc with half the lanes.
 #include "qvl/kernels/int8_kernels.h"
 #include "qvl/kernels/int8_weight.h"
 
@@ -18,6 +19,7 @@
 #pragma GCC target("avx2,fma,f16c")
 
 #include "qvl/kernels/int8_vec_avx2.h"
+#include "qvl/kernels/int8_wide_avx2.h"
 
 namespace qvl::kernels {
 namespace {
@@ -71,7 +73,8 @@ void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales)
 }
 
 // ---- GEMM ----
-// Panel: for each group of columns [16] weight scales, [16] corrections, [group / 4][16][4] signed values.
+// Panel: for each group of columns [16] weight scales, [16] corrections, [group / 4][16][4] signed values; groups of 128
+// columns of 8-bit weights as int8_wide_avx2.h has them.
 
 constexpr int kTileRows = 12;
 constexpr int kSumRows = 4;  // whose sums registers hold
@@ -224,15 +227,12 @@ void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth
 void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) {
   if (w.bits == 8) {
     pack_values<8, false>(w, cols, begin, depth, packed);
+    if (w.group() != kInt8Pad) return;
+    for (int64_t g = 0; g < depth / kInt8Pad; ++g) pair_steps(packed + g * kPanelCols * (8 + kInt8Pad));
   } else {
     w.zero_points != nullptr ? pack_values<4, true>(w, cols, begin, depth, packed)
                              : pack_values<4, false>(w, cols, begin, depth, packed);
   }
-}
-
-// The compiler would compute all products first and add them then, which needs more registers than there are.
-inline void stay_in_order(__m256i& sum) {
-  asm volatile("" : "+x"(sum));
 }
 
 // 16-bit sums of kSteps * 4 columns, two products each. They fit: 255 * 8 * 2 eight times over, 255 * 15 * 2 four times.
@@ -246,9 +246,7 @@ inline void tile_pairs(const uint8_t* x, int64_t x_stride, const std::byte* p, _
       w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(p + (s * kVectors + v) * 32));
 #pragma GCC unroll 4
     for (int m = 0; m < kM; ++m) {
-      int32_t four;
-      std::memcpy(&four, x + m * x_stride + 4 * s, sizeof(four));
-      const __m256i xs = _mm256_set1_epi32(four);
+      const __m256i xs = repeat_four(x + m * x_stride + 4 * s);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) {
         const __m256i product = _mm256_maddubs_epi16(xs, w[v]);
@@ -259,34 +257,8 @@ inline void tile_pairs(const uint8_t* x, int64_t x_stride, const std::byte* p, _
   }
 }
 
-// dot[m][v] += products of one group of 8-bit weights; x signed here. Every product of two is widened at once.
-template <int kM>
-inline void tile_group_wide(const int8_t* x, int64_t x_stride, const std::byte* p, int64_t group,
-                            __m256i (&dot)[kM][kVectors]) {
-  for (int64_t i = 0; i < group; i += 4, p += kVectors * 32) {
-    __m256i w[kVectors], magnitude[kVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      w[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(p + v * 32));
-      magnitude[v] = _mm256_abs_epi8(w[v]);
-    }
-#pragma GCC unroll 4
-    for (int m = 0; m < kM; ++m) {
-      int32_t four;
-      std::memcpy(&four, x + m * x_stride + i, sizeof(four));
-      const __m256i xs = _mm256_set1_epi32(four);
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        const __m256i product = _mm256_maddubs_epi16(magnitude[v], _mm256_sign_epi8(xs, w[v]));
-        dot[m][v] = _mm256_add_epi32(dot[m][v], widen_pairs(product));
-        stay_in_order(dot[m][v]);
-      }
-    }
-  }
-}
-
-// kSteps: 4 columns each between two widenings; 0: 8-bit weights. kOnce: that is all of a group.
-template <int kSteps, bool kOnce, int kM>
+// kSteps: 4 columns each between two widenings; 0: 8-bit weights, kPaired: their steps are. kOnce: that is all of a group.
+template <int kSteps, bool kOnce, bool kPaired, int kM>
 inline void tile_rows(const Int8TileArgs& t, int row) {
   float* const c = t.c + row * kPanelCols;
   if (!t.accumulate) std::memset(c, 0, sizeof(float) * kM * kPanelCols);
@@ -314,7 +286,15 @@ inline void tile_rows(const Int8TileArgs& t, int row) {
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) dot[m][v] = _mm256_setzero_si256();
       }
-      tile_group_wide<kM>(reinterpret_cast<const int8_t*>(x), x_stride, p, width, dot);
+      const auto* q = reinterpret_cast<const int8_t*>(x);
+      if constexpr (kPaired) {
+        add_paired_group<kM>(q, x_stride, group, dot);
+      } else {
+        for (int64_t i = 0; i < width; i += 4) {
+          const std::byte* step = p + i * kPanelCols;
+          add_step<kM>(q + i, x_stride, load_vector(step), load_vector(step + 32), dot);
+        }
+      }
     } else if constexpr (kOnce) {
       __m256i pairs[kM][kVectors];
       tile_pairs<kM, kSteps>(x, x_stride, p, pairs);
@@ -353,11 +333,11 @@ inline void tile_rows(const Int8TileArgs& t, int row) {
 
 template <int kM>
 inline void tile_width(const Int8TileArgs& t, int row) {
-  if (t.wide) return tile_rows<0, false, kM>(t, row);
+  if (t.wide) return t.group == kInt8Pad ? tile_rows<0, false, true, kM>(t, row) : tile_rows<0, false, false, kM>(t, row);
   const bool long_sums = !t.zero_points && t.group >= 32;
-  if (t.group == 16) return tile_rows<4, true, kM>(t, row);
-  if (!long_sums) return tile_rows<4, false, kM>(t, row);
-  t.group == 32 ? tile_rows<8, true, kM>(t, row) : tile_rows<8, false, kM>(t, row);
+  if (t.group == 16) return tile_rows<4, true, false, kM>(t, row);
+  if (!long_sums) return tile_rows<4, false, false, kM>(t, row);
+  t.group == 32 ? tile_rows<8, true, false, kM>(t, row) : tile_rows<8, false, false, kM>(t, row);
 }
 
 // Some rows after the other, while the panel is in the first-level cache.

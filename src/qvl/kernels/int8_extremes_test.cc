@@ -2,6 +2,8 @@
 // bits somewhere, this is where they would overflow (int8_kernels.h).
 #include <gtest/gtest.h>
 
+#include <iterator>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -55,6 +57,72 @@ TEST_P(Int8Extremes, LargestProductsOfBytes) {
             ASSERT_EQ(v, x * static_cast<float>(e.value * k))
                 << e.format.name() << " value " << e.value << " k " << k
                 << (path == LinearPath::kGemm ? " gemm" : " gemv");
+          }
+        }
+      }
+    }
+  }
+}
+
+// Few large weights among many small ones: kernels that go by the weights' values (int8_wide_avx2.h) find most sums of
+// products to fit 16 bits, some just so and others just not.
+TEST_P(Int8Extremes, SumsOfProductsAtTheEdgeOf16Bits) {
+  ThreadPool pool(1);
+  const Context ctx{&pool, &table_by_name(GetParam())};
+  constexpr int64_t kOut = 53, kRows = 21;
+  constexpr int kFours[][4] = {{64, 64, 0, 0},     {64, 65, 0, 0},   {0, 0, -64, -65}, {127, 2, -127, -2}, {-128, -1, 0, 0},
+                               {0, 0, -128, -2}, {127, 127, 2, 2}, {126, 126, 0, 0}, {-128, -128, 1, 1}, {0, 0, 127, -127},
+                               {3, 3, 3, 3}};
+  for (const Format& format : {Format::blocks(8, 128, false, DType::kF32), Format::blocks(8, 256, false, DType::kF32),
+                               Format::row8()}) {
+    for (const int64_t k : {128, 132, 512, 1100}) {
+      std::mt19937 rng(7);
+      std::vector<std::byte> data(format.data_bytes(kOut, k), std::byte{128});
+      const auto stride = static_cast<int64_t>(data.size()) / kOut;
+      std::vector<int> values(static_cast<size_t>(kOut * k));
+      for (int64_t n = 0; n < kOut; ++n) {
+        for (int64_t i = 0; i < k; i += 4) {
+          const auto& four = kFours[rng() % std::size(kFours)];
+          // One step in eight has some of them, in one output in eight.
+          const bool edge = (i / 4 + static_cast<int64_t>(rng() % 2)) % 8 == 0 && rng() % 8 == 0;
+          for (int64_t j = 0; j < 4; ++j) {
+            const int value = edge ? four[j] : static_cast<int>(rng() % 31) - 15;
+            values[static_cast<size_t>(n * k + i + j)] = value;
+            data[static_cast<size_t>(n * stride + i + j)] = static_cast<std::byte>(value + 128);
+          }
+        }
+      }
+      const std::vector<float> scales(static_cast<size_t>(kOut * format.block_count(k)), 1.0f);
+      Weight w;
+      w.data = data.data();
+      w.out = kOut;
+      w.in = k;
+      w.format = format;
+      w.scales = reinterpret_cast<const std::byte*>(scales.data());
+      std::vector<float> x(static_cast<size_t>(kRows * k));
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (int64_t i = 0; i < k; ++i) {
+          // 127 somewhere in each group makes its scale 1.
+          const int any = static_cast<int>(rng() % 255) - 127;
+          x[static_cast<size_t>(r * k + i)] =
+              static_cast<float>(r % 3 == 0 || i % 128 == 0 ? 127 : r % 3 == 1 ? -127 : any);
+        }
+      }
+      for (const int64_t rows : {kRows, int64_t{1}, int64_t{18}}) {
+        for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+          if (path == LinearPath::kGemv && rows > 16) continue;
+          std::vector<float> y(static_cast<size_t>(rows * kOut));
+          linear(ctx, path, {x.data(), DType::kF32, rows, k, k}, w, Activation::kNone, {},
+                 {y.data(), DType::kF32, rows, kOut, kOut});
+          for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t n = 0; n < kOut; ++n) {
+              int64_t sum = 0;
+              for (int64_t i = 0; i < k; ++i)
+                sum += static_cast<int64_t>(x[static_cast<size_t>(r * k + i)]) * values[static_cast<size_t>(n * k + i)];
+              ASSERT_EQ(y[static_cast<size_t>(r * kOut + n)], static_cast<float>(sum))
+                  << format.name() << " k " << k << " row " << r << " of " << rows << ", output " << n
+                  << (path == LinearPath::kGemm ? " gemm" : " gemv");
+            }
           }
         }
       }

@@ -21,6 +21,36 @@ QVL_VEC_INLINE int32_t sum_bytes(__m256i v) {
   return static_cast<int32_t>(_mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1)) - 32 * 128;
 }
 
+// The compiler would compute all products first and add them then, which needs more registers than there are.
+QVL_VEC_INLINE void stay_in_order(__m256i& sum) {
+  asm volatile("" : "+x"(sum));
+}
+
+// Four bytes of x for eight outputs.
+template <typename Byte>
+QVL_VEC_INLINE __m256i repeat_four(const Byte* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof(four));
+  return _mm256_set1_epi32(four);
+}
+
+// dot[m][v] += products of 4 columns of 8-bit weights, 8 outputs a vector; x signed. Every product of two is widened at
+// once.
+template <int kM>
+QVL_VEC_INLINE void add_step(const int8_t* x, int64_t x_stride, __m256i w0, __m256i w1, __m256i (&dot)[kM][2]) {
+  const __m256i w[2] = {w0, w1}, magnitude[2] = {_mm256_abs_epi8(w0), _mm256_abs_epi8(w1)};
+#pragma GCC unroll 4
+  for (int m = 0; m < kM; ++m) {
+    const __m256i xs = repeat_four(x + m * x_stride);
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const __m256i product = _mm256_maddubs_epi16(magnitude[v], _mm256_sign_epi8(xs, w[v]));
+      dot[m][v] = _mm256_add_epi32(dot[m][v], widen_pairs(product));
+      stay_in_order(dot[m][v]);
+    }
+  }
+}
+
 // Rows 0|4, 1|5, 2|6, 3|7 of four words each to words 0, 1, 2, 3 of all eight rows.
 QVL_VEC_INLINE void transpose_words(__m256i (&r)[4]) {
   const __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
