@@ -21,14 +21,15 @@ struct StageLimit {
   std::string name;
 };
 
-StageLimit stage_limit(const std::string& stage, const kernels::MachineLimits& limits) {
+// Integers of a vision stage have 8 bits, of a text stage 4 but for what is sensitive.
+StageLimit stage_limit(const std::string& stage, bool vision, const kernels::MachineLimits& limits) {
   const bool native = stage.starts_with("native");
   const bool integers = stage.find("int8") != stage.npos || stage.find("int4") != stage.npos;
   // ONNX Runtime widens bf16 weights; activations of native integer stages are bf16.
   const bool bf16 = native && (integers || stage.find("bf16") != stage.npos);
   const kernels::Peak* floats = bf16 ? &limits.bf16 : &limits.fp32;
   if (!integers) return {floats, floats, bf16 ? "bf16 peak" : "fp32 peak"};
-  return {&limits.int8, floats, bf16 ? "int8 and bf16 peaks" : "int8 and fp32 peaks"};
+  return {vision ? &limits.int8_wide : &limits.int8, floats, bf16 ? "int8 and bf16 peaks" : "int8 and fp32 peaks"};
 }
 
 BenchRow rate_row(std::string kind, std::string what, Json facts, std::string unit, double units, const Json& seconds) {
@@ -77,8 +78,12 @@ std::string share(const BenchRow& r) {
 }
 
 std::string peaks(const kernels::MachineLimits& l) {
-  return fmt::format("int8 {:.0f} GOPS ({}), bf16 {:.0f} GFLOPS ({}), fp32 {:.0f} GFLOPS ({})", l.int8.per_second * 1e-9,
-                     l.int8.instruction, l.bf16.per_second * 1e-9, l.bf16.instruction, l.fp32.per_second * 1e-9,
+  const std::string wide = l.int8_wide.instruction == l.int8.instruction
+                               ? std::string()
+                               : fmt::format(", with 8-bit weights {:.0f} GOPS ({})", l.int8_wide.per_second * 1e-9,
+                                             l.int8_wide.instruction);
+  return fmt::format("int8 {:.0f} GOPS ({}){}, bf16 {:.0f} GFLOPS ({}), fp32 {:.0f} GFLOPS ({})", l.int8.per_second * 1e-9,
+                     l.int8.instruction, wide, l.bf16.per_second * 1e-9, l.bf16.instruction, l.fp32.per_second * 1e-9,
                      l.fp32.instruction);
 }
 
@@ -137,13 +142,13 @@ BenchReport bench_report(const Json& vision, const Json& text, const Json& answe
   BenchRow row = rate_row("vision", fmt::format("vision, {}: {} patches", resized, patches),
                           {{"picture", picture}, {"resized", resized}, {"patches", patches}}, "patches/s", static_cast<double>(patches),
                           vision["seconds"]);
-  add_arithmetic(row, vision["operations"], vision["seconds"], stage_limit(out.vision, limits));
+  add_arithmetic(row, vision["operations"], vision["seconds"], stage_limit(out.vision, true, limits));
   out.rows.push_back(std::move(row));
   for (const Json& p : text["prefill"]) {
     const auto tokens = p["tokens"].get<int64_t>();
     row = rate_row("prefill", fmt::format("prefill, {} tokens", tokens), {{"tokens", tokens}}, "tok/s",
                    static_cast<double>(tokens), p["seconds"]);
-    add_arithmetic(row, p["operations"], p["seconds"], stage_limit(out.text, limits));
+    add_arithmetic(row, p["operations"], p["seconds"], stage_limit(out.text, false, limits));
     out.rows.push_back(std::move(row));
   }
   for (const Json& d : text["decode"]) {
@@ -242,6 +247,7 @@ Json BenchReport::to_json() const {
                {{"read_gb_per_s", rounded(limits.read_bytes_per_second * 1e-9)},
                 {"read_pattern", limits.read_pattern},
                 {"int8", peak(limits.int8)},
+                {"int8_wide", peak(limits.int8_wide)},
                 {"bf16", peak(limits.bf16)},
                 {"fp32", peak(limits.fp32)}}}};
   for (const char* kind : {"vision", "prefill", "decode", "ttft", "load"}) out[kind] = Json::array();

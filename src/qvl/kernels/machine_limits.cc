@@ -119,11 +119,30 @@ void maddubs256(int64_t rounds) {
 #undef QVL_PAIR
 }
 
+// Of bytes that may have any value: the sign moves to the other factor, and 16 bits hold the sums of two products at the
+// most (int8_wide_avx2.h).
+void signed_maddubs256(int64_t rounds) {
+  zero_factors();
+#define QVL_PAIRS(product, other, sum)                                                                     \
+  "vpsignb %%ymm12, %%ymm13, %%ymm" product "\n\tvpsignb %%ymm12, %%ymm13, %%ymm" other                    \
+  "\n\tvpmaddubsw %%ymm" product ", %%ymm13, %%ymm" product "\n\tvpmaddubsw %%ymm" other                  \
+  ", %%ymm13, %%ymm" other "\n\tvpaddw %%ymm" other ", %%ymm" product ", %%ymm" product                    \
+  "\n\tvpmaddwd %%ymm12, %%ymm" product ", %%ymm" product "\n\tvpaddd %%ymm" product ", %%ymm" sum         \
+  ", %%ymm" sum "\n\t"
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile(QVL_PAIRS("8", "9", "0") QVL_PAIRS("10", "11", "1") QVL_PAIRS("8", "9", "2")
+                     QVL_PAIRS("10", "11", "3")::
+                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm8", "xmm9", "xmm10", "xmm11");
+  }
+#undef QVL_PAIRS
+}
+
 constexpr Chains kFma512{fma512, 12 * 16 * 2, "FMA, 512 bits"};
 constexpr Chains kFma256{fma256, 12 * 8 * 2, "FMA, 256 bits"};
 constexpr Chains kDotBf16{dot_bf16, 12 * 32 * 2, "VDPBF16PS, 512 bits"};
 constexpr Chains kDotInt8{dot_int8, 12 * 64 * 2, "VPDPBUSD, 512 bits"};
 constexpr Chains kMaddubs{maddubs256, 8 * 32 * 2, "VPMADDUBSW, 256 bits"};
+constexpr Chains kSignedMaddubs{signed_maddubs256, 8 * 32 * 2, "VPSIGNB and VPMADDUBSW, 256 bits"};
 
 bool wide(std::string_view table) {
   return table.starts_with("avx512") && cpu_features().avx512;
@@ -136,6 +155,10 @@ Chains float_chains(std::string_view table) {
 Chains int8_chains(std::string_view table) {
   if (wide(table) && cpu_features().avx512vnni) return kDotInt8;
   return table != "scalar" && cpu_features().avx2 ? kMaddubs : kPlainInt;
+}
+Chains int8_wide_chains(std::string_view table) {
+  const Chains chains = int8_chains(table);
+  return chains.run == maddubs256 ? kSignedMaddubs : chains;
 }
 Chains bf16_dot_chains() {
   return cpu_features().avx512bf16 ? kDotBf16 : Chains{};
@@ -186,6 +209,9 @@ Chains int8_chains(std::string_view table) {
   if (table == "neon_dotprod") return kSdot;
   return table == "scalar" ? kPlainInt : kSmlal;
 }
+Chains int8_wide_chains(std::string_view table) {
+  return int8_chains(table);
+}
 Chains bf16_dot_chains() {
   return {};
 }
@@ -197,6 +223,9 @@ Chains float_chains(std::string_view) {
 }
 Chains int8_chains(std::string_view) {
   return kPlainInt;
+}
+Chains int8_wide_chains(std::string_view table) {
+  return int8_chains(table);
 }
 Chains bf16_dot_chains() {
   return {};
@@ -288,6 +317,7 @@ void MachineLimits::raise_to(const MachineLimits& other) {
     read_pattern = other.read_pattern;
   }
   raise(int8, other.int8);
+  raise(int8_wide, other.int8_wide);
   raise(bf16, other.bf16);
   raise(fp32, other.fp32);
 }
@@ -340,6 +370,8 @@ MachineLimits measure_machine_limits(const KernelTable& table, ThreadPool& pool,
   };
   out.fp32 = peak(float_chains(table.name));
   out.int8 = peak(int8_chains(table.name));
+  const Chains wide = int8_wide_chains(table.name);
+  out.int8_wide = wide.run == int8_chains(table.name).run ? out.int8 : peak(wide);
   // bf16 weights may always be widened and multiplied as floats.
   out.bf16 = out.fp32;
   if (table.name == "avx512bf16") raise(out.bf16, peak(bf16_dot_chains()));

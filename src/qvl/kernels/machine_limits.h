@@ -34,7 +34,9 @@ struct Peak {
 struct MachineLimits {
   double read_bytes_per_second = 0;
   std::string read_pattern;  // the fastest one: "4 streams, prefetch 4096 B ahead"
-  Peak int8, bf16, fp32;
+  Peak int8;       // the fastest products of bytes there are: with weights of 4 bits
+  Peak int8_wide;  // with weights of 8 bits, whose products take more instructions on AVX2; elsewhere the same
+  Peak bf16, fp32;
 
   // The larger of both in each figure: on a shared machine a limit is the best that was ever seen.
   void raise_to(const MachineLimits& other);

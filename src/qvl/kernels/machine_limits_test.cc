@@ -29,6 +29,10 @@ TEST(MachineLimits, LieWithinWhatPhysicsAllowsOnEveryTable) {
       EXPECT_LT(limits.bf16.per_second, most * 64);
       EXPECT_GT(limits.int8.per_second, 1e8);
       EXPECT_LT(limits.int8.per_second, most * 128);
+      EXPECT_GT(limits.int8_wide.per_second, 1e8);
+      EXPECT_LT(limits.int8_wide.per_second, most * 128);
+      EXPECT_FALSE(limits.int8_wide.instruction.empty());
+      EXPECT_EQ(limits.int8_wide.instruction != limits.int8.instruction, limits.int8.instruction.starts_with("VPMADDUBSW"));
       EXPECT_FALSE(limits.read_pattern.empty());
       EXPECT_FALSE(limits.fp32.instruction.empty());
       EXPECT_FALSE(limits.int8.instruction.empty());
@@ -53,13 +57,14 @@ TEST(MachineLimits, InstructionsThatDoNotExistAreZero) {
 }
 
 TEST(MachineLimits, RaiseToKeepsTheLargerFigureWithItsName) {
-  MachineLimits a{.read_bytes_per_second = 2, .read_pattern = "a", .int8 = {5, "x"}, .bf16 = {1, "y"}, .fp32 = {1, "z"}};
+  MachineLimits a{.read_bytes_per_second = 2, .read_pattern = "a", .int8 = {5, "x"}, .int8_wide = {3, "w"}, .bf16 = {1, "y"}, .fp32 = {1, "z"}};
   const MachineLimits b{
-      .read_bytes_per_second = 1, .read_pattern = "b", .int8 = {4, "p"}, .bf16 = {7, "q"}, .fp32 = {2, "r"}};
+      .read_bytes_per_second = 1, .read_pattern = "b", .int8 = {4, "p"}, .int8_wide = {4, "v"}, .bf16 = {7, "q"}, .fp32 = {2, "r"}};
   a.raise_to(b);
   EXPECT_EQ(a.read_bytes_per_second, 2);
   EXPECT_EQ(a.read_pattern, "a");
   EXPECT_EQ(a.int8.instruction, "x");
+  EXPECT_EQ(a.int8_wide.instruction, "v");
   EXPECT_EQ(a.bf16.per_second, 7);
   EXPECT_EQ(a.bf16.instruction, "q");
   EXPECT_EQ(a.fp32.per_second, 2);
