@@ -1,5 +1,7 @@
 #include "qvl/base/tensor.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -11,11 +13,16 @@ namespace qvl {
 
 AlignedBuffer::AlignedBuffer(size_t size_bytes) : size_bytes_(size_bytes) {
   if (size_bytes == 0) return;
-  constexpr size_t kAlignment = 64;
-  if (size_bytes > SIZE_MAX - kAlignment) fail(ErrorCode::kLimit, "memory", "allocation size overflows");
-  const size_t rounded = (size_bytes + kAlignment - 1) / kAlignment * kAlignment;
-  data_.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded)));
+  // Large ones in huge pages, where the system has them for the asking: a first touch of 114 MB of keys and values would
+  // otherwise be 28,000 faults.
+  constexpr size_t kCacheLine = 64, kHugePage = size_t{2} << 20;
+  const bool large = size_bytes >= 4 * kHugePage;
+  const size_t alignment = large ? kHugePage : kCacheLine;
+  if (size_bytes > SIZE_MAX - alignment) fail(ErrorCode::kLimit, "memory", "allocation size overflows");
+  const size_t rounded = (size_bytes + alignment - 1) / alignment * alignment;
+  data_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, rounded)));
   if (!data_) fail(ErrorCode::kLimit, "memory", "cannot allocate " + std::to_string(size_bytes) + " bytes");
+  if (large) ::madvise(data_.get(), size_bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // advice: may fail
 }
 
 void AlignedBuffer::Free::operator()(std::byte* p) const {
