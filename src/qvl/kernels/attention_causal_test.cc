@@ -30,18 +30,20 @@ class AttentionCausal : public VariantTest {
     // Tiles are packed from activations.
     const auto read = [&](float v) { return int8() && bf16() && path == LinearPath::kGemm ? round_to_bf16(v) : v; };
     const int64_t step = c.rows > 40 ? 5 : 1;
-    for (int64_t r = 0; r < c.rows; r += (r + step < c.rows ? step : 1)) {
-      for (int64_t h = 0; h < heads; ++h) {
-        const auto e = testing::attend_in_double(
-            c.past + r + 1, c.head_dim, scale(c), bf16(),
-            [&](int64_t d) { return q.at(r, h * c.head_dim + d); },
-            [&](int64_t i, int64_t d) { return read(cache.key(i, h / c.group, d)); },
-            [&](int64_t i, int64_t d) { return read(cache.value(i, h / c.group, d)); },
-            int8() && path == LinearPath::kGemv);
-        for (int64_t d = 0; d < c.head_dim; ++d) {
-          const auto i = static_cast<size_t>(d);
-          ASSERT_NEAR(out.at(r, h * c.head_dim + d), e.out[i], e.tolerance[i])
-              << c << " row " << r << " head " << h << " element " << d;
+    for (int64_t kv = 0; kv < c.kv_heads; ++kv) {
+      const testing::WideHead head(
+          c.past + c.rows, c.head_dim, [&](int64_t i, int64_t d) { return read(cache.key(i, kv, d)); },
+          [&](int64_t i, int64_t d) { return read(cache.value(i, kv, d)); });
+      for (int64_t r = 0; r < c.rows; r += (r + step < c.rows ? step : 1)) {
+        for (int64_t h = kv * c.group; h < (kv + 1) * c.group; ++h) {
+          const auto e = testing::attend_in_double(
+              head, c.past + r + 1, scale(c), bf16(), [&](int64_t d) { return q.at(r, h * c.head_dim + d); },
+              int8() && path == LinearPath::kGemv);
+          for (int64_t d = 0; d < c.head_dim; ++d) {
+            const auto i = static_cast<size_t>(d);
+            ASSERT_NEAR(out.at(r, h * c.head_dim + d), e.out[i], e.tolerance[i])
+                << c << " row " << r << " head " << h << " element " << d;
+          }
         }
       }
     }

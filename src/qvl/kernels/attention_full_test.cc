@@ -37,13 +37,14 @@ class AttentionFull : public VariantTest {
     for (int64_t length : c.segments) {
       // Long segments: enough rows to meet every place in a tile and in a block.
       const int64_t step = length > 150 ? 7 : 1;
-      for (int64_t row = start; row < start + length; row += (row + step < start + length ? step : 1)) {
-        for (int64_t h = 0; h < c.heads; ++h) {
-          const int64_t column = h * c.head_dim;
-          const auto e = testing::attend_in_double(
-              length, c.head_dim, scale, bf16(), [&](int64_t d) { return qkv.at(row, column + d); },
-              [&](int64_t i, int64_t d) { return qkv.at(start + i, width + column + d); },
-              [&](int64_t i, int64_t d) { return qkv.at(start + i, 2 * width + column + d); });
+      for (int64_t h = 0; h < c.heads; ++h) {
+        const int64_t column = h * c.head_dim;
+        const testing::WideHead head(
+            length, c.head_dim, [&](int64_t i, int64_t d) { return qkv.at(start + i, width + column + d); },
+            [&](int64_t i, int64_t d) { return qkv.at(start + i, 2 * width + column + d); });
+        for (int64_t row = start; row < start + length; row += (row + step < start + length ? step : 1)) {
+          const auto e = testing::attend_in_double(head, length, scale, bf16(),
+                                                   [&](int64_t d) { return qkv.at(row, column + d); });
           for (int64_t d = 0; d < c.head_dim; ++d) {
             const auto i = static_cast<size_t>(d);
             ASSERT_NEAR(out.at(row, column + d), e.out[i], e.tolerance[i])

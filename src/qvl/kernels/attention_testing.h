@@ -173,25 +173,30 @@ struct Cache {
   }
   size_t block_of(int64_t position) const { return static_cast<size_t>(position / view.block_tokens); }
 
-  // Reads what the codes of an int8 cache stand for, by the formula; get() then sees what was written.
+  // Reads what the codes of an int8 cache stand for; get() then sees what was written. Keys by the butterflies of the
+  // Hadamard transform, exact in integers (KvInt8 tests the transform by its definition).
   void decode() {
     if (!int8()) return;
     const int64_t hd = view.head_dim, n = hd & -hd;
+    std::vector<int64_t> head(static_cast<size_t>(hd));
     for (bool key : {true, false}) {
       auto& out = decoded_[key];
       out.resize(list(key).size() * static_cast<size_t>(view.kv_heads * view.block_tokens * hd));
       for (int64_t p = 0; p < static_cast<int64_t>(list(key).size()) * view.block_tokens; ++p) {
         for (int64_t h = 0; h < view.kv_heads; ++h) {
-          for (int64_t d = 0; d < hd; ++d) {
-            int64_t sum = codes(key, p, h)[d];
-            if (key) {
-              sum = 0;
-              for (int64_t j = d / n * n; j < d / n * n + n; ++j)
-                sum += __builtin_popcountll(static_cast<uint64_t>((j % n) & (d % n))) % 2 ? -codes(key, p, h)[j]
-                                                                                         : codes(key, p, h)[j];
+          std::copy_n(codes(key, p, h), hd, head.begin());
+          for (int64_t half = 1; key && half < n; half *= 2) {
+            for (int64_t i = 0; i < hd; ++i) {
+              if (i & half) continue;
+              const auto a = static_cast<size_t>(i), b = static_cast<size_t>(i + half);
+              const int64_t sum = head[a] + head[b];
+              head[b] = head[a] - head[b];
+              head[a] = sum;
             }
-            out[static_cast<size_t>(at(p, h, d))] = static_cast<float>(sum) * *scale(key, p, h);
           }
+          const float step = *scale(key, p, h);
+          for (int64_t d = 0; d < hd; ++d)
+            out[static_cast<size_t>(at(p, h, d))] = static_cast<float>(head[static_cast<size_t>(d)]) * step;
         }
       }
     }
@@ -262,8 +267,29 @@ struct Cache {
   std::vector<float> decoded_[2];  // values, keys
 };
 
-// softmax(q . K^T * scale) . V for one query in double, and how far a correct kernel may be from each
-// element.
+// Keys and values of one head in double, [keys, head_dim] each, and the squared length of every key. Read once for all
+// queries: an emulator runs these tests too.
+struct WideHead {
+  // k(i, d), v(i, d): element d of key and of value i.
+  template <typename Key, typename Value>
+  WideHead(int64_t count, int64_t head_dim, const Key& k, const Value& v) : hd(head_dim) {
+    for (int64_t i = 0; i < count; ++i) {
+      double square = 0;
+      for (int64_t d = 0; d < hd; ++d) {
+        keys.push_back(static_cast<double>(k(i, d)));
+        values.push_back(static_cast<double>(v(i, d)));
+        square += keys.back() * keys.back();
+      }
+      squares.push_back(square);
+    }
+  }
+
+  int64_t hd;
+  std::vector<double> keys, values, squares;
+};
+
+// softmax(q . K^T * scale) . V for one query and the first `keys` of a head in double, and how far a correct kernel may
+// be from each element. q(d): element d of the query.
 //
 // With u = 2^-24: a score is a float sum of head_dim products (error about sqrt(head_dim) u of its
 // magnitudes, four more roundings for the scaling), which moves every weight by at most twice that; exp2 and
@@ -277,42 +303,54 @@ struct Expected {
   std::vector<double> tolerance;
 };
 
-template <typename Query, typename Key, typename Value>
-Expected attend_in_double(int64_t keys, int64_t hd, double scale, bool bf16, const Query& q, const Key& k,
-                          const Value& v, bool transformed = false) {
-  std::vector<double> scores(static_cast<size_t>(keys));
+template <typename Query>
+Expected attend_in_double(const WideHead& head, int64_t keys, double scale, bool bf16, const Query& q,
+                          bool transformed = false) {
+  const auto hd = static_cast<size_t>(head.hd), count = static_cast<size_t>(keys);
+  std::vector<double> query(hd), weights(count);
+  double square = 0;
+  for (size_t d = 0; d < hd; ++d) {
+    query[d] = static_cast<double>(q(static_cast<int64_t>(d)));
+    square += query[d] * query[d];
+  }
   double max = -INFINITY, magnitude = 0;
-  for (int64_t i = 0; i < keys; ++i) {
-    double s = 0, m = 0, query = 0, key = 0;
-    for (int64_t d = 0; d < hd; ++d) {
-      const double x = static_cast<double>(q(d)), y = static_cast<double>(k(i, d));
-      s += x * y;
-      m += std::abs(x * y);
-      query += x * x;
-      key += y * y;
+  for (size_t i = 0; i < count; ++i) {
+    const double* key = head.keys.data() + i * hd;
+    double s = 0, m = 0;
+    if (transformed) {
+      for (size_t d = 0; d < hd; ++d) s += query[d] * key[d];
+      m = std::sqrt(square * head.squares[i]);
+    } else {
+      for (size_t d = 0; d < hd; ++d) {
+        const double product = query[d] * key[d];
+        s += product;
+        m += std::abs(product);
+      }
     }
-    if (transformed) m = std::sqrt(query * key);
-    scores[static_cast<size_t>(i)] = s * scale;
+    weights[i] = s * scale;
     max = std::max(max, s * scale);
     magnitude = std::max(magnitude, m * scale);
   }
   double sum = 0;
-  for (double& s : scores) sum += s = std::exp(s - max);
-  const double score_error = kUnit * magnitude *
-                             (4 + std::sqrt(static_cast<double>(hd)) +
-                              (transformed ? 2 + std::log2(static_cast<double>(hd)) : 0.0));
+  for (double& w : weights) sum += w = std::exp(w - max);
+  const double n = static_cast<double>(hd);
+  const double score_error =
+      kUnit * magnitude * (4 + std::sqrt(n) + (transformed ? 2 + std::log2(n) : 0.0));
   const double relative =
       std::expm1(2 * score_error) + kUnit * (16 + 4 * std::sqrt(static_cast<double>(keys)));
-  Expected e;
-  for (int64_t d = 0; d < hd; ++d) {
-    double out = 0, absolute = 0;
-    for (int64_t i = 0; i < keys; ++i) {
-      const double term = scores[static_cast<size_t>(i)] / sum * static_cast<double>(v(i, d));
-      out += term;
-      absolute += std::abs(term);
+  Expected e{std::vector<double>(hd, 0.0), std::vector<double>(hd, 0.0)};
+  for (size_t i = 0; i < count; ++i) {
+    const double weight = weights[i] / sum;
+    const double* value = head.values.data() + i * hd;
+    for (size_t d = 0; d < hd; ++d) {
+      const double term = weight * value[d];
+      e.out[d] += term;
+      e.tolerance[d] += std::abs(term);
     }
-    e.out.push_back(out);
-    e.tolerance.push_back(absolute * relative + (bf16 ? (absolute + 2 * std::abs(out)) / 256 : 0.0) + 1e-37);
+  }
+  for (size_t d = 0; d < hd; ++d) {
+    const double absolute = e.tolerance[d];
+    e.tolerance[d] = absolute * relative + (bf16 ? (absolute + 2 * std::abs(e.out[d])) / 256 : 0.0) + 1e-37;
   }
   return e;
 }
