@@ -48,10 +48,10 @@ TEST_P(ResizeIsaTest, EqualsTheReferenceEverywhere) {
 TEST_P(ResizeIsaTest, EqualsScalarAtEveryTail) {
   for (const int64_t w : {1, 2, 5, 10, 11, 21, 22, 43, 64, 65, 127, 128, 129, 300}) {
     for (const int64_t h : {1, 3, 15, 16, 17, 63, 64, 65, 130}) {
+      const RgbImage image =
+          generated_image(h, w, static_cast<int>((h + w) % 3), static_cast<uint64_t>(h * 1000 + w));
       for (const auto& [out_h, out_w] :
            {std::pair<int64_t, int64_t>{32, 32}, {h, 7}, {7, w}, {2 * h, w + 1}, {h + 70, 45}}) {
-        const RgbImage image =
-            generated_image(h, w, static_cast<int>((h + w) % 3), static_cast<uint64_t>(h * 1000 + w));
         ASSERT_EQ(resize_bicubic_u8(image.rgb, h, w, out_h, out_w, nullptr, GetParam()),
                   resize_bicubic_u8(image.rgb, h, w, out_h, out_w, nullptr, ResizeIsa::kScalar))
             << h << "x" << w << " -> " << out_h << "x" << out_w;
