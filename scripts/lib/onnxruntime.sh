@@ -16,6 +16,7 @@ version=1.32.0
 suite=trixie
 package=libonnxruntime-dev
 
+source "$root/scripts/lib/debian.sh"
 die() { echo "onnxruntime: $*" >&2; exit 1; }
 need() { command -v "$1" >/dev/null || die "$1 is needed ($2)"; }
 
@@ -28,35 +29,9 @@ prefix=$(cd "$prefix" && pwd)
 work=$(mktemp -d "$prefix/fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-# The Debian archive this machine uses, "http://deb.debian.org/debian/"; security and foreign archives are left out.
-debian_mirror() {
-  local codename uri release component origin
-  codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-  while read -r uri release component origin; do
-    [ "$release" = "$codename" ] && [ "$component" = main ] || continue
-    [ -z "$origin" ] || [ "$origin" = Debian ] || continue
-    echo "$uri"
-    return
-  done < <(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)' 'Created-By: Packages' 2>/dev/null)
-  echo http://deb.debian.org/debian/
-}
-
 fetch_headers() {
-  need apt-get "Debian; elsewhere put the headers of ONNX Runtime into $prefix/include/onnxruntime"
-  need dpkg "Debian"
-  local keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror
-  [ -s "$keyring" ] || die "$keyring is missing (Debian: debian-archive-keyring)"
-  mirror=$(debian_mirror)
-  mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial" "$work/deb"
-  : >"$work/state/status"
-  echo "deb [signed-by=$keyring] $mirror $suite main" >"$work/sources.list"
-  local apt=(apt-get -qq -o "Dir::State=$work/state" -o "Dir::State::status=$work/state/status" -o "Dir::Cache=$work/cache"
-    -o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferencesparts=/dev/null
-    -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o APT::Sandbox::User=)
-  "${apt[@]}" update >"$work/apt.log" 2>&1 ||
-    die "the package list of $suite could not be read from $mirror: $(tail -n 1 "$work/apt.log") (offline? everything native builds without it)"
-  (cd "$work/deb" && "${apt[@]}" download "$package" >"$work/apt.log" 2>&1) ||
-    die "$package of $suite could not be downloaded from $mirror: $(tail -n 1 "$work/apt.log")"
+  debian_list "$suite" "$work" && debian_download "$work/deb" "$package" ||
+    die "$package of $suite is needed (offline? everything native builds without it; elsewhere than on Debian put the headers of ONNX Runtime into $prefix/include/onnxruntime)"
   dpkg -x "$work"/deb/*.deb "$work/unpacked"
   [ -s "$work/unpacked/usr/include/onnxruntime/onnxruntime_c_api.h" ] || die "$package holds no onnxruntime_c_api.h"
   mkdir -p "$prefix/include"
