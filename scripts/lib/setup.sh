@@ -16,6 +16,9 @@ QVL_BUILD_PACKAGES+=(libpango1.0-dev libcairo2-dev libfontconfig-dev fonts-dejav
 QVL_TEST_PACKAGES=(libgtest-dev python3 python3-venv openssl ca-certificates)
 # What only the tests of the NEON kernels need, unless the machine is an ARM one: a cross compiler and an emulator.
 QVL_NEON_PACKAGES=(g++-aarch64-linux-gnu qemu-user googletest)
+# What only the tests of the AVX-512 code need, where lacks_avx512: libraries and tools of the emulated PC that
+# scripts/lib/bochs.sh fetches.
+QVL_AVX512_PACKAGES=(libgtk-3-0 libltdl7 libncurses6 libreadline8 libsamplerate0 busybox-static isolinux syslinux-common xorriso)
 # What only the tests of the page need.
 QVL_PAGE_PACKAGES=(chromium-headless-shell)
 # Compiles the grammar engine (scripts/lib/llguidance.sh), where no recent cargo is on the PATH.
@@ -50,6 +53,17 @@ install_packages() {
   say "installing: ${missing[*]}"
   as_root apt-get update -qq
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+# lacks_avx512: whether this is an x86-64 machine whose processor cannot run all of the AVX-512 code, with VNNI and BF16.
+lacks_avx512() {
+  local flag flags
+  [ "$(uname -m)" = x86_64 ] || return 1
+  flags=" $(sed -n 's/^flags[^:]*: //p' /proc/cpuinfo | head -n 1) "
+  for flag in avx512f avx512bw avx512vl avx512dq avx512_vnni avx512_bf16; do
+    [[ $flags == *" $flag "* ]] || return 0
+  done
+  return 1
 }
 
 # with_onnxruntime: fetches ONNX Runtime; without a network the product is built without its ONNX engine.
