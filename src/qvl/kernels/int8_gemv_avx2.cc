@@ -65,18 +65,11 @@ void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byt
     return;
   }
   const int halves = group == 16 ? 2 : 1;
-  const __m256i odd_and_even = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
   for (int64_t i = 0; i < w.k; i += kColumns<4>, dst += record_bytes<4>(halves == 2)) {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + i));
-    const __m256i split = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, odd_and_even), 0xd8);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst), split);
-    // Sums of 8 columns as unsigned bytes, which are 128 more each.
-    const __m256i flipped = _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(0x80)));
-    alignas(32) int64_t eights[4];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(eights), _mm256_sad_epu8(flipped, _mm256_setzero_si256()));
-    int32_t sums[2] = {static_cast<int32_t>(eights[0] + eights[1] - 16 * 128),
-                       static_cast<int32_t>(eights[2] + eights[3] - 16 * 128)};
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst), split_even_odd(v));
+    int32_t sums[2];
+    sum_halves(v, sums);
     if (halves == 1) sums[0] += sums[1];
     for (int64_t h = 0; h < halves; ++h) {
       const int32_t sum8 = 8 * sums[h];
@@ -86,14 +79,8 @@ void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byt
   }
 }
 
-inline __m256i repeat_word(const std::byte* p) {
-  int32_t word;
-  std::memcpy(&word, p, sizeof(word));
-  return _mm256_set1_epi32(word);
-}
-
 inline __m256 repeat_float(const std::byte* p) {
-  return _mm256_castsi256_ps(repeat_word(p));
+  return _mm256_castsi256_ps(repeat_four(p));
 }
 
 // 16 bytes of eight rows `stride` apart: vector i is word i of each of them.
@@ -201,10 +188,10 @@ void lanes(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight&
         __m256i pairs = _mm256_setzero_si256();
 #pragma GCC unroll 4
         for (int i = begin; i < end; ++i) {
-          pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(first[i], repeat_word(q + 4 * i)));
-          pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(second[i], repeat_word(q + 16 + 4 * i)));
+          pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(first[i], repeat_four(q + 4 * i)));
+          pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(second[i], repeat_four(q + 16 + 4 * i)));
         }
-        __m256i correction = repeat_word(q + 32 + 4 * half);
+        __m256i correction = repeat_four(q + 32 + 4 * half);
         if constexpr (kZero) {
           // Both fit 16 bits.
           correction = _mm256_srai_epi32(_mm256_madd_epi16(zeros[b + half], correction), 3);
@@ -214,7 +201,7 @@ void lanes(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight&
         __m256i dot = _mm256_setzero_si256();
 #pragma GCC unroll 4
         for (int i = begin; i < end; ++i) {
-          const __m256i xs = _mm256_sign_epi8(repeat_word(q + 4 * i), second[i]);
+          const __m256i xs = _mm256_sign_epi8(repeat_four(q + 4 * i), second[i]);
           dot = _mm256_add_epi32(dot, widen_pairs(_mm256_maddubs_epi16(first[i], xs)));
         }
         return dot;

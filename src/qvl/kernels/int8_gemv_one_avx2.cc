@@ -52,21 +52,21 @@ size_t prepared_bytes(const Int8Weight& w) {
 void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byte* dst) {
   const int64_t columns = int8_padded(w.k);  // of q and scales
   std::byte* const sums = dst + padded(w.k);
-  std::memset(dst, 0, prepared_bytes(w));
+  if (columns < padded(w.k)) std::memset(dst, 0, prepared_bytes(w));
   std::memcpy(sums + prepared_sums(w), scales, sizeof(float) * static_cast<size_t>(columns / w.group()));
   if (w.bits == 8) {
     std::memcpy(dst, q, static_cast<size_t>(columns));
     return;
   }
-  const __m256i odd_and_even = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
   for (int64_t half = 0; half < columns / kHalf; ++half) {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + half * kHalf));
-    const __m256i split = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, odd_and_even), 0xd8);
+    const __m256i split = split_even_odd(v);
+    int32_t halves[2];
+    sum_halves(v, halves);
     std::byte* to = dst + half / 2 * 64 + half % 2 * 16;
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(split));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 32), _mm256_extracti128_si256(split, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + 16 * half), _mm_set1_epi32(8 * sum_bytes(v)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + 16 * half), _mm_set1_epi32(8 * (halves[0] + halves[1])));
   }
 }
 

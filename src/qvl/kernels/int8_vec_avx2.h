@@ -12,13 +12,20 @@ QVL_VEC_INLINE __m256i widen_pairs(__m256i pairs) {
   return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
-// The sum of 32 signed bytes.
-QVL_VEC_INLINE int32_t sum_bytes(__m256i v) {
+// Bytes 0, 2, 4, ... in the lower half, 1, 3, 5, ... in the upper one.
+QVL_VEC_INLINE __m256i split_even_odd(__m256i v) {
+  const __m256i odd_and_even =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+  return _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, odd_and_even), 0xd8);
+}
+
+// The sums of the first and of the second 16 of 32 signed bytes.
+QVL_VEC_INLINE void sum_halves(__m256i v, int32_t (&sums)[2]) {
   // As unsigned bytes they are 128 more each.
   const __m256i flipped = _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(0x80)));
-  const __m256i eights = _mm256_sad_epu8(flipped, _mm256_setzero_si256());
-  const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(eights), _mm256_extracti128_si256(eights, 1));
-  return static_cast<int32_t>(_mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1)) - 32 * 128;
+  alignas(32) int64_t eights[4];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(eights), _mm256_sad_epu8(flipped, _mm256_setzero_si256()));
+  for (int h = 0; h < 2; ++h) sums[h] = static_cast<int32_t>(eights[2 * h] + eights[2 * h + 1] - 16 * 128);
 }
 
 // The compiler would compute all products first and add them then, which needs more registers than there are.
@@ -26,7 +33,7 @@ QVL_VEC_INLINE void stay_in_order(__m256i& sum) {
   asm volatile("" : "+x"(sum));
 }
 
-// Four bytes of x for eight outputs.
+// Four bytes in every lane of 32 bits.
 template <typename Byte>
 QVL_VEC_INLINE __m256i repeat_four(const Byte* p) {
   int32_t four;
