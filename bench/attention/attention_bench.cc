@@ -16,6 +16,7 @@
 #include "qvl/base/error.h"
 #include "qvl/base/tensor.h"
 #include "qvl/base/thread_pool.h"
+#include "qvl/kernels/attention_kernels.h"
 #include "qvl/kernels/machine_limits.h"
 #include "qvl/kernels/ops.h"
 #include "qvl/kernels/table.h"
@@ -137,8 +138,12 @@ class Bench {
     // The peak is measured before and after every run: on a shared machine it moves.
     const bool use_dot = table_.name == "avx512bf16" && dtype == DType::kBF16 &&
                          kernels::peak_bf16_dot_gflops() > kernels::peak_fma_gflops(table_.name);
+    const bool codes = dtype == DType::kBF16 && table_.attention->tile_bf16.int16;
     const auto peak_now = [&] {
-      return (use_dot ? kernels::peak_bf16_dot_gflops() : kernels::peak_fma_gflops(table_.name)) * options_.threads;
+      const double one = use_dot ? kernels::peak_bf16_dot_gflops()
+                         : codes ? kernels::peak_int16_gops(table_.name)
+                                 : kernels::peak_fma_gflops(table_.name);
+      return one * options_.threads;
     };
     fn();
     double best = INFINITY, before = peak_now(), top = before;
@@ -157,7 +162,7 @@ class Bench {
     std::printf(
         "%-44s %8.1f GFLOPS, best of %d: %5.1f %% of %.0f (%s); median share %.1f %% of %.0f; %.2f ms\n",
         title.c_str(), flop / best * 1e-9, options_.repeat, top > 0 ? 100 * flop / best * 1e-9 / top : 0.0,
-        top, use_dot ? "bf16 dot" : "fma", 100 * share, peak, best * 1e3);
+        top, use_dot ? "bf16 dot" : codes ? "int16" : "fma", 100 * share, peak, best * 1e3);
     std::fflush(stdout);
   }
 

@@ -74,7 +74,7 @@ TEST_F(Bench, MeasuresTheSmallModelInEveryForm) {
   EXPECT_EQ(j["engine"]["threads"], 2);
   EXPECT_EQ(j["engine"]["vision"], "native bf16");
   EXPECT_EQ(j["repeats"], 2);
-  for (const char* peak : {"int8", "int8_wide", "bf16", "fp32"}) EXPECT_GT(j["limits"][peak]["gops"].get<double>(), 0) << peak;
+  for (const char* peak : {"int8", "int8_wide", "bf16", "fp32", "attention"}) EXPECT_GT(j["limits"][peak]["gops"].get<double>(), 0) << peak;
   const double read = j["limits"]["read_gb_per_s"].get<double>();
   EXPECT_GT(read, 0);
   ASSERT_EQ(j["vision"].size(), 1u);

@@ -27,9 +27,11 @@ StageLimit stage_limit(const std::string& stage, bool vision, const kernels::Mac
   const bool integers = stage.find("int8") != stage.npos || stage.find("int4") != stage.npos;
   // ONNX Runtime widens bf16 weights; activations of native integer stages are bf16.
   const bool bf16 = native && (integers || stage.find("bf16") != stage.npos);
-  const kernels::Peak* floats = bf16 ? &limits.bf16 : &limits.fp32;
-  if (!integers) return {floats, floats, bf16 ? "bf16 peak" : "fp32 peak"};
-  return {vision ? &limits.int8_wide : &limits.int8, floats, bf16 ? "int8 and bf16 peaks" : "int8 and fp32 peaks"};
+  const kernels::Peak* attention = bf16 ? &limits.attention : &limits.fp32;
+  const std::string name = !bf16 ? "fp32" : limits.attention.instruction == limits.bf16.instruction ? "bf16" : "int16";
+  if (integers) return {vision ? &limits.int8_wide : &limits.int8, attention, "int8 and " + name + " peaks"};
+  if (!bf16) return {attention, attention, "fp32 peak"};
+  return {&limits.bf16, attention, name == "bf16" ? "bf16 peak" : "bf16 and " + name + " peaks"};
 }
 
 BenchRow rate_row(std::string kind, std::string what, Json facts, std::string unit, double units, const Json& seconds) {
@@ -82,8 +84,11 @@ std::string peaks(const kernels::MachineLimits& l) {
                                ? std::string()
                                : fmt::format(", with 8-bit weights {:.0f} GOPS ({})", l.int8_wide.per_second * 1e-9,
                                              l.int8_wide.instruction);
-  return fmt::format("int8 {:.0f} GOPS ({}){}, bf16 {:.0f} GFLOPS ({}), fp32 {:.0f} GFLOPS ({})", l.int8.per_second * 1e-9,
-                     l.int8.instruction, wide, l.bf16.per_second * 1e-9, l.bf16.instruction, l.fp32.per_second * 1e-9,
+  const std::string codes = l.attention.instruction == l.bf16.instruction
+                                ? std::string()
+                                : fmt::format(", int16 {:.0f} GOPS ({})", l.attention.per_second * 1e-9, l.attention.instruction);
+  return fmt::format("int8 {:.0f} GOPS ({}){}{}, bf16 {:.0f} GFLOPS ({}), fp32 {:.0f} GFLOPS ({})", l.int8.per_second * 1e-9,
+                     l.int8.instruction, wide, codes, l.bf16.per_second * 1e-9, l.bf16.instruction, l.fp32.per_second * 1e-9,
                      l.fp32.instruction);
 }
 
@@ -249,7 +254,8 @@ Json BenchReport::to_json() const {
                 {"int8", peak(limits.int8)},
                 {"int8_wide", peak(limits.int8_wide)},
                 {"bf16", peak(limits.bf16)},
-                {"fp32", peak(limits.fp32)}}}};
+                {"fp32", peak(limits.fp32)},
+                {"attention", peak(limits.attention)}}}};
   for (const char* kind : {"vision", "prefill", "decode", "ttft", "load"}) out[kind] = Json::array();
   for (const BenchRow& r : rows) {
     Json row = r.facts;

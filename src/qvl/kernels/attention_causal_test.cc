@@ -38,7 +38,7 @@ class AttentionCausal : public VariantTest {
         for (int64_t h = kv * c.group; h < (kv + 1) * c.group; ++h) {
           const auto e = testing::attend_in_double(
               head, c.past + r + 1, scale(c), bf16(), [&](int64_t d) { return q.at(r, h * c.head_dim + d); },
-              int8() && path == LinearPath::kGemv);
+              int8() && path == LinearPath::kGemv, int16() && path == LinearPath::kGemm);
           for (int64_t d = 0; d < c.head_dim; ++d) {
             const auto i = static_cast<size_t>(d);
             ASSERT_NEAR(out.at(r, h * c.head_dim + d), e.out[i], e.tolerance[i])

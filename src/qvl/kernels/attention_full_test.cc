@@ -44,7 +44,7 @@ class AttentionFull : public VariantTest {
             [&](int64_t i, int64_t d) { return qkv.at(start + i, 2 * width + column + d); });
         for (int64_t row = start; row < start + length; row += (row + step < start + length ? step : 1)) {
           const auto e = testing::attend_in_double(head, length, scale, bf16(),
-                                                   [&](int64_t d) { return qkv.at(row, column + d); });
+                                                   [&](int64_t d) { return qkv.at(row, column + d); }, false, int16());
           for (int64_t d = 0; d < c.head_dim; ++d) {
             const auto i = static_cast<size_t>(d);
             ASSERT_NEAR(out.at(row, column + d), e.out[i], e.tolerance[i])
@@ -129,7 +129,7 @@ TEST_P(AttentionFull, EqualScoresGiveTheMean) {
   check(c, qkv, 1.0f);
 }
 
-// One key: its weight is one whatever its score, so the value passes unchanged but for one float rounding.
+// One key: its weight is one whatever its score, so the value passes unchanged but for one float rounding, or for its code.
 TEST_P(AttentionFull, OneKeyReturnsItsValue) {
   for (float spread : {1.0f, 100.0f}) {
     const Case c{4, 64, {1}};
@@ -138,10 +138,75 @@ TEST_P(AttentionFull, OneKeyReturnsItsValue) {
     const Activations out = run(context(), c, qkv, 0.125f);
     for (int64_t d = 0; d < 256; ++d) {
       const float v = qkv.at(0, 512 + d);
-      if (bf16()) {
+      if (int16()) {
+        float largest = 0;
+        for (int64_t i = d / 64 * 64; i < d / 64 * 64 + 64; ++i) largest = std::max(largest, std::abs(qkv.at(0, 512 + i)));
+        ASSERT_NEAR(out.at(0, d), v, std::abs(v) < largest / 64 ? largest * 0x1p-15 : 0.0);
+      } else if (bf16()) {
         ASSERT_EQ(out.at(0, d), v);
       } else {
         ASSERT_NEAR(out.at(0, d), v, std::abs(v) * 2 * testing::kUnit);
+      }
+    }
+  }
+}
+
+// One key takes 30 % of the weight, two thousand others share the rest in weights of 1/860 of its own each: they are not lost.
+TEST_P(AttentionFull, SmallWeightsBesideALargeOne) {
+  const Case c{1, 16, {2000}};
+  Activations qkv(dtype(), 2000, 48);
+  testing::fill_normal(qkv, 12, 0.25f, 1.0f);
+  for (int64_t r = 0; r < 2000; ++r) {
+    for (int64_t d = 0; d < 16; ++d) {
+      qkv.set(r, d, 0.5f);
+      qkv.set(r, 16 + d, r == 70 ? 3.375f : 0.0f);
+      if (r == 70) qkv.set(r, 32 + d, 0.0f);
+    }
+  }
+  check(c, qkv, 0.25f);
+  const Activations out = run(context(), c, qkv, 0.25f);
+  for (int64_t d = 0; d < 16; ++d) ASSERT_NEAR(out.at(1, d), 0.7f, 0.05f);
+}
+
+// Elements of one size make the largest sums of products that codes can have; weights of one size, the largest of values.
+TEST_P(AttentionFull, ElementsOfOneSize) {
+  for (int64_t hd : {4, 64, 72, 160}) {
+    for (float size : {1.0f, 1.0078125f, 1.4453125f, 1.9921875f, 3e-30f, 1e15f}) {
+      for (float sign : {1.0f, -1.0f}) {
+        const Case c{1, hd, {70}};
+        Activations qkv(dtype(), 70, 3 * hd);
+        for (int64_t r = 0; r < 70; ++r) {
+          for (int64_t d = 0; d < hd; ++d) {
+            qkv.set(r, d, size);
+            qkv.set(r, hd + d, sign * size);
+            qkv.set(r, 2 * hd + d, r % 2 == 0 ? size : 0.5f * size);
+          }
+        }
+        const float scale = 1.0f / (static_cast<float>(hd) * std::max(size * size, 1e-30f));
+        check(c, qkv, scale);
+      }
+    }
+  }
+}
+
+// What is not a number stays so, for those who see it.
+TEST_P(AttentionFull, NotANumber) {
+  const Case c{2, 64, {70, 70}};
+  const int64_t width = 128;
+  for (int64_t part : {0, 1, 2}) {
+    Activations qkv(dtype(), 140, 3 * width);
+    testing::fill_normal(qkv, 13);
+    const Activations whole = run(context(), c, qkv, 0.125f);
+    qkv.set(3, part * width + 5, NAN);
+    const Activations out = run(context(), c, qkv, 0.125f);
+    for (int64_t r = 0; r < 140; ++r) {
+      const bool sees = r < 70 && (part != 0 || r == 3);
+      bool lost = false;
+      for (int64_t d = 0; d < 64; ++d) lost |= std::isnan(out.at(r, d));
+      ASSERT_EQ(lost, sees) << "part " << part << " row " << r;
+      for (int64_t d = 0; d < width; ++d) {
+        if (sees && d < 64) continue;
+        ASSERT_EQ(out.at(r, d), whole.at(r, d)) << "part " << part << " row " << r << " element " << d;
       }
     }
   }

@@ -68,6 +68,7 @@ struct AttendArgs {
 struct AttentionTile {
   int64_t key_tile = 0;   // keys per packed tile, a multiple of kAttentionLanes
   int64_t row_group = 0;  // query rows handled together
+  bool int16 = false;     // rows become 16-bit codes (attention_int16_simd.h)
 
   size_t (*query_bytes)(int64_t head_dim) = nullptr;  // one packed row
   size_t (*key_tile_bytes)(int64_t head_dim) = nullptr;
@@ -131,6 +132,7 @@ const AttentionKernels& attention_kernels_scalar();
 #if defined(__x86_64__)
 const AttentionKernels& attention_kernels_avx2();
 const AttentionKernels& attention_kernels_avx512();
+const AttentionKernels& attention_kernels_avx512vnni();
 const AttentionKernels& attention_kernels_avx512bf16();
 #elif defined(__aarch64__)
 const AttentionKernels& attention_kernels_neon();

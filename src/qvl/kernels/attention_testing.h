@@ -132,6 +132,8 @@ class VariantTest : public ::testing::TestWithParam<Variant> {
   bool bf16() const { return dtype() == DType::kBF16; }
   DType cache_dtype() const { return GetParam().cache; }
   bool int8() const { return cache_dtype() == DType::kI8; }
+  // Whether attention of many rows multiplies 16-bit codes.
+  bool int16() { return bf16() && context().table->attention->tile_bf16.int16; }
   Context context() { return {&pool_, &table_by_name(GetParam().table)}; }
   static ThreadPool pool_;
 };
@@ -298,6 +300,10 @@ struct WideHead {
 //
 // transformed: the scores are those of transformed queries and keys, whose products are no larger than the product of
 // their lengths (Cauchy and Schwarz), of queries that went through log2(head_dim) float additions.
+//
+// int16: rows became 16-bit codes. Half a code of a query or key is at most 1/46300 of its length, which makes
+// sqrt(2/3)/46300 of the product of the lengths in the mean square of a score: 2^-14 is 3.5 of them. Half a code of a value
+// is at most 2^-15 of its row's largest magnitude.
 struct Expected {
   std::vector<double> out;
   std::vector<double> tolerance;
@@ -305,7 +311,7 @@ struct Expected {
 
 template <typename Query>
 Expected attend_in_double(const WideHead& head, int64_t keys, double scale, bool bf16, const Query& q,
-                          bool transformed = false) {
+                          bool transformed = false, bool int16 = false) {
   const auto hd = static_cast<size_t>(head.hd), count = static_cast<size_t>(keys);
   std::vector<double> query(hd), weights(count);
   double square = 0;
@@ -313,7 +319,7 @@ Expected attend_in_double(const WideHead& head, int64_t keys, double scale, bool
     query[d] = static_cast<double>(q(static_cast<int64_t>(d)));
     square += query[d] * query[d];
   }
-  double max = -INFINITY, magnitude = 0;
+  double max = -INFINITY, magnitude = 0, longest = 0;
   for (size_t i = 0; i < count; ++i) {
     const double* key = head.keys.data() + i * hd;
     double s = 0, m = 0;
@@ -327,6 +333,7 @@ Expected attend_in_double(const WideHead& head, int64_t keys, double scale, bool
         m += std::abs(product);
       }
     }
+    longest = std::max(longest, std::sqrt(square * head.squares[i]) * scale);
     weights[i] = s * scale;
     max = std::max(max, s * scale);
     magnitude = std::max(magnitude, m * scale);
@@ -334,14 +341,18 @@ Expected attend_in_double(const WideHead& head, int64_t keys, double scale, bool
   double sum = 0;
   for (double& w : weights) sum += w = std::exp(w - max);
   const double n = static_cast<double>(hd);
-  const double score_error =
-      kUnit * magnitude * (4 + std::sqrt(n) + (transformed ? 2 + std::log2(n) : 0.0));
+  const double score_error = kUnit * magnitude * (4 + std::sqrt(n) + (transformed ? 2 + std::log2(n) : 0.0)) +
+                             (int16 ? 0x1p-14 * longest : 0.0);
   const double relative =
       std::expm1(2 * score_error) + kUnit * (16 + 4 * std::sqrt(static_cast<double>(keys)));
   Expected e{std::vector<double>(hd, 0.0), std::vector<double>(hd, 0.0)};
+  double largest_values = 0;
   for (size_t i = 0; i < count; ++i) {
     const double weight = weights[i] / sum;
     const double* value = head.values.data() + i * hd;
+    double largest = 0;
+    for (size_t d = 0; d < hd; ++d) largest = std::max(largest, std::abs(value[d]));
+    largest_values += weight * largest;
     for (size_t d = 0; d < hd; ++d) {
       const double term = weight * value[d];
       e.out[d] += term;
@@ -350,7 +361,8 @@ Expected attend_in_double(const WideHead& head, int64_t keys, double scale, bool
   }
   for (size_t d = 0; d < hd; ++d) {
     const double absolute = e.tolerance[d];
-    e.tolerance[d] = absolute * relative + (bf16 ? (absolute + 2 * std::abs(e.out[d])) / 256 : 0.0) + 1e-37;
+    e.tolerance[d] = absolute * relative + (bf16 ? (absolute + 2 * std::abs(e.out[d])) / 256 : 0.0) +
+                     (int16 ? 0x1p-15 * largest_values : 0.0) + 1e-37;
   }
   return e;
 }

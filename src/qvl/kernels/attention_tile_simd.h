@@ -35,6 +35,20 @@ QVL_INLINE typename V::F exp2_nonpositive(typename V::F x) {
   return V::add_exponent(p, n);
 }
 
+// Scores of a row behind its last visible key become -inf; lane_max [V::kWidth] gets the maxima of the others.
+template <typename V>
+static __attribute__((noinline)) void hide_behind(float* scores, int64_t visible, int64_t vectors, float* lane_max) {
+  const typename V::F hidden = V::set1(-std::numeric_limits<float>::infinity());
+  typename V::F max = hidden;
+  for (int64_t j = 0; j < vectors; ++j, scores += V::kWidth) {
+    const int64_t left = visible - j * V::kWidth, n = left < 0 ? 0 : left > V::kWidth ? V::kWidth : left;
+    const typename V::F v = V::first_lanes(V::load(scores), hidden, n);
+    V::store(scores, v);
+    max = V::max(max, v);
+  }
+  V::store(lane_max, max);
+}
+
 // Products of float words.
 template <typename V>
 struct DotF32 {
@@ -151,22 +165,6 @@ struct Tile {
     }
   }
 
-  // Scores behind a row's last visible key become -inf.
-  static __attribute__((noinline)) void hide(Group* g, const int32_t* visible, int64_t vectors) {
-    const F hidden = V::set1(-std::numeric_limits<float>::infinity());
-    for (int r = 0; r < kR; ++r) {
-      F max = hidden;
-      for (int64_t j = 0; j < vectors; ++j) {
-        float* p = g->scores + r * kKeys + j * kW;
-        const int64_t left = visible[r] - j * kW, n = left < 0 ? 0 : left > kW ? kW : left;
-        const F v = V::first_lanes(V::load(p), hidden, n);
-        V::store(p, v);
-        max = V::max(max, v);
-      }
-      V::store(g->lane_max + r * kW, max);
-    }
-  }
-
   // First half of a group's way: scores, new maxima, and by how much the sums so far shrink. False if no row
   // of the group sees a key of this tile.
   QVL_INLINE bool score(const AttendArgs& args, int64_t first, Group* g) {
@@ -186,7 +184,9 @@ struct Tile {
     for_columns(vectors, [&]<int C>(int64_t j) {
       score_block<C>(q, words, keys + j * kW, g->scores + j * kW, g->lane_max, j == 0);
     });
-    if (least < vectors * kW) hide(g, visible, vectors);
+    if (least < vectors * kW) {
+      for (int r = 0; r < kR; ++r) hide_behind<V>(g->scores + r * kKeys, visible[r], vectors, g->lane_max + r * kW);
+    }
 
     for (int r = 0; r < kR; ++r) g->row[r] = V::reduce_max(V::load(g->lane_max + r * kW));
     const F old = V::load_n(args.max + first, kR);

@@ -13,6 +13,7 @@
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/kernels/attention_kernels.h"
 #include "qvl/kernels/table.h"
 
 namespace qvl::kernels {
@@ -119,6 +120,23 @@ void maddubs256(int64_t rounds) {
 #undef QVL_PAIR
 }
 
+void maddwd256(int64_t rounds) {
+  zero_factors();
+#define QVL_PAIR(product, sum) \
+  "vpmaddwd %%ymm12, %%ymm13, %%ymm" product "\n\tvpaddd %%ymm" product ", %%ymm" sum ", %%ymm" sum "\n\t"
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile(QVL_PAIR("8", "0") QVL_PAIR("9", "1") QVL_PAIR("10", "2") QVL_PAIR("11", "3")
+                     QVL_PAIR("8", "4") QVL_PAIR("9", "5") QVL_PAIR("10", "6") QVL_PAIR("11", "7")::
+                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+                           "xmm11");
+  }
+#undef QVL_PAIR
+}
+void dot_int16(int64_t rounds) {
+  zero_factors();
+  for (int64_t i = 0; i < rounds; ++i) QVL_CHAINS("vpdpwssd", "zmm");
+}
+
 // Of bytes that may have any value: the sign moves to the other factor, and 16 bits hold the sums of two products at the
 // most (int8_wide_avx2.h).
 void signed_maddubs256(int64_t rounds) {
@@ -142,6 +160,8 @@ constexpr Chains kFma256{fma256, 12 * 8 * 2, "FMA, 256 bits"};
 constexpr Chains kDotBf16{dot_bf16, 12 * 32 * 2, "VDPBF16PS, 512 bits"};
 constexpr Chains kDotInt8{dot_int8, 12 * 64 * 2, "VPDPBUSD, 512 bits"};
 constexpr Chains kMaddubs{maddubs256, 8 * 32 * 2, "VPMADDUBSW, 256 bits"};
+constexpr Chains kMaddwd{maddwd256, 8 * 16 * 2, "VPMADDWD, 256 bits"};
+constexpr Chains kDotInt16{dot_int16, 12 * 32 * 2, "VPDPWSSD, 512 bits"};
 constexpr Chains kSignedMaddubs{signed_maddubs256, 8 * 32 * 2, "VPSIGNB and VPMADDUBSW, 256 bits"};
 
 bool wide(std::string_view table) {
@@ -155,6 +175,10 @@ Chains float_chains(std::string_view table) {
 Chains int8_chains(std::string_view table) {
   if (wide(table) && cpu_features().avx512vnni) return kDotInt8;
   return table != "scalar" && cpu_features().avx2 ? kMaddubs : kPlainInt;
+}
+Chains int16_chains(std::string_view table) {
+  if (wide(table) && cpu_features().avx512vnni) return kDotInt16;
+  return table != "scalar" && cpu_features().avx2 ? kMaddwd : kPlainInt;
 }
 Chains int8_wide_chains(std::string_view table) {
   const Chains chains = int8_chains(table);
@@ -212,6 +236,9 @@ Chains int8_chains(std::string_view table) {
 Chains int8_wide_chains(std::string_view table) {
   return int8_chains(table);
 }
+Chains int16_chains(std::string_view) {
+  return kPlainInt;
+}
 Chains bf16_dot_chains() {
   return {};
 }
@@ -226,6 +253,9 @@ Chains int8_chains(std::string_view) {
 }
 Chains int8_wide_chains(std::string_view table) {
   return int8_chains(table);
+}
+Chains int16_chains(std::string_view) {
+  return kPlainInt;
 }
 Chains bf16_dot_chains() {
   return {};
@@ -292,6 +322,9 @@ double peak_bf16_dot_gflops() {
 double peak_int8_gops(std::string_view table) {
   return rate_of(int8_chains(table)) * 1e-9;
 }
+double peak_int16_gops(std::string_view table) {
+  return rate_of(int16_chains(table)) * 1e-9;
+}
 
 double read_gb_per_s(size_t size_bytes) {
   std::vector<uint64_t> buffer(size_bytes / 8, 1);
@@ -320,6 +353,7 @@ void MachineLimits::raise_to(const MachineLimits& other) {
   raise(int8_wide, other.int8_wide);
   raise(bf16, other.bf16);
   raise(fp32, other.fp32);
+  raise(attention, other.attention);
 }
 
 void measure_read_limit(const AlignedBuffer& buffer, ThreadPool& pool, int repeats, MachineLimits& limits) {
@@ -375,6 +409,7 @@ MachineLimits measure_machine_limits(const KernelTable& table, ThreadPool& pool,
   // bf16 weights may always be widened and multiplied as floats.
   out.bf16 = out.fp32;
   if (table.name == "avx512bf16") raise(out.bf16, peak(bf16_dot_chains()));
+  out.attention = table.attention->tile_bf16.int16 ? peak(int16_chains(table.name)) : out.bf16;
   return out;
 }
 

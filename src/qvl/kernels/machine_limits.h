@@ -20,6 +20,7 @@ double thread_cpu_seconds();
 double peak_fma_gflops(std::string_view table);  // float FMA of the table's vector width
 double peak_bf16_dot_gflops();                   // VDPBF16PS
 double peak_int8_gops(std::string_view table);   // VPDPBUSD, SMMLA, ..., or VPMADDUBSW and an addition of its sums
+double peak_int16_gops(std::string_view table);  // VPDPWSSD, or VPMADDWD and an addition of its sums
 
 // GB/s (10^9 bytes) of one thread that reads a buffer of `size_bytes` again and again, in CPU seconds.
 double read_gb_per_s(size_t size_bytes);
@@ -37,6 +38,7 @@ struct MachineLimits {
   Peak int8;       // the fastest products of bytes there are: with weights of 4 bits
   Peak int8_wide;  // with weights of 8 bits, whose products take more instructions on AVX2; elsewhere the same
   Peak bf16, fp32;
+  Peak attention;  // of bf16 activations: products of 16-bit codes where the table multiplies those, else as bf16
 
   // The larger of both in each figure: on a shared machine a limit is the best that was ever seen.
   void raise_to(const MachineLimits& other);

@@ -36,10 +36,11 @@ const std::vector<KernelTable>& tables() {
     if (runnable("avx2")) {
       t.push_back({"avx2", &linear_kernels_avx2(), &attention_kernels_avx2(), &int8_kernels_avx2()});
     }
-    // The first processors with AVX-512 have no byte products of that width worth their own kernels.
-    const Int8Kernels* wide = cpu_features().avx512vnni ? &int8_kernels_avx512vnni() : &int8_kernels_avx2();
+    // The first processors with AVX-512 have no integer products of that width worth their own kernels.
+    const bool vnni = cpu_features().avx512vnni;
+    const Int8Kernels* wide = vnni ? &int8_kernels_avx512vnni() : &int8_kernels_avx2();
     if (runnable("avx512")) {
-      t.push_back({"avx512", &linear_kernels_avx512(), &attention_kernels_avx512(), wide});
+      t.push_back({"avx512", &linear_kernels_avx512(), vnni ? &attention_kernels_avx512vnni() : &attention_kernels_avx512(), wide});
     }
     if (runnable("avx512bf16")) {
       t.push_back({"avx512bf16", &linear_kernels_avx512bf16(), &attention_kernels_avx512bf16(), wide});
