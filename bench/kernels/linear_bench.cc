@@ -429,6 +429,12 @@ int main_checked(int argc, char** argv) {
     bench.int8_gemv("decode down", f, 1, 9728, 2560);
     bench.int8_gemv("decode logits", f, 1, 2560, 151936);
   }
+  const quant::Format row8 = quant::Format::row8();
+  bench.int8_gemm("vision qkv", row8, 3072, 1024, 3072);
+  bench.int8_gemm("vision proj", row8, 3072, 1024, 1024);
+  bench.int8_gemm("vision fc1", row8, 1024, 1024, 4096);
+  bench.int8_gemm("vision fc2", row8, 1024, 4096, 1024);
+  bench.int8_gemm("merger fc1", row8, 768, 4096, 4096);
   bench.gemm("vision qkv", kF32, kF16, 3072, 1024, 3072);
   for (const Pair& t : {Pair{kBF16, kBF16}, Pair{kF32, kBF16}, Pair{kF32, kF32}, Pair{kF32, kF16}}) {
     bench.gemv("decode q", t.x, t.w, 1, 2560, 4096);
