@@ -55,6 +55,11 @@ install_packages() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
+# passed_tests FILE...: how many tests passed, by what test programs wrote at their ends.
+passed_tests() {
+  sed -n 's/^\[  PASSED  \] \([0-9]*\) tests\{0,1\}\.$/\1/p' "$@" | awk '{sum += $1} END {print sum + 0}'
+}
+
 # lacks_avx512: whether this is an x86-64 machine whose processor cannot run all of the AVX-512 code, with VNNI and BF16.
 lacks_avx512() {
   local flag flags
