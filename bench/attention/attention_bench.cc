@@ -11,6 +11,7 @@
 #include <functional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "qvl/base/error.h"
@@ -188,18 +189,24 @@ class Bench {
   void causal(const std::string& title, LinearPath path, DType dtype, bool int8, int64_t rows, int64_t past,
               int64_t heads, int64_t kv_heads, int64_t hd) {
     if (!wanted(title)) return;
-    constexpr int64_t kBlock = 64, kLayers = 36;
+    constexpr int64_t kBlock = 256, kLayers = 36;
     const int64_t layers = path == LinearPath::kGemv ? kLayers : 1;  // decode: as cold as in a real step
     const int64_t blocks = (past + rows + kBlock - 1) / kBlock;
+    // As the engine's cache lays them out: a block holds the keys and values of all layers.
     std::vector<AlignedBuffer> storage;
-    std::vector<void*> keys, values;
+    std::vector<void*> keys(static_cast<size_t>(layers * blocks)), values(keys.size());
     const KvView shape{nullptr, nullptr, int8 ? DType::kI8 : dtype, kBlock, kv_heads, hd};
     const AlignedBuffer key_sample = random_block(shape, true, 2), value_sample = random_block(shape, false, 3);
-    for (int64_t i = 0; i < layers * blocks; ++i) {
-      for (const AlignedBuffer* sample : {&key_sample, &value_sample}) {
-        storage.emplace_back(sample->size_bytes());
-        std::memcpy(storage.back().data(), sample->data(), sample->size_bytes());
-        (sample == &key_sample ? keys : values).push_back(storage.back().data());
+    for (int64_t b = 0; b < blocks; ++b) {
+      storage.emplace_back(2 * key_sample.size_bytes() * static_cast<size_t>(layers));
+      std::byte* p = storage.back().data();
+      for (int64_t layer = 0; layer < layers; ++layer) {
+        const auto i = static_cast<size_t>(layer * blocks + b);
+        for (const auto& [sample, into] : {std::pair(&key_sample, &keys), std::pair(&value_sample, &values)}) {
+          std::memcpy(p, sample->data(), sample->size_bytes());
+          (*into)[i] = p;
+          p += sample->size_bytes();
+        }
       }
     }
     const Tensor q = random_tensor(dtype, {rows, heads * hd}, 4);

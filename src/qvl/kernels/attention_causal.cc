@@ -10,6 +10,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "qvl/base/tensor.h"
 #include "qvl/kernels/attention_tiles.h"
@@ -55,24 +56,30 @@ struct Causal {
     int64_t count;
   };
 
+  // The positions from `at` on that lie side by side, at most `count`.
+  Piece piece(int64_t kv_head, int64_t at, int64_t count) const {
+    const int64_t block = at / kv.block_tokens, slot = at % kv.block_tokens;
+    const int64_t row = kv_head * kv.block_tokens + slot;
+    Piece piece{element(static_cast<const void*>(kv.key_blocks[block]), kv.dtype, row * kv.head_dim),
+                element(static_cast<const void*>(kv.value_blocks[block]), kv.dtype, row * kv.head_dim),
+                nullptr,
+                nullptr,
+                at,
+                std::min(kv.block_tokens - slot, count)};
+    if (int8()) {
+      piece.key_scales = kv_scales(kv, kv.key_blocks[block]) + row;
+      piece.value_scales = kv_scales(kv, kv.value_blocks[block]) + row;
+    }
+    return piece;
+  }
+
   // fn(piece) for positions [first, first + count).
   template <typename Fn>
   void for_pieces(int64_t kv_head, int64_t first, int64_t count, const Fn& fn) const {
     for (int64_t at = first; at < first + count;) {
-      const int64_t block = at / kv.block_tokens, slot = at % kv.block_tokens;
-      const int64_t row = kv_head * kv.block_tokens + slot;
-      Piece piece{element(static_cast<const void*>(kv.key_blocks[block]), kv.dtype, row * kv.head_dim),
-                  element(static_cast<const void*>(kv.value_blocks[block]), kv.dtype, row * kv.head_dim),
-                  nullptr,
-                  nullptr,
-                  at,
-                  std::min(kv.block_tokens - slot, first + count - at)};
-      if (int8()) {
-        piece.key_scales = kv_scales(kv, kv.key_blocks[block]) + row;
-        piece.value_scales = kv_scales(kv, kv.value_blocks[block]) + row;
-      }
-      fn(piece);
-      at += piece.count;
+      const Piece p = piece(kv_head, at, first + count - at);
+      fn(p);
+      at += p.count;
     }
   }
 };
@@ -154,9 +161,20 @@ void run_attention_stream(const Context& ctx, const AttentionStream& kernel, con
     int64_t begin = 0;
     while (c.visible_keys(begin) <= first) ++begin;
     for (int64_t r = begin; r < rows; ++r) kernel.widen(c.query(kv_head, r), hd, q + r * hd);
+    // What follows a piece: the next one's keys or values, behind the last keys the first values, behind the last values
+    // the first keys of the task that this thread most likely takes next.
+    const auto following = [&](const Causal::Piece& piece) {
+      const int64_t at = piece.first + piece.count;
+      const bool last = at == first + count;
+      return std::pair(last, c.piece(kv_head, last ? first : at, 1));
+    };
+    const void* next_keys = nullptr;
+    if (task + 1 < partials) next_keys = c.piece((task + 1) / splits, (task + 1) % splits * kSplitTokens, 1).keys;
     c.for_pieces(kv_head, first, count, [&](const Causal::Piece& piece) {
       float* at = scores + begin * kSplitTokens + (piece.first - first);
-      kernel.scores(q + begin * hd, rows - begin, piece.keys, piece.count, hd, at, kSplitTokens);
+      const auto [last, then] = following(piece);
+      kernel.scores(q + begin * hd, rows - begin, piece.keys, piece.count, hd, at, kSplitTokens,
+                    last ? then.values : then.keys);
       if (!c.int8()) return;
       for (int64_t r = begin; r < rows; ++r, at += kSplitTokens) kernel.multiply(piece.key_scales, piece.count, at);
     });
@@ -171,7 +189,9 @@ void run_attention_stream(const Context& ctx, const AttentionStream& kernel, con
         for (int64_t r = begin; r < rows; ++r)
           kernel.multiply(piece.value_scales, piece.count, at + (r - begin) * kSplitTokens);
       }
-      kernel.gather(at, kSplitTokens, rows - begin, piece.values, piece.count, hd, p.out + begin * hd);
+      const auto [last, then] = following(piece);
+      kernel.gather(at, kSplitTokens, rows - begin, piece.values, piece.count, hd, p.out + begin * hd,
+                    last ? next_keys : then.values);
     });
   });
 

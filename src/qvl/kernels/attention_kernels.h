@@ -92,11 +92,12 @@ struct AttentionTile {
 
 // Bandwidth-bound attention of few rows over unpacked keys and values, for one activation type and one type of the
 // cache. An int8 cache's codes stand for themselves here: the caller multiplies scores and weights by the scales.
+// `next` is where the caller reads keys or values next, or null: a hint that memory may be asked for it already.
 struct AttentionStream {
   // scores[r, i] = q[r] . k[i] for rows r < rows, keys i < count; q is float [rows, head_dim] as widen() makes it, k is
   // contiguous [count, head_dim].
   void (*scores)(const float* q, int64_t rows, const void* k, int64_t count, int64_t head_dim, float* scores,
-                 int64_t score_stride) = nullptr;
+                 int64_t score_stride, const void* next) = nullptr;
 
   // scores[0..visible) -> weights 2^(scale * score - max), scores[visible..count) -> 0; visible >= 1.
   // Returns the sum of the weights and stores the maximum of scale * score.
@@ -104,7 +105,7 @@ struct AttentionStream {
 
   // out[r] += sum over i of weights[r, i] * v[i]; out is float [rows, head_dim].
   void (*gather)(const float* weights, int64_t weight_stride, int64_t rows, const void* v, int64_t count,
-                 int64_t head_dim, float* out) = nullptr;
+                 int64_t head_dim, float* out, const void* next) = nullptr;
 
   // sum[0..count) += part[0..count) * factor.
   void (*add_scaled)(const float* part, float factor, int64_t count, float* sum) = nullptr;

@@ -226,7 +226,7 @@ void widen_for_codes(const void* src, int64_t hd, float* dst) {
 // Attention over unpacked keys and values.
 template <typename T>
 void stream_scores(const float* q, int64_t rows, const void* k, int64_t count, int64_t hd, float* scores,
-                   int64_t score_stride) {
+                   int64_t score_stride, const void*) {
   const auto* keys = static_cast<const typename T::Element*>(k);
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -251,7 +251,7 @@ float stream_weights(float* scores, int64_t visible, int64_t count, float scale,
 
 template <typename T>
 void stream_gather(const float* weights, int64_t weight_stride, int64_t rows, const void* v, int64_t count,
-                   int64_t hd, float* out) {
+                   int64_t hd, float* out, const void*) {
   const auto* values = static_cast<const typename T::Element*>(v);
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t r = 0; r < rows; ++r) {

@@ -27,12 +27,21 @@ struct Stream {
   static bool whole(int64_t hd) { return hd % (2 * kW) == 0; }
   static bool interleaved(int64_t hd) { return kInterleaves && whole(hd); }
 
-  // Keys and values come from memory, a few KB in a row at a time, less than a hardware prefetcher needs to get going and
-  // never across its pages: rows are asked for this many rows ahead, also behind the last one, where it does no harm.
-  static constexpr int64_t kRowsAhead = 16;
-  QVL_INLINE void prefetch(const C* row, int64_t elements) {
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(row) +
-                                                     static_cast<uintptr_t>(elements) * sizeof(C)));
+  // Keys and values come from memory in runs of some ten KB, too short for hardware prefetchers to get going and never
+  // across their pages. So each line is asked for once, in address order, this far ahead; behind the end of a run comes
+  // what the caller reads next.
+  static constexpr int64_t kAheadBytes = 4096;
+  static constexpr int64_t kLineBytes = 64;
+  static constexpr int64_t kLine = kLineBytes / static_cast<int64_t>(sizeof(C));  // elements
+
+  // Where the byte lies that is to be asked for while byte `at` of a run of `bytes` is read.
+  QVL_INLINE const char* ahead_of(const C* run, int64_t bytes, const void* next, int64_t at) {
+    const int64_t wanted = at + kAheadBytes;
+    if (next == nullptr || wanted < bytes) return offset(run, wanted);  // also behind the end, where it does no harm
+    return offset(next, wanted - bytes);
+  }
+  QVL_INLINE const char* offset(const void* p, int64_t bytes) {
+    return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes));
   }
 
   // Two vectors of elements d.. in internal order. The second vector lies wholly behind hd when it is not
@@ -110,11 +119,12 @@ struct Stream {
 
   // R rows and so many keys at a time that their sums share one reduction.
   template <bool Whole, int R>
-  static void score_rows(const float* q, const C* k, int64_t count, int64_t hd, float* scores,
-                         int64_t stride) {
+  static void score_rows(const float* q, const C* k, int64_t count, int64_t hd, float* scores, int64_t stride,
+                         const void* next) {
     constexpr int kSums = V::kScoreSums, kKeys = kSums / R;
     constexpr bool kHoldQueries = R <= kKeys;
     constexpr int kHeld = kHoldQueries ? R : kKeys;
+    const int64_t row_bytes = hd * static_cast<int64_t>(sizeof(C));
     for (int64_t i = 0; i < count; i += kKeys) {
       const int64_t keys = count - i < kKeys ? count - i : kKeys;
       const C* rows[kKeys];  // missing keys repeat the last one
@@ -123,8 +133,8 @@ struct Stream {
       F acc[kSums];
 #pragma GCC unroll 16
       for (int j = 0; j < kSums; ++j) acc[j] = V::zero();
-      for (int64_t d = 0; d < hd; d += 2 * kW) {
-        const auto load_query = [&](int r, F& a, F& b) {
+      const auto step = [&](int64_t d) __attribute__((always_inline)) {
+        const auto load_query = [&](int r, F& a, F& b) __attribute__((always_inline)) {
           if constexpr (Whole) {
             a = V::load(q + r * hd + d);
             b = V::load(q + r * hd + d + kW);
@@ -140,7 +150,6 @@ struct Stream {
             load_query(h, held_a[h], held_b[h]);
           } else {
             load2<Whole>(rows[h], d, hd, held_a[h], held_b[h]);
-            prefetch(rows[h], kRowsAhead * hd + d);
           }
         }
 #pragma GCC unroll 16
@@ -148,7 +157,6 @@ struct Stream {
           F a, b;
           if constexpr (kHoldQueries) {
             load2<Whole>(rows[o], d, hd, a, b);
-            prefetch(rows[o], kRowsAhead * hd + d);
           } else {
             load_query(o, a, b);
           }
@@ -158,7 +166,16 @@ struct Stream {
             acc[sum] = V::fma(b, held_b[h], V::fma(a, held_a[h], acc[sum]));
           }
         }
+      };
+      const char* ahead = ahead_of(k, count * row_bytes, next, i * row_bytes);
+      int64_t d = 0;
+      for (; Whole && d + kLine <= hd; d += kLine, ahead += kLineBytes) {
+#pragma GCC unroll 16
+        for (int j = 0; j < kKeys; ++j) __builtin_prefetch(ahead + j * row_bytes);
+#pragma GCC unroll 8
+        for (int64_t part = 0; part < kLine; part += 2 * kW) step(d + part);
       }
+      for (; d < hd; d += 2 * kW) step(d);
       alignas(64) float sums[kSums];
       V::store_sums(sums, acc);
 #pragma GCC unroll 4
@@ -173,11 +190,15 @@ struct Stream {
     }
   }
 
-  // out[R, columns] += weights . values for two vectors' worth of columns at a time, keys in ascending order.
+  // out[R, columns] += weights . values for two vectors' worth of columns at a time, keys in ascending order. `ahead`:
+  // where the lines begin that are asked for, as many as these keys have.
   template <bool Whole, int R>
-  static void gather_rows(const float* weights, int64_t stride, const C* v, int64_t count, int64_t hd,
-                          float* out) {
+  static void gather_rows(const float* weights, int64_t stride, const C* v, int64_t count, int64_t hd, float* out,
+                          const char* ahead) {
     constexpr int kPairs = V::kGatherPairs;  // vector pairs held at once
+    constexpr int64_t kStripBytes = 2 * kPairs * kW * static_cast<int64_t>(sizeof(C));
+    constexpr int64_t kKeysOfALine = kStripBytes < kLineBytes ? kLineBytes / kStripBytes : 1;
+    constexpr int64_t kLinesOfAKey = kStripBytes < kLineBytes ? 1 : kStripBytes / kLineBytes;
     int64_t d = 0;
     for (; Whole && d + 2 * kPairs * kW <= hd; d += 2 * kPairs * kW) {
       F acc[R][2 * kPairs];
@@ -186,20 +207,25 @@ struct Stream {
 #pragma GCC unroll 4
         for (int c = 0; c < 2 * kPairs; ++c) acc[r][c] = V::load(out + r * hd + d + c * kW);
       }
-      for (int64_t i = 0; i < count; ++i) {
+      const auto key = [&](int64_t i) __attribute__((always_inline)) {
         F x[2 * kPairs];
 #pragma GCC unroll 2
-        for (int c = 0; c < kPairs; ++c) {
-          load2<Whole>(v + i * hd, d + 2 * c * kW, hd, x[2 * c], x[2 * c + 1]);
-          prefetch(v, (i + kRowsAhead) * hd + d + 2 * c * kW);
-        }
+        for (int c = 0; c < kPairs; ++c) load2<Whole>(v + i * hd, d + 2 * c * kW, hd, x[2 * c], x[2 * c + 1]);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const F w = V::set1(weights[r * stride + i]);
 #pragma GCC unroll 4
           for (int c = 0; c < 2 * kPairs; ++c) acc[r][c] = V::fma(w, x[c], acc[r][c]);
         }
+      };
+      int64_t i = 0;
+      for (; i + kKeysOfALine <= count; i += kKeysOfALine) {
+#pragma GCC unroll 4
+        for (int64_t line = 0; line < kLinesOfAKey; ++line, ahead += kLineBytes) __builtin_prefetch(ahead);
+#pragma GCC unroll 8
+        for (int64_t j = 0; j < kKeysOfALine; ++j) key(i + j);
       }
+      for (; i < count; ++i) key(i);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -213,7 +239,6 @@ struct Stream {
       for (int64_t i = 0; i < count; ++i) {
         F a, b;
         load2<Whole>(v + i * hd, d, hd, a, b);
-        prefetch(v, (i + kRowsAhead) * hd + d);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const F w = V::set1(weights[r * stride + i]);
@@ -240,11 +265,11 @@ struct Stream {
   }
 
   static void scores(const float* q, int64_t rows, const void* k, int64_t count, int64_t hd, float* out,
-                     int64_t stride) {
+                     int64_t stride, const void* next) {
     const C* keys = static_cast<const C*>(k);
     for_groups(rows, [&]<int R>(int64_t r) {
-      if (whole(hd)) return score_rows<true, R>(q + r * hd, keys, count, hd, out + r * stride, stride);
-      score_rows<false, R>(q + r * hd, keys, count, hd, out + r * stride, stride);
+      if (whole(hd)) return score_rows<true, R>(q + r * hd, keys, count, hd, out + r * stride, stride, next);
+      score_rows<false, R>(q + r * hd, keys, count, hd, out + r * stride, stride, next);
     });
   }
 
@@ -274,15 +299,19 @@ struct Stream {
     return V::reduce_add(sum);
   }
 
-  static void gather(const float* w, int64_t stride, int64_t rows, const void* v, int64_t count, int64_t hd,
-                     float* out) {
+  static void gather(const float* w, int64_t stride, int64_t rows, const void* v, int64_t count, int64_t hd, float* out,
+                     const void* next) {
+    // So many keys at a time that their values are in the first cache while one strip of columns after the other passes.
+    constexpr int64_t kBlockKeys = 16;
     const C* values = static_cast<const C*>(v);
-    // So many rows at a time that the columns of all of them are done while they are in the first cache.
-    for (int64_t i = 0; i < count; i += kRowsAhead) {
-      const int64_t n = count - i < kRowsAhead ? count - i : kRowsAhead;
+    const int64_t row_bytes = hd * static_cast<int64_t>(sizeof(C));
+    for (int64_t i = 0; i < count; i += kBlockKeys) {
+      const int64_t n = count - i < kBlockKeys ? count - i : kBlockKeys;
+      const char* ahead = ahead_of(values, count * row_bytes, next, i * row_bytes);
       for_groups(rows, [&]<int R>(int64_t r) {
-        if (whole(hd)) return gather_rows<true, R>(w + r * stride + i, stride, values + i * hd, n, hd, out + r * hd);
-        gather_rows<false, R>(w + r * stride + i, stride, values + i * hd, n, hd, out + r * hd);
+        const float* weights = w + r * stride + i;
+        if (whole(hd)) return gather_rows<true, R>(weights, stride, values + i * hd, n, hd, out + r * hd, ahead);
+        gather_rows<false, R>(weights, stride, values + i * hd, n, hd, out + r * hd, ahead);
       });
     }
   }
