@@ -2,6 +2,8 @@
 // an integer format block by block. Most of the time of every stage is spent below the loops of linear_loop.h
 // (spec 5.4, 6.4).
 #include <algorithm>
+#include <array>
+#include <span>
 #include <string>
 
 #include "qvl/base/error.h"
@@ -163,23 +165,25 @@ class FloatGemm {
   TileArgs tile_{};
 };
 
-void run_float_gemv(const Context& ctx, const GemvKernel& kernel, const Call& call) {
-  const int64_t rows = call.x.rows, k = call.first->in;
-  const void* x = call.x.data;
-  int64_t x_stride = call.x.stride;
+// All calls have the same x.
+void run_float_gemv(const Context& ctx, const GemvKernel& kernel, std::span<const Call> calls) {
+  const ConstMatrix& rows_of_x = calls[0].x;
+  const int64_t rows = rows_of_x.rows, k = rows_of_x.cols;
+  const void* x = rows_of_x.data;
+  int64_t x_stride = rows_of_x.stride;
   if (kernel.prepare != nullptr) {
     x_stride = kernel.prepared_floats(k);
     float* prepared = reinterpret_cast<float*>(
         scratch<Scratch::kPreparedX>(sizeof(float) * static_cast<size_t>(rows * x_stride)));
-    for (int64_t r = 0; r < rows; ++r) kernel.prepare(at(call.x, r, 0), k, prepared + r * x_stride);
+    for (int64_t r = 0; r < rows; ++r) kernel.prepare(at(rows_of_x, r, 0), k, prepared + r * x_stride);
     x = prepared;
   }
-  const int64_t row_bytes =
-      k * static_cast<int64_t>(dtype_size_bytes(product_type(*call.first, call.x.dtype)));
-  run_gemv(ctx, call, row_bytes, [&](int weight, int64_t col, int64_t n, float* c, int64_t ldc) {
+  std::array<int64_t, kMaxCalls> row_bytes;
+  row_bytes.fill(k * static_cast<int64_t>(dtype_size_bytes(product_type(*calls[0].first, rows_of_x.dtype))));
+  run_gemv(ctx, calls, row_bytes, [&](size_t call, int weight, int64_t col, int64_t n, float* c, int64_t ldc) {
     int64_t stride = 0;
-    const Weight& w = weight == 0 ? *call.first : *call.second;
-    const std::byte* from = float_rows(w, call.x.dtype, col, n, 0, k, stride);
+    const Weight& w = weight == 0 ? *calls[call].first : *calls[call].second;
+    const std::byte* from = float_rows(w, rows_of_x.dtype, col, n, 0, k, stride);
     kernel.run(x, x_stride, rows, from, n, k, c, ldc);
   });
 }
@@ -193,8 +197,16 @@ void run(const Context& ctx, std::string_view where, LinearPath path, const Call
   } else if (path == LinearPath::kGemm) {
     run_gemm(ctx, FloatGemm(*kernels.gemm, call), call, 32);
   } else {
-    run_float_gemv(ctx, *kernels.gemv, call);
+    run_float_gemv(ctx, *kernels.gemv, {&call, 1});
   }
+}
+
+Call plain_call(const Context& ctx, std::string_view where, LinearPath path, ConstMatrix x, const Weight& w,
+                Activation activation, ConstMatrix residual, Matrix y) {
+  check_call(where, ctx, path, x, w, y);
+  if (residual.data != nullptr) check_matrix(where, "residual", residual, x.rows, w.out, x.dtype);
+  const LinearKernels& table = *ctx.table->linear;
+  return {x, &w, nullptr, activation, residual, y, x.dtype == DType::kF32 ? table.finish_f32 : table.finish_bf16};
 }
 
 }  // namespace
@@ -202,11 +214,39 @@ void run(const Context& ctx, std::string_view where, LinearPath path, const Call
 void linear(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& w, Activation activation,
             ConstMatrix residual, Matrix y) {
   constexpr std::string_view kWhere = "linear";
-  check_call(kWhere, ctx, path, x, w, y);
-  if (residual.data != nullptr) check_matrix(kWhere, "residual", residual, x.rows, w.out, x.dtype);
-  const LinearKernels& table = *ctx.table->linear;
-  const FinishKernel finish = x.dtype == DType::kF32 ? table.finish_f32 : table.finish_bf16;
-  run(ctx, kWhere, path, {x, &w, nullptr, activation, residual, y, finish});
+  run(ctx, kWhere, path, plain_call(ctx, kWhere, path, x, w, activation, residual, y));
+}
+
+void linear_together(const Context& ctx, LinearPath path, std::span<const LinearProduct> products) {
+  constexpr std::string_view kWhere = "linear_together";
+  if (products.size() > kMaxCalls) {
+    fail(ErrorCode::kInvalidArgument, kWhere, "products", "at most " + std::to_string(kMaxCalls),
+         std::to_string(products.size()));
+  }
+  std::array<Call, kMaxCalls> calls;
+  size_t count = 0;
+  for (const LinearProduct& p : products) {
+    if (p.weight == nullptr) fail(ErrorCode::kInvalidArgument, kWhere, "product without a weight");
+    calls[count++] = plain_call(ctx, kWhere, path, p.x, *p.weight, Activation::kNone, {}, p.y);
+    kernels_for(kWhere, *ctx.table->linear, p.x.dtype, product_type(*p.weight, p.x.dtype));
+  }
+  const std::span<const Call> all(calls.data(), count);
+  const auto alike = [&](const Call& c) {
+    const Call& first = all.front();
+    return c.x.data == first.x.data && c.x.stride == first.x.stride && c.x.rows == first.x.rows &&
+           c.x.dtype == first.x.dtype && int8_runs(*c.first) == int8_runs(*first.first) &&
+           product_type(*c.first, c.x.dtype) == product_type(*first.first, c.x.dtype);
+  };
+  // Long loops gain nothing by being one.
+  if (path == LinearPath::kGemm || count < 2 || all.front().x.rows == 0 || !std::ranges::all_of(all, alike)) {
+    for (const Call& c : all) run(ctx, kWhere, path, c);
+    return;
+  }
+  const Call& first = all.front();
+  if (int8_runs(*first.first)) return run_int8_gemv(ctx, all);
+  run_float_gemv(ctx,
+                 *kernels_for(kWhere, *ctx.table->linear, first.x.dtype, product_type(*first.first, first.x.dtype)).gemv,
+                 all);
 }
 
 void linear_swiglu(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& gate, const Weight& up,

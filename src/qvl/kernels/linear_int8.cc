@@ -1,7 +1,9 @@
 // Linear layers over integer weights with activations rounded to int8: x is prepared once per call, then the loops of
 // linear_loop.h run over the kernels of int8_kernels.h (spec 6.4, 10).
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <span>
 
 #include "qvl/base/tensor.h"
 #include "qvl/kernels/dequantize.h"
@@ -122,47 +124,74 @@ bool int8_runs(const Weight& w) {
   return w.format.bits == 4 || !w.format.zero_points;
 }
 
-void run_int8(const Context& ctx, LinearPath path, const Call& call) {
+void run_int8_gemv(const Context& ctx, std::span<const Call> calls) {
   const Int8Kernels& kernels = *ctx.table->int8;
-  const Int8Weight first = int8_view(*call.first);
-  const Int8Weight second = call.second == nullptr ? Int8Weight{} : int8_view(*call.second);
-  const Int8Weight weights[2] = {first, second};
-  const int count = call.second == nullptr ? 1 : 2;
-  // What kernels do to x depends on the bits and the group alone.
-  const bool shared = count == 1 || (first.bits == second.bits && first.group() == second.group());
-  const int preparations = shared ? 1 : 2;
-  const int64_t rows = call.x.rows, k = call.first->in;
+  const ConstMatrix& x = calls[0].x;
+  const int64_t rows = x.rows, k = x.cols;
+  const auto fits_one = [&](const Int8Weight& w) { return kernels.gemv_one.fits != nullptr && kernels.gemv_one.fits(w); };
 
-  // Where the bits are the same the faster of the two is taken.
-  if (path == LinearPath::kGemv || rows <= std::min(kMaxGemvRows, kernels.gemv.rows_as_gemm)) {
-    const auto quantize = call.x.dtype == DType::kF32 ? kernels.quantize_f32 : kernels.quantize_bf16;
-    const auto fits_one = [&](const Int8Weight& w) { return kernels.gemv_one.fits != nullptr && kernels.gemv_one.fits(w); };
-    const bool one = rows == 1 && fits_one(first) && (count == 1 || fits_one(second));
-    const Int8GemvKernel& gemv = one ? kernels.gemv_one.kernel : kernels.gemv;
-    int64_t strides[2] = {0, 0};
-    for (int i = 0; i < preparations; ++i) {
-      strides[i] = static_cast<int64_t>(align_up(gemv.prepared_bytes(weights[i])));
-    }
-    constexpr int64_t kSmallestGroup = 16;
-    std::byte* room = scratch<Scratch::kPreparedX>(
-        static_cast<size_t>(rows * (strides[0] + strides[1]) + int8_padded(k)) +
-        sizeof(float) * static_cast<size_t>(int8_padded(k) / kSmallestGroup));
-    int8_t* q = reinterpret_cast<int8_t*>(room + rows * (strides[0] + strides[1]));
-    float* scales = reinterpret_cast<float*>(q + int8_padded(k));
-    std::byte* prepared[2] = {room, room + rows * strides[0]};
-    for (int i = 0; i < preparations; ++i) {
-      for (int64_t r = 0; r < rows; ++r) {
-        quantize(at(call.x, r, 0), k, weights[i].group(), q, scales);
-        gemv.prepare(weights[i], q, scales, prepared[i] + r * strides[i]);
+  struct Operand {
+    Int8Weight weight;
+    const Int8GemvKernel* gemv = nullptr;
+    int64_t stride = 0;  // of prepared x
+    size_t shares = 0;   // whose preparation it uses: its own or an earlier one's
+    std::byte* x = nullptr;
+  };
+  std::array<Operand, 2 * kMaxCalls> operands;  // those of calls[i] at 2 i
+  size_t prepared_bytes = 0;
+  std::array<int64_t, kMaxCalls> row_bytes;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const Weight* const both[2] = {calls[i].first, calls[i].second};
+    const bool one = rows == 1 && fits_one(int8_view(*both[0])) && (both[1] == nullptr || fits_one(int8_view(*both[1])));
+    for (size_t n = 0; n < 2 && both[n] != nullptr; ++n) {
+      Operand& o = operands[2 * i + n];
+      o.weight = int8_view(*both[n]);
+      o.gemv = one ? &kernels.gemv_one.kernel : &kernels.gemv;
+      // What kernels do to x depends on the bits and the group alone.
+      for (o.shares = 0; o.shares < 2 * i + n; ++o.shares) {
+        const Operand& other = operands[o.shares];
+        if (other.gemv == o.gemv && other.weight.bits == o.weight.bits && other.weight.group() == o.weight.group()) break;
       }
+      o.stride = static_cast<int64_t>(align_up(o.gemv->prepared_bytes(o.weight)));
+      if (o.shares == 2 * i + n) prepared_bytes += static_cast<size_t>(rows * o.stride);
     }
-    run_gemv(ctx, call, first.data_stride, [&](int i, int64_t col, int64_t n, float* c, int64_t ldc) {
-      const int p = shared ? 0 : i;
-      gemv.run(prepared[p], strides[p], rows, weights[i].rows_from(col), n, c, ldc);
-    });
-    return;
+    row_bytes[i] = operands[2 * i].weight.data_stride;
   }
 
+  constexpr int64_t kSmallestGroup = 16;
+  std::byte* room = scratch<Scratch::kPreparedX>(prepared_bytes + static_cast<size_t>(int8_padded(k)) +
+                                                 sizeof(float) * static_cast<size_t>(int8_padded(k) / kSmallestGroup));
+  int8_t* q = reinterpret_cast<int8_t*>(room + prepared_bytes);
+  float* scales = reinterpret_cast<float*>(q + int8_padded(k));
+  const auto quantize = x.dtype == DType::kF32 ? kernels.quantize_f32 : kernels.quantize_bf16;
+  for (size_t i = 0; i < 2 * calls.size(); ++i) {
+    Operand& o = operands[i];
+    if (o.gemv == nullptr) continue;
+    if (o.shares < i) {
+      o.x = operands[o.shares].x;
+      continue;
+    }
+    o.x = room;
+    for (int64_t r = 0; r < rows; ++r, room += o.stride) {
+      quantize(at(x, r, 0), k, o.weight.group(), q, scales);
+      o.gemv->prepare(o.weight, q, scales, room);
+    }
+  }
+  run_gemv(ctx, calls, row_bytes, [&](size_t call, int i, int64_t col, int64_t n, float* c, int64_t ldc) {
+    const Operand& o = operands[2 * call + static_cast<size_t>(i)];
+    o.gemv->run(o.x, o.stride, rows, o.weight.rows_from(col), n, c, ldc);
+  });
+}
+
+void run_int8(const Context& ctx, LinearPath path, const Call& call) {
+  const Int8Kernels& kernels = *ctx.table->int8;
+  const int64_t rows = call.x.rows, k = call.first->in;
+  // Where the bits are the same the faster of the two is taken.
+  if (path == LinearPath::kGemv || rows <= std::min(kMaxGemvRows, kernels.gemv.rows_as_gemm)) return run_int8_gemv(ctx, {&call, 1});
+
+  const Int8Weight first = int8_view(*call.first);
+  const Int8Weight second = call.second == nullptr ? Int8Weight{} : int8_view(*call.second);
+  const bool shared = call.second == nullptr || (first.bits == second.bits && first.group() == second.group());
   const size_t first_bytes = quantized_rows_bytes(rows, k, first.group());
   const size_t second_bytes = shared ? 0 : quantized_rows_bytes(rows, k, second.group());
   std::byte* room = scratch<Scratch::kPreparedX>(first_bytes + second_bytes);

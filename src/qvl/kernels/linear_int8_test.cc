@@ -317,6 +317,53 @@ TEST_P(IntegerLinearTest, SwigluMatchesDouble) {
   }
 }
 
+// Several products in one loop have the bits of single ones: alike, of formats that want x prepared in their own ways, of
+// fewer outputs than a task has and of more, of other rows of x, and beside weights in floats.
+TEST_P(IntegerLinearTest, TogetherIsEachByItself) {
+  std::mt19937 rng(9);
+  ThreadPool pool(2);
+  const Context ctx{&pool, &table()};
+  const int64_t k = 200;
+  const Format int4 = Format::blocks(4, 32, false, DType::kBF16), int8 = Format::blocks(8, 32, false, DType::kBF16),
+               zero = Format::blocks(4, 128, true, DType::kF32), float_x = Format::blocks(8, 64, true, DType::kF32);
+  const std::array<Format, 4> sets[] = {
+      {int4, int4, int4, int4}, {int4, int4, int8, int4}, {int4, zero, Format::row8(), int8}, {int8, float_x, int4, float_x}};
+  const int64_t outs[] = {300, 40, 8, 513};
+  for (const auto& set : sets) {
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+      for (const LinearPath path : {LinearPath::kGemv, LinearPath::kGemm}) {
+        for (const int64_t rows : {1, 3}) {
+          for (const size_t count : {size_t{3}, size_t{4}}) {
+            SCOPED_TRACE(set[0].name() + ", " + set[1].name() + ", ...; " + std::string(dtype_name(type)) + ", " +
+                         std::to_string(rows) + " rows, " + std::to_string(count) + " products");
+            const Activations x(type, rows, k, rng), other_x(type, rows, k, rng);
+            std::vector<IntegerWeight> weights;
+            std::vector<std::vector<float>> biases;
+            std::vector<Tensor> together, single;
+            std::vector<LinearProduct> products;
+            for (size_t i = 0; i < count; ++i) {
+              weights.emplace_back(set[i], outs[i], k, rng);
+              biases.emplace_back(static_cast<size_t>(outs[i]), static_cast<float>(i));
+              together.emplace_back(type, Shape{rows, outs[i]});
+              single.emplace_back(type, Shape{rows, outs[i]});
+            }
+            std::vector<Weight> views;
+            for (size_t i = 0; i < count; ++i) views.push_back(weights[i].view(true, i == 1 ? nullptr : biases[i].data()));
+            for (size_t i = 0; i < count; ++i) {
+              const ConstMatrix rows_of_x = (count == 3 && i == 2 ? other_x : x).view();
+              products.push_back({rows_of_x, &views[i], {together[i].data(), type, rows, outs[i], outs[i]}});
+              linear(ctx, path, rows_of_x, views[i], Activation::kNone, {}, {single[i].data(), type, rows, outs[i], outs[i]});
+            }
+            linear_together(ctx, path, products);
+            for (size_t i = 0; i < count; ++i)
+              ASSERT_EQ(std::memcmp(together[i].data(), single[i].data(), single[i].size_bytes()), 0) << "product " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_P(IntegerLinearTest, ZerosTinyValuesAndNonFiniteOnes) {
   std::mt19937 rng(6);
   ThreadPool pool(1);

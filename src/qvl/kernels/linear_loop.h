@@ -9,6 +9,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <span>
 
 #include "qvl/base/tensor.h"
 #include "qvl/kernels/linear_kernels.h"
@@ -66,6 +68,9 @@ inline std::byte* at(const Matrix& m, int64_t row, int64_t col) {
   return static_cast<std::byte*>(m.data) +
          (row * m.stride + col) * static_cast<int64_t>(dtype_size_bytes(m.dtype));
 }
+
+// Calls that share a loop.
+constexpr size_t kMaxCalls = 4;
 
 // One call: `second` is the up projection of SwiGLU or null.
 struct Call {
@@ -215,31 +220,44 @@ void run_gemm(const Context& ctx, const Kernel& kernel, const Call& call, int64_
   });
 }
 
-// product(weight 0 or 1, first column, columns, c, ldc) leaves the sums of all rows of x. Weights are row_bytes a row.
+// One loop over the outputs of all calls, whose x have as many rows. product(call, weight 0 or 1, first column, columns, c,
+// ldc) leaves the sums of all rows of x. Weights of calls[i] are row_bytes[i] a row.
 template <typename Product>
-void run_gemv(const Context& ctx, const Call& call, int64_t row_bytes, const Product& product) {
-  const int64_t cols = call.first->out;
-  // Whole cache lines of y, so that two threads never write the same one.
-  int64_t task_cols = std::clamp<int64_t>(kGemvTaskBytes / row_bytes / 32 * 32, 32, kMaxGemvTaskCols);
-  while (task_cols > 32 && cols / task_cols < ctx.pool->threads() * kTasksPerThread) task_cols -= 32;
-
-  ctx.pool->parallel_for(div_up(cols, task_cols), [&](int64_t task, int) {
+void run_gemv(const Context& ctx, std::span<const Call> calls, std::span<const int64_t> row_bytes, const Product& product) {
+  struct Part {
+    int64_t first_task, task_cols;
+  };
+  std::array<Part, kMaxCalls> parts;
+  int64_t tasks = 0;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const int64_t cols = calls[i].first->out;
+    // Whole cache lines of y, so that two threads never write the same one.
+    int64_t task_cols = std::clamp<int64_t>(kGemvTaskBytes / row_bytes[i] / 32 * 32, 32, kMaxGemvTaskCols);
+    while (task_cols > 32 && cols / task_cols < ctx.pool->threads() * kTasksPerThread) task_cols -= 32;
+    parts[i] = {tasks, task_cols};
+    tasks += div_up(cols, task_cols);
+  }
+  ctx.pool->parallel_for(tasks, [&](int64_t task, int) {
     constexpr int64_t kSums = kMaxGemvRows * kMaxGemvTaskCols;
     float* c = reinterpret_cast<float*>(scratch<Scratch::kTask>(sizeof(float) * 2 * kSums));
-    const int64_t col = task * task_cols;
-    const int64_t n = std::min(task_cols, cols - col);
-    product(0, col, n, c, task_cols);
+    size_t i = calls.size() - 1;
+    while (task < parts[i].first_task) --i;
+    const Call& call = calls[i];
+    const int64_t task_cols = parts[i].task_cols, col = (task - parts[i].first_task) * task_cols;
+    const int64_t n = std::min(task_cols, call.first->out - col);
+    product(i, 0, col, n, c, task_cols);
     float* c2 = nullptr;
     if (call.second != nullptr) {
       c2 = c + kSums;
-      product(1, col, n, c2, task_cols);
+      product(i, 1, col, n, c2, task_cols);
     }
     finish_block(call, c, c2, task_cols, 0, call.x.rows, col, n);
   });
 }
 
-// Weights in an integer format with activations in int8 (linear_int8.cc).
+// Weights in an integer format with activations in int8 (linear_int8.cc). Of several calls on kGemv, all with the same x.
 bool int8_runs(const Weight& w);
 void run_int8(const Context& ctx, LinearPath path, const Call& call);
+void run_int8_gemv(const Context& ctx, std::span<const Call> calls);
 
 }  // namespace qvl::kernels

@@ -9,6 +9,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "qvl/base/error.h"
@@ -302,6 +303,44 @@ TEST_P(LinearTest, RowsDoNotDependOnOtherRowsOrThreads) {
   }
 }
 
+// Several products in one loop have the bits of single ones, also where their weights' types differ.
+TEST_P(LinearTest, TogetherIsEachByItself) {
+  std::mt19937 rng(10);
+  ThreadPool pool(2);
+  const Context ctx{&pool, &table()};
+  const int64_t k = 200, outs[] = {300, 40, 129};
+  using Three = std::array<DType, 3>;
+  for (const auto& [type, types] : {std::pair(DType::kBF16, Three{DType::kBF16, DType::kBF16, DType::kBF16}),
+                                    std::pair(DType::kF32, Three{DType::kF32, DType::kF32, DType::kF32}),
+                                    std::pair(DType::kF32, Three{DType::kBF16, DType::kF16, DType::kBF16})}) {
+    for (const LinearPath path : {LinearPath::kGemv, LinearPath::kGemm}) {
+      for (const int64_t rows : {0, 1, 5, 16}) {
+        SCOPED_TRACE(std::string(dtype_name(types[0])) + ", " + std::to_string(rows) + " rows");
+        Buffer x(type, rows, k, k + 3);
+        x.fill(rng, 1.0f);
+        std::vector<Buffer> weights, together, single;
+        for (size_t i = 0; i < 3; ++i) {
+          weights.emplace_back(types[i], outs[i], k, k);
+          weights.back().fill(rng, 1.0f);
+          together.emplace_back(type, rows, outs[i], outs[i]);
+          single.emplace_back(type, rows, outs[i], outs[i]);
+        }
+        std::vector<Weight> views;
+        std::vector<LinearProduct> products;
+        for (size_t i = 0; i < 3; ++i) views.push_back({weights[i].bytes.data(), types[i], outs[i], k, nullptr});
+        for (size_t i = 0; i < 3; ++i) {
+          together[i].data = together[i].bytes.data();
+          single[i].data = single[i].bytes.data();
+          products.push_back({x.view(), &views[i], together[i].view()});
+          linear(ctx, path, x.view(), views[i], Activation::kNone, {}, single[i].view());
+        }
+        linear_together(ctx, path, products);
+        for (size_t i = 0; i < 3; ++i) ASSERT_EQ(together[i].bytes, single[i].bytes) << "product " << i;
+      }
+    }
+  }
+}
+
 TEST_P(LinearTest, ExactSumsRoundLikeTheOracle) {
   // Integer data: every order of summation gives the same float, so the stored bits are fixed. Sums reach
   // thousands, where bfloat16 keeps steps of 8 to 32, and the residual rounds again.
@@ -559,6 +598,36 @@ TEST(LinearChecksTest, RejectsWhatDoesNotFit) {
   expect_error(ErrorCode::kInvalidArgument, "context", [&] {
     add_rows({&pool, nullptr}, y.view(), y.view());
   });
+}
+
+TEST(LinearChecksTest, RejectsProductsTogetherBeforeWritingAny) {
+  ThreadPool pool(1);
+  const Context ctx{&pool, &active_table()};
+  std::mt19937 rng(1);
+  Buffer x(DType::kF32, 2, 8, 8), w(DType::kF32, 4, 8, 8), y(DType::kF32, 2, 4, 4), z(DType::kF32, 2, 4, 4);
+  for (Buffer* b : {&x, &w, &y}) b->fill(rng, 1.0f);
+  const std::vector<std::byte> before = y.bytes;
+  const Weight weight{w.data, DType::kF32, 4, 8, nullptr};
+  Weight other = weight;
+  const auto call = [&](size_t count, const Weight* second) {
+    return [=, &ctx, &x, &y, &z, &weight] {
+      std::vector<LinearProduct> products(count, {x.view(), &weight, y.view()});
+      products[1] = {x.view(), second, z.view()};
+      linear_together(ctx, LinearPath::kGemv, products);
+    };
+  };
+  expect_error(ErrorCode::kInvalidArgument, "[linear_together] products: expected at most 4, got 5", call(5, &weight));
+  expect_error(ErrorCode::kInvalidArgument, "without a weight", call(2, nullptr));
+  other.in = 7;
+  expect_error(ErrorCode::kMismatch, "x shape", call(2, &other));
+  other = weight;
+  other.dtype = DType::kI8;
+  expect_error(ErrorCode::kUnsupported, "types of x and weight", call(2, &other));
+  EXPECT_EQ(y.bytes, before);
+  call(2, &weight)();
+  EXPECT_EQ(y.bytes, z.bytes);
+  EXPECT_NE(y.bytes, before);
+  linear_together(ctx, LinearPath::kGemv, {});
 }
 
 TEST(LinearChecksTest, RejectsSwigluThatDoesNotFit) {

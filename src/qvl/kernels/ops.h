@@ -96,6 +96,18 @@ enum class LinearPath { kGemm, kGemv };
 void linear(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& w, Activation activation,
             ConstMatrix residual, Matrix y);
 
+// y = x . weight^T + bias, one of several.
+struct LinearProduct {
+  ConstMatrix x;
+  const Weight* weight = nullptr;
+  Matrix y;
+};
+
+// As linear() of each, to the bit; at most 4. Those of kGemv share one loop, and what is done to x, where they have the same
+// x and the same kind of weights: the threads then wait for each other once. No y may overlap an x. Throws as linear() does,
+// before anything is written.
+void linear_together(const Context& ctx, LinearPath path, std::span<const LinearProduct> products);
+
 // y[M,I] = silu(x . Wg^T) * (x . Wu^T), both [I, in], no bias (SwiGLU, spec 6.4).
 void linear_swiglu(const Context& ctx, LinearPath path, ConstMatrix x, const Weight& gate, const Weight& up,
                    Matrix y);

@@ -183,9 +183,8 @@ Tensor NativeDecoder::run(const DecoderInput& input, std::span<const DecodeShare
 
     kernels::rms_norm(context_, x, w.input_norm.data(), eps, y);
     observe({TensorRole::kTextQWeight, TensorRole::kTextKWeight, TensorRole::kTextVWeight}, i, y);
-    kernels::linear(context_, path, kept(y), w.q, Activation::kNone, {}, kept(q));
-    kernels::linear(context_, path, y, w.k, Activation::kNone, {}, k);
-    kernels::linear(context_, path, y, w.v, Activation::kNone, {}, v);
+    const kernels::LinearProduct qkv[] = {{kept(y), &w.q, kept(q)}, {y, &w.k, k}, {y, &w.v, v}};
+    kernels::linear_together(context_, path, qkv);
     rest();
     // Rows are skipped in prompts alone, and a prompt is one timeline.
     for (const Timeline& t : timelines) {

@@ -1,0 +1,124 @@
+// A decode step at several lengths of context, without reading long prompts first: 256 positions are read and then repeated.
+//
+//   decode_context_bench MODEL [CONTEXTS [ROUNDS [THREADS [auto|bf16|int8]]]]      # CONTEXTS: 256,768,4096
+//
+// MODEL: a checkpoint or a package, in the native engine. CONTEXTS: multiples of 256. In every round each context has three
+// steps of one token, and memory is read as fast as it goes, so that a busy machine disturbs all alike; prints medians and the
+// best of all, and at which rate the keys and values were read that a longer context has more than the first.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "open_native.h"
+#include "qvl/base/error.h"
+#include "qvl/base/format.h"
+#include "qvl/base/thread_pool.h"
+#include "qvl/kernels/machine_limits.h"
+
+namespace {
+
+using namespace qvl;
+
+constexpr int64_t kRepeated = 256;
+
+struct Timeline {
+  int64_t context;
+  std::unique_ptr<engine::KvCache> cache;
+  std::vector<double> ms;
+};
+
+void append(const engine::Engine& engine, engine::KvCache& cache, const std::vector<int32_t>& ids, bool decode) {
+  const Tensor embeds = engine.embed().embed(ids);
+  std::vector<int64_t> positions(ids.size());
+  std::iota(positions.begin(), positions.end(), cache.length());
+  engine::DecoderInput input;
+  input.embeds = &embeds;
+  for (auto& axis : input.positions) axis = positions;
+  input.decode = decode;
+  engine.decoder().forward(input, cache, decode ? engine::LogitsMode::kAll : engine::LogitsMode::kNone);
+}
+
+int run(const std::filesystem::path& folder, const std::string& contexts, int rounds, int threads, engine::KvType kv) {
+  const auto engine = open_native(folder, threads, kv);
+  std::vector<int32_t> ids(kRepeated);
+  uint32_t state = 1;
+  for (int32_t& id : ids) {
+    state = state * 1664525 + 1013904223;
+    id = static_cast<int32_t>(state >> 8) % 500;
+  }
+  std::vector<std::byte> saved;
+  {
+    const auto cache = engine->decoder().new_cache();
+    append(*engine, *cache, ids, false);
+    cache->save(kRepeated, [&](std::span<const std::byte> piece) { saved.insert(saved.end(), piece.begin(), piece.end()); });
+  }
+  std::vector<Timeline> timelines;
+  for (size_t at = 0; at < contexts.size();) {
+    const size_t comma = std::min(contexts.find(',', at), contexts.size());
+    const int64_t context = std::atoll(contexts.substr(at, comma - at).c_str());
+    if (context < 1 || context % kRepeated != 0)
+      fail(ErrorCode::kInvalidArgument, "decode_context_bench", "context", "a multiple of 256", cat(context));
+    timelines.push_back({context, engine->decoder().new_cache(), {}});
+    size_t read = 0;
+    timelines.back().cache->load(context, [&](std::span<std::byte> piece) {
+      std::memcpy(piece.data(), saved.data() + read, piece.size());
+      read = (read + piece.size()) % saved.size();
+    });
+    at = comma + 1;
+  }
+
+  AlignedBuffer buffer(size_t{256} << 20);
+  std::memset(buffer.data(), 1, buffer.size_bytes());
+  std::vector<double> limits;
+  for (int round = 0; round < rounds; ++round) {
+    kernels::MachineLimits limit;
+    kernels::measure_read_limit(buffer, engine->pool(), 1, limit);
+    limits.push_back(limit.read_bytes_per_second * 1e-9);
+    for (Timeline& t : timelines) {
+      for (int step = 0; step < 3; ++step) {
+        const auto start = std::chrono::steady_clock::now();
+        append(*engine, *t.cache, {ids[static_cast<size_t>(step)]}, true);
+        t.ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+        t.cache->truncate(t.context);
+      }
+    }
+  }
+  std::ranges::sort(limits);
+  for (Timeline& t : timelines) std::ranges::sort(t.ms);
+  const double limit = limits[limits.size() / 2], position_mb = static_cast<double>(saved.size()) / kRepeated * 1e-6;
+  std::printf("%s, %d rounds; read limit %.1f GB/s (median, best %.1f)\n", folder.c_str(), rounds, limit, limits.back());
+  const Timeline& first = timelines.front();
+  for (const Timeline& t : timelines) {
+    const double median = t.ms[t.ms.size() / 2], more = median - first.ms[first.ms.size() / 2];
+    std::printf("%6lld tokens: %8.2f ms a step (best %.2f)", static_cast<long long>(t.context), median, t.ms.front());
+    if (t.context > first.context && more > 0) {
+      const double rate = position_mb * static_cast<double>(t.context - first.context) / more;
+      std::printf("; keys and values at %.1f GB/s, %.0f %% of the limit", rate, 100 * rate / limit);
+    }
+    std::printf("\n");
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2 || argc > 6) {
+    std::fprintf(stderr, "decode_context_bench MODEL [CONTEXTS [ROUNDS [THREADS [auto|bf16|int8]]]]\n");
+    return 2;
+  }
+  const auto number = [&](int i, int otherwise) { return argc > i ? std::max(1, std::atoi(argv[i])) : otherwise; };
+  try {
+    return run(argv[1], argc > 2 ? argv[2] : "256,768,4096", number(3, 7), number(4, available_processors()),
+               engine::parse_kv_type(argc > 5 ? argv[5] : "auto"));
+  } catch (const Error& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+}
