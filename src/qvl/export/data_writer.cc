@@ -2,17 +2,24 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <span>
 #include <utility>
 
 #include "qvl/base/error.h"
 
 namespace qvl::exporting {
+namespace {
+
+constexpr size_t kBlockBytes = size_t{2} << 20;
+
+}  // namespace
 
 DataWriter::DataWriter(const std::filesystem::path& folder, std::string file)
     : name_(std::move(file)),
       where_((folder / name_).string()),
-      file_(std::make_unique<AtomicFile>(folder / name_)) {}
+      file_(std::make_unique<AtomicFile>(folder / name_)),
+      block_(kBlockBytes) {}
 
 DataWriter::~DataWriter() {
   if (pending_.valid()) pending_.wait();  // it uses our buffer
@@ -40,15 +47,25 @@ void DataWriter::write(uint64_t offset, size_t size_bytes) {
     for (uint64_t left = gap; left > 0;) {
       const auto zeros =
           std::span(kZeros).first(static_cast<size_t>(std::min<uint64_t>(left, kZeros.size())));
-      file_->write(zeros);
-      hash_.add(zeros);
+      append(zeros);
       left -= zeros.size();
     }
-    const std::span<const std::byte> piece(data, size_bytes);
-    file_->write(piece);
-    hash_.add(piece);
+    append({data, size_bytes});
   });
   turn_ ^= 1;
+}
+
+void DataWriter::append(std::span<const std::byte> bytes) {
+  hash_.add(bytes);
+  while (!bytes.empty()) {
+    const size_t n = std::min(bytes.size(), kBlockBytes - block_filled_bytes_);
+    std::memcpy(block_.data() + block_filled_bytes_, bytes.data(), n);
+    bytes = bytes.subspan(n);
+    block_filled_bytes_ += n;
+    if (block_filled_bytes_ < kBlockBytes) return;
+    file_->write({block_.data(), kBlockBytes});
+    block_filled_bytes_ = 0;
+  }
 }
 
 void DataWriter::wait() {
@@ -57,6 +74,7 @@ void DataWriter::wait() {
 
 package::FileEntry DataWriter::finish() {
   wait();
+  file_->write({block_.data(), block_filled_bytes_});
   file_->commit();
   return {name_, end_, hash_.finish()};
 }
