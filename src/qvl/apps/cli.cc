@@ -282,7 +282,8 @@ void refuse_picture_as_model(const std::string& command, const std::string& mode
                   model, command));
 }
 
-OpenModel open_model(const fs::path& folder, const EngineChoice& choice, ProgressBar& bar, bool with_assets) {
+OpenModel open_model(const fs::path& folder, const EngineChoice& choice, ProgressBar& bar, bool with_assets,
+                     bool text_soon) {
   std::error_code ec;
   if (!fs::exists(folder, ec)) fail(ErrorCode::kNotFound, folder.string(), "no such model folder");
   if (!fs::is_directory(folder, ec)) {
@@ -301,6 +302,7 @@ OpenModel open_model(const fs::path& folder, const EngineChoice& choice, Progres
     refuse_onnx_of_checkpoint(folder, choice);
     out.engine = engine::native::open_checkpoint(folder, native_options(choice, progress));
   }
+  if (text_soon) out.engine->decoder().expect();
   if (with_assets) {
     out.assets =
         std::make_shared<const generate::Assets>(generate::Assets::load(folder, out.engine->config()));

@@ -130,14 +130,16 @@ struct OpenModel {
   std::shared_ptr<const generate::Assets> assets;  // null unless asked for
   double load_ms = 0;
 };
-// `folder` is a checkpoint or a package. Throws kUnsupported for ONNX stages of a checkpoint or without ONNX
-// Runtime, kCancelled after Ctrl-C.
+// `folder` is a checkpoint or a package. `text_soon`: the decoder is told to expect a call as soon as it is there, before the assets
+// are read. Throws kUnsupported for ONNX stages of a checkpoint or without ONNX Runtime, kCancelled after Ctrl-C.
 OpenModel open_model(const std::filesystem::path& folder, const EngineChoice& choice, ProgressBar& bar,
-                     bool with_assets = true);
+                     bool with_assets = true, bool text_soon = false);
 
 // Null when it is off, or when there is neither a choice nor a home folder. Call it once the model is open: what is
 // kept is filed under the libraries that are loaded by then.
 std::shared_ptr<generate::DiskMemory> open_disk_memory(const MemoryChoice& choice, const OpenModel& model);
+// Whether there is one by that choice that holds anything.
+bool memory_is_filled(const MemoryChoice& choice);
 
 // What `choice` says about native stages.
 engine::EngineOptions native_options(const EngineChoice& choice, const engine::ProgressFn& progress);

@@ -1,4 +1,5 @@
 // `qvl run`: one question about pictures, one answer on stdout.
+#include <algorithm>
 #include <iostream>
 #include <iterator>
 
@@ -101,7 +102,9 @@ int run(const RunOptions& o) {
 
   ProgressBar bar;
   const fs::path folder = resolve_model(question.model);
-  const OpenModel model = open_model(folder, o.engine, bar);
+  // Pictures that were asked about before need no encoding: then, too, the text stage is next. A budget measures first.
+  const bool text_soon = !o.budget.asked() && (inputs.empty() || memory_is_filled(o.memory));
+  const OpenModel model = open_model(folder, o.engine, bar, true, text_soon);
   const generate::AnswerOptions options = o.generation.options(*model.assets);
   generate::Pipeline pipeline(model.engine, model.assets,
                               std::make_shared<generate::ImageMemory>(generate::kDefaultImageMemoryBytes),
@@ -109,6 +112,9 @@ int run(const RunOptions& o) {
   const ResidentMemory before = o.budget.asked() ? resident_memory(folder) : ResidentMemory{};
   const Clock::time_point loading = Clock::now();
   std::vector<std::shared_ptr<generate::Visual>> visuals = pipeline.load(inputs, pixels);
+  // What is mapped counts as this process's memory, which encoding needs.
+  const auto to_encode = [](const auto& visual) { return visual->is_preprocessed(); };
+  if (text_soon && std::ranges::any_of(visuals, to_encode)) model.engine->decoder().give_back();
   if (o.budget.asked()) {
     fit_budget(o, folder, model, pipeline, question.prompt, options, seconds_since(loading), before, inputs, pixels, visuals, bar);
   }

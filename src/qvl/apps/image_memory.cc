@@ -14,6 +14,14 @@ namespace fs = std::filesystem;
 
 constexpr uint64_t kMinBytes = uint64_t{1} << 20;
 
+// Empty where there is none: "off" was chosen, or there is no home folder.
+fs::path memory_folder(const MemoryChoice& choice) {
+  std::string place = choice.place;
+  if (const char* set = std::getenv("QVL_IMAGE_MEMORY"); place.empty() && set) place = set;
+  if (place == "off") return {};
+  return place.empty() ? default_cache_folder() : fs::path(place);
+}
+
 }  // namespace
 
 std::optional<uint64_t> parse_size(std::string_view text) {
@@ -62,17 +70,20 @@ void add_memory_options(CLI::App& app, MemoryChoice& choice) {
 }
 
 std::shared_ptr<generate::DiskMemory> open_disk_memory(const MemoryChoice& choice, const OpenModel& model) {
-  std::string place = choice.place;
-  if (const char* set = std::getenv("QVL_IMAGE_MEMORY"); place.empty() && set) place = set;
-  if (place == "off") return nullptr;
-  const fs::path folder = place.empty() ? default_cache_folder() : fs::path(place);
+  const fs::path folder = memory_folder(choice);
   if (folder.empty()) {
-    log_message(LogLevel::kInfo, "image memory: off, there is no home folder");
+    log_message(LogLevel::kInfo, "image memory: off");
     return nullptr;
   }
   log_message(LogLevel::kInfo, fmt::format("image memory: {}, up to {} MiB", folder.string(), choice.max_bytes >> 20));
   return std::make_shared<generate::DiskMemory>(std::make_shared<CacheFolder>(folder, choice.max_bytes),
                                                 *model.engine, *model.assets);
+}
+
+bool memory_is_filled(const MemoryChoice& choice) {
+  const fs::path folder = memory_folder(choice);
+  std::error_code error;
+  return !folder.empty() && fs::directory_iterator(folder, error) != fs::directory_iterator();
 }
 
 }  // namespace qvl::apps

@@ -145,6 +145,11 @@ class DecoderStage {
   // the call. Throws kInvalidArgument when rows and shares disagree, a cache is missing or there twice, or rows are visual.
   virtual Tensor decode_together(const DecoderInput& input, std::span<const DecodeShare> shares,
                                  const StageHooks& hooks = {}) const;
+  // The first call will come soon, and a processor idles until then: what it would wait for (pages of mapped weights) may be brought in
+  // meanwhile, on a thread of the stage's own. Returns at once; results do not change.
+  virtual void expect() const {}
+  // It does not come so soon: ends what expect() began and gives back what that brought in.
+  virtual void give_back() const {}
 };
 
 }  // namespace qvl::engine

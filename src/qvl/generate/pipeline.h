@@ -44,6 +44,8 @@ struct VisualInput {
 class Visual {
  public:
   const VisualInfo& info() const { return info_; }
+  // Its pixels are there, waiting to be encoded: no memory knows it.
+  bool is_preprocessed() const { return !pixels_.empty(); }
 
  private:
   friend class Answering;

@@ -54,13 +54,24 @@ Tensor NativeEmbed::embed(std::span<const int32_t> ids) const {
 }
 
 NativeDecoder::NativeDecoder(const model::TextConfig& config, const DecoderWeights& weights, DType activation,
-                             DType cache, kernels::Context context)
+                             DType cache, kernels::Context context, std::function<void()> give_back)
     : config_(config),
       weights_(weights),
       activation_(activation),
       cache_(cache),
       context_(context),
-      mrope_(config) {}
+      mrope_(config),
+      give_back_(std::move(give_back)),
+      ahead_(std::make_unique<PagesAhead>(pages_in_order_of_use(weights))) {}
+
+void NativeDecoder::expect() const {
+  if (context_.pool->threads() > 1) ahead_->start();
+}
+
+void NativeDecoder::give_back() const {
+  ahead_->stop();
+  if (ahead_->wait() > 0) give_back_();
+}
 
 std::unique_ptr<KvCache> NativeDecoder::new_cache() const {
   return std::make_unique<NativeKvCache>(this, cache_, config_.num_layers, config_.num_kv_heads, config_.head_dim);
@@ -109,6 +120,7 @@ Tensor NativeDecoder::decode_together(const DecoderInput& input, std::span<const
 
 Tensor NativeDecoder::run(const DecoderInput& input, std::span<const DecodeShare> shares, LogitsMode mode,
                           const StageHooks& hooks) const {
+  ahead_->stop();  // from here on all threads compute, and whoever needs a page maps it
   // Rows [first, first + rows) of the call are a timeline's.
   struct Timeline {
     NativeKvCache* cache;

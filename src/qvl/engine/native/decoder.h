@@ -1,9 +1,11 @@
 // Embedding and decoder stages (spec 6).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 
+#include "qvl/base/pages_ahead.h"
 #include "qvl/engine/native/kv_cache.h"
 #include "qvl/engine/native/weights.h"
 #include "qvl/engine/stages.h"
@@ -26,9 +28,9 @@ class NativeEmbed : public EmbedStage {
 class NativeDecoder : public DecoderStage {
  public:
   // The config, the weights and the context outlive this stage. `cache`: the type of keys and values in memory, the
-  // activations' or I8.
+  // activations' or I8. `give_back` lets go of the weights' pages.
   NativeDecoder(const model::TextConfig& config, const DecoderWeights& weights, DType activation, DType cache,
-                kernels::Context context);
+                kernels::Context context, std::function<void()> give_back);
 
   std::unique_ptr<KvCache> new_cache() const override;
   bool decode_rows_are_independent() const override { return true; }
@@ -36,6 +38,9 @@ class NativeDecoder : public DecoderStage {
                  const StageHooks& hooks) const override;
   Tensor decode_together(const DecoderInput& input, std::span<const DecodeShare> shares,
                          const StageHooks& hooks) const override;
+  // Only where there are threads beside the caller's.
+  void expect() const override;
+  void give_back() const override;
 
  private:
   // forward() of one timeline or a decode step of several.
@@ -49,6 +54,8 @@ class NativeDecoder : public DecoderStage {
   DType cache_;
   kernels::Context context_;
   model::MropeTable mrope_;
+  std::function<void()> give_back_;
+  std::unique_ptr<PagesAhead> ahead_;
 };
 
 }  // namespace qvl::engine::native

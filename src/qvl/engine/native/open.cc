@@ -69,9 +69,11 @@ struct TextModel {
   std::unique_ptr<NativeDecoder> decoder;
 };
 
-void drop_vision(const TensorSource& source) {
+void drop_stage(const TensorSource& source, bool vision) {
   for (const model::TensorSpec& spec : model::tensor_table(source.config())) {
-    if (model::is_vision_role(spec.role)) source.drop(spec.role, spec.layer);
+    if (model::is_vision_role(spec.role) != vision) continue;
+    if (spec.role == model::TensorRole::kLmHead && source.tied_head()) continue;
+    source.drop(spec.role, spec.layer);
   }
 }
 
@@ -106,7 +108,7 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     WeightBinder binder(*source, type, options.vision_precision == Precision::kAuto, *pool, on_bytes);
     model->stage =
         std::make_unique<NativeVision>(config.vision, bind_vision(binder, config.vision), type, context,
-                                       [source] { drop_vision(*source); });
+                                       [source] { drop_stage(*source, true); });
     stages.weight_bytes += binder.owned_bytes();
     model->owned = binder.take_owned();
     stages.vision = {model, model->stage.get()};
@@ -124,7 +126,8 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     model->owned = binder.take_owned();
     model->embed = std::make_unique<NativeEmbed>(model->weights, type);
     stages.kv_dtype = cache_type(options.kv, type, config.text.head_dim);
-    model->decoder = std::make_unique<NativeDecoder>(config.text, model->weights, type, stages.kv_dtype, context);
+    model->decoder = std::make_unique<NativeDecoder>(config.text, model->weights, type, stages.kv_dtype, context,
+                                                     [source] { drop_stage(*source, false); });
     stages.embed = {model, model->embed.get()};
     stages.decoder = {model, model->decoder.get()};
     stages.text_name = stage_name(type, binder);

@@ -151,4 +151,25 @@ DecoderWeights bind_decoder(WeightBinder& b, const model::TextConfig& config, bo
   return w;
 }
 
+std::vector<std::span<const std::byte>> pages_in_order_of_use(const DecoderWeights& weights) {
+  std::vector<std::span<const std::byte>> out;
+  const auto add = [&out](const void* data, size_t bytes) {
+    if (bytes > 0) out.emplace_back(static_cast<const std::byte*>(data), bytes);
+  };
+  const auto add_matrix = [&add](const kernels::Weight& w) {
+    if (w.format.kind == quant::Kind::kFloat) {
+      add(w.data, static_cast<size_t>(w.out * w.in) * dtype_size_bytes(w.dtype));
+      return;
+    }
+    add(w.data, w.format.data_bytes(w.out, w.in));
+    add(w.scales, w.format.scale_bytes(w.out, w.in));
+    add(w.zero_points, w.format.zero_point_bytes(w.out, w.in));
+  };
+  for (const DecoderLayerWeights& l : weights.layers) {
+    for (const kernels::Weight* w : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) add_matrix(*w);
+  }
+  add_matrix(weights.head);
+  return out;
+}
+
 }  // namespace qvl::engine::native

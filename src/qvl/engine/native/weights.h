@@ -102,5 +102,7 @@ class WeightBinder {
 
 VisionWeights bind_vision(WeightBinder& binder, const model::VisionConfig& config);
 DecoderWeights bind_decoder(WeightBinder& binder, const model::TextConfig& config, bool tied_head);
+// The bytes of the matrices that a call of the decoder reads whole, in its order.
+std::vector<std::span<const std::byte>> pages_in_order_of_use(const DecoderWeights& weights);
 
 }  // namespace qvl::engine::native
