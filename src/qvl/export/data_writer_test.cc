@@ -11,7 +11,6 @@
 #include "qvl/base/error.h"
 #include "qvl/base/mapped_file.h"
 #include "qvl/base/sha256.h"
-#
 
 namespace qvl::exporting {
 namespace {

@@ -45,21 +45,5 @@ TEST(ArenaTest, MatricesOfOtherTimesShareMemoryAndTheLongestDecides) {
   EXPECT_LE(end_of(arena.matrix(stays)), begin_of(arena.matrix(late)));
 }
 
-TEST(ArenaTest, RowsAndColumnsOfAMatrix) {
-  Arena arena(DType::kF32);
-  const Arena::Slot slot = arena.place(3, 4);
-  arena.allocate();
-  const kernels::Matrix m = arena.matrix(slot);
-  for (int i = 0; i < 12; ++i) static_cast<float*>(m.data)[i] = static_cast<float>(i);
-  EXPECT_EQ(*static_cast<const float*>(rows_of(m, 2, 1).data), 8);
-  EXPECT_EQ(rows_of(m, 1, 2).rows, 2);
-  const kernels::Matrix right = columns_of(m, 2, 2);
-  EXPECT_EQ(static_cast<const float*>(rows_of(right, 1, 1).data)[1], 7);
-  EXPECT_EQ(right.cols, 2);
-  EXPECT_EQ(right.stride, 4);
-  const Tensor copy = copy_of(rows_of(m, 1, 1), DType::kBF16);
-  EXPECT_EQ(to_float(copy.as<BFloat16>()[3]), 7);
-}
-
 }  // namespace
 }  // namespace qvl::engine::native

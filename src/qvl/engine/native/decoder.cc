@@ -8,6 +8,7 @@
 
 #include "qvl/base/error.h"
 #include "qvl/engine/native/arena.h"
+#include "qvl/engine/native/matrices.h"
 #include "qvl/engine/stage_input.h"
 #include "qvl/model/positions.h"
 
