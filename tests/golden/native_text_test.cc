@@ -135,6 +135,34 @@ TEST(NativeTextPrefill, ThreadsDoNotChangeTheResult) {
   }
 }
 
+// Weights may be mapped ahead, and given back, before any call: nothing but time depends on it.
+TEST(NativeTextStage, ExpectedCallsAndPagesGivenBackChangeNoBit) {
+  const auto file = checkpoint::SafetensorsFile::open(fixture_path("text/image_video.safetensors"));
+  for (const Variant& variant : cache_variants()) {
+    for (const int threads : {1, 2}) {
+      const auto engine = tiny_engine(variant, threads);
+      const Prompt prompt = make_prompt(file, *engine);
+      const int64_t length = static_cast<int64_t>(prompt.ids.size());
+      const auto answer = [&](auto between) {
+        const auto cache = engine->decoder().new_cache();
+        between();
+        const Tensor prefill = feed(*engine, prompt, 0, length, *cache, engine::LogitsMode::kAll);
+        between();
+        const Tensor next = step(*engine, 7, length + prompt.positions.delta, *cache);
+        std::vector<float> all(prefill.as<float>().begin(), prefill.as<float>().end());
+        all.insert(all.end(), next.as<float>().begin(), next.as<float>().end());
+        return all;
+      };
+      const engine::DecoderStage& decoder = engine->decoder();
+      const std::vector<float> plain = answer([] {});
+      EXPECT_EQ(answer([&] { decoder.expect(); }), plain) << variant_name(variant);
+      EXPECT_EQ(answer([&] { decoder.give_back(); }), plain) << variant_name(variant);
+      EXPECT_EQ(answer([&] { decoder.expect(), decoder.expect(), decoder.give_back(); }), plain) << variant_name(variant);
+      decoder.expect();  // left under way
+    }
+  }
+}
+
 // What guessing tokens rests on: a token has the same logits whether it is decoded alone or checked with others, also
 // after wrong ones were taken back, and where a call crosses a block of the cache and a run of attention (256).
 TEST(NativeTextDecode, TokensCheckedTogetherHaveTheLogitsOfSingleSteps) {

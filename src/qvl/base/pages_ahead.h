@@ -12,11 +12,10 @@
 
 namespace qvl {
 
-// Thread-safe. All of it is a hint: where the system cannot (before Linux 5.14), has no thread to spare or a page cannot be read,
-// it ends early, and whoever reads there waits or fails as ever.
+// Thread-safe. A hint: where the system has no thread to spare nothing happens.
 class PagesAhead {
  public:
-  // In the order in which they will be used; they stay mapped while this object lives.
+  // In the order in which they will be used. They can be read as long as this object lives: it does read a byte here and there.
   explicit PagesAhead(std::vector<std::span<const std::byte>> ranges);
   // As stop().
   ~PagesAhead();
@@ -25,7 +24,7 @@ class PagesAhead {
 
   // Begins with the first range unless it is under way; returns at once.
   void start();
-  // Ends it, if it is under way, after the piece of at most 2 MiB that is being mapped.
+  // Ends it, if it is under way, once the page that it waits for is there.
   void stop();
   // Waits until it has ended; the bytes that were mapped since it began.
   size_t wait();
