@@ -325,7 +325,7 @@ TEST_F(ExportFailures, ReplacingSwapsWholePackages) {
   EXPECT_FALSE(fs::exists(out() / ".qvl-partial"));
 }
 
-// A checkpoint whose logits are hundred times as steep: what rounding does to them is no longer harmless.
+// A checkpoint whose logits are a thousand times as steep: what rounding does to them is no longer harmless.
 fs::path steep_model(const fs::path& folder) {
   fs::create_directories(folder);
   for (const auto& entry : fs::directory_iterator(kSmall)) fs::copy(entry.path(), folder);
@@ -341,7 +341,7 @@ fs::path steep_model(const fs::path& folder) {
   std::string bytes = slurp(weights);
   std::vector<BFloat16> values(count);
   std::memcpy(values.data(), bytes.data() + offset, count * sizeof(BFloat16));
-  for (BFloat16& v : values) v = to_bfloat16(to_float(v) * 100);
+  for (BFloat16& v : values) v = to_bfloat16(to_float(v) * 1000);
   std::memcpy(bytes.data() + offset, values.data(), count * sizeof(BFloat16));
   std::ofstream(weights, std::ios::binary | std::ios::trunc) << bytes;
   return folder;
