@@ -66,7 +66,7 @@ TEST_F(Bench, MeasuresTheSmallModelInEveryForm) {
   ASSERT_EQ(o.exit_code, 0) << o.err;
   EXPECT_EQ(o.err, "");
   for (const char* part : {"limits of this run: memory read", "prefill, 24 tokens", "decode after 8 tokens",
-                           "decode after 40 tokens", "patches/s", "% of memory read", "% of bf16 peak", "peak memory"})
+                           "decode after 40 tokens", "patches/s", "% of memory read", " % of bf16 ", "peak memory"})
     EXPECT_NE(o.out.find(part), std::string::npos) << part << " not in:\n" << o.out;
 
   const Json j = parse_json(contents(path("b.json")), "b.json");
