@@ -169,11 +169,16 @@ struct Stream {
       };
       const char* ahead = ahead_of(k, count * row_bytes, next, i * row_bytes);
       int64_t d = 0;
-      for (; Whole && d + kLine <= hd; d += kLine, ahead += kLineBytes) {
+      // Two vectors of floats may be longer than a line.
+      constexpr int64_t kPart = kLine < 2 * kW ? 2 * kW : kLine, kLines = kPart / kLine;
+      for (; Whole && d + kPart <= hd; d += kPart, ahead += kLines * kLineBytes) {
 #pragma GCC unroll 16
-        for (int j = 0; j < kKeys; ++j) __builtin_prefetch(ahead + j * row_bytes);
+        for (int j = 0; j < kKeys; ++j) {
+#pragma GCC unroll 2
+          for (int64_t line = 0; line < kLines; ++line) __builtin_prefetch(ahead + j * row_bytes + line * kLineBytes);
+        }
 #pragma GCC unroll 8
-        for (int64_t part = 0; part < kLine; part += 2 * kW) step(d + part);
+        for (int64_t at = 0; at < kPart; at += 2 * kW) step(d + at);
       }
       for (; d < hd; d += 2 * kW) step(d);
       alignas(64) float sums[kSums];
