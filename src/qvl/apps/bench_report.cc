@@ -21,6 +21,11 @@ struct StageLimit {
   std::string name;
 };
 
+// Whether attention of bf16 activations multiplies codes of 16 bits.
+bool attention_by_codes(const kernels::MachineLimits& l) {
+  return l.attention.instruction != l.bf16.instruction;
+}
+
 // Integers of a vision stage have 8 bits, of a text stage 4 but for what is sensitive.
 StageLimit stage_limit(const std::string& stage, bool vision, const kernels::MachineLimits& limits) {
   const bool native = stage.starts_with("native");
@@ -28,7 +33,7 @@ StageLimit stage_limit(const std::string& stage, bool vision, const kernels::Mac
   // ONNX Runtime widens bf16 weights; activations of native integer stages are bf16.
   const bool bf16 = native && (integers || stage.find("bf16") != stage.npos);
   const kernels::Peak* attention = bf16 ? &limits.attention : &limits.fp32;
-  const std::string name = !bf16 ? "fp32" : limits.attention.instruction == limits.bf16.instruction ? "bf16" : "int16";
+  const std::string name = !bf16 ? "fp32" : attention_by_codes(limits) ? "int16" : "bf16";
   if (integers) return {vision ? &limits.int8_wide : &limits.int8, attention, "int8 and " + name + " peaks"};
   if (!bf16) return {attention, attention, "fp32 peak"};
   return {&limits.bf16, attention, name == "bf16" ? "bf16 peak" : "bf16 and " + name + " peaks"};
@@ -84,9 +89,9 @@ std::string peaks(const kernels::MachineLimits& l) {
                                ? std::string()
                                : fmt::format(", with 8-bit weights {:.0f} GOPS ({})", l.int8_wide.per_second * 1e-9,
                                              l.int8_wide.instruction);
-  const std::string codes = l.attention.instruction == l.bf16.instruction
-                                ? std::string()
-                                : fmt::format(", int16 {:.0f} GOPS ({})", l.attention.per_second * 1e-9, l.attention.instruction);
+  const std::string codes = attention_by_codes(l) ? fmt::format(", int16 {:.0f} GOPS ({})", l.attention.per_second * 1e-9,
+                                                                l.attention.instruction)
+                                                  : std::string();
   return fmt::format("int8 {:.0f} GOPS ({}){}{}, bf16 {:.0f} GFLOPS ({}), fp32 {:.0f} GFLOPS ({})", l.int8.per_second * 1e-9,
                      l.int8.instruction, wide, codes, l.bf16.per_second * 1e-9, l.bf16.instruction, l.fp32.per_second * 1e-9,
                      l.fp32.instruction);

@@ -44,15 +44,6 @@ struct WordsAvx2 {
   }
   QVL_INLINE __m256 min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
   QVL_INLINE __m256 div(__m256 a, __m256 b) { return _mm256_div_ps(a, b); }
-  // Element i: the sum of the eight floats at p + 8 i, aligned.
-  QVL_INLINE __m256 sum_lanes(const float* p) {
-    __m256 rows[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) rows[i] = _mm256_load_ps(p + 8 * i);
-    alignas(32) float sums[8];
-    V::store_sums(sums, rows);
-    return _mm256_load_ps(sums);
-  }
   QVL_INLINE __m256 to_float(I v) { return _mm256_cvtepi32_ps(v); }
   QVL_INLINE __m256 as_float(I v) { return _mm256_castsi256_ps(v); }
   QVL_INLINE void store(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
@@ -71,9 +62,7 @@ struct WordsAvx2 {
 const AttentionKernels& attention_kernels_avx2() {
   static const AttentionKernels kernels = [] {
     AttentionKernels k = simd::attention_kernels<VecAvx2>();
-    const auto finish = k.tile_bf16.finish;
-    k.tile_bf16 = simd::attention_tile_int16<WordsAvx2, BFloat16>();
-    k.tile_bf16.finish = finish;
+    k.tile_bf16 = simd::attention_tile_int16<WordsAvx2, BFloat16>(k.tile_bf16.finish);
     return k;
   }();
   return kernels;

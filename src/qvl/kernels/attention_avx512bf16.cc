@@ -87,28 +87,12 @@ void pack_values(const void* src, int64_t stride, int64_t first, int64_t count, 
   }
 }
 
-AttentionTile make_tile() {
-  AttentionTile t;
-  t.key_tile = Kernel::kKeys;
-  t.row_group = Kernel::kR;
-  t.query_bytes = Kernel::query_bytes;
-  t.key_tile_bytes = Kernel::key_tile_bytes;
-  t.value_tile_bytes = Kernel::value_tile_bytes;
-  t.scratch_bytes = Kernel::scratch_bytes;
-  t.pack_query = pack_query;
-  t.pack_keys = pack_keys;
-  t.pack_values = pack_values;
-  t.attend = Kernel::attend;
-  t.finish = Kernel::finish<BFloat16>;
-  return t;
-}
-
 }  // namespace
 
 const AttentionKernels& attention_kernels_avx512bf16() {
   static const AttentionKernels kernels = [] {
     AttentionKernels k = attention_kernels_avx512();
-    k.tile_bf16 = make_tile();
+    k.tile_bf16 = simd::attention_tile<Kernel>(pack_query, pack_keys, pack_values, Kernel::finish<BFloat16>);
     return k;
   }();
   return kernels;

@@ -42,15 +42,6 @@ struct WordsAvx512Vnni {
   }
   QVL_INLINE __m512 min(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
   QVL_INLINE __m512 div(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
-  // Element i: the sum of the 16 floats at p + 16 i, aligned.
-  QVL_INLINE __m512 sum_lanes(const float* p) {
-    __m512 rows[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) rows[i] = _mm512_load_ps(p + 16 * i);
-    alignas(64) float sums[16];
-    V::store_sums(sums, rows);
-    return _mm512_load_ps(sums);
-  }
   QVL_INLINE __m512 to_float(I v) { return _mm512_cvtepi32_ps(v); }
   QVL_INLINE __m512 as_float(I v) { return _mm512_castsi512_ps(v); }
   QVL_INLINE void store(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
@@ -70,9 +61,7 @@ struct WordsAvx512Vnni {
 const AttentionKernels& attention_kernels_avx512vnni() {
   static const AttentionKernels kernels = [] {
     AttentionKernels k = attention_kernels_avx512();
-    const auto finish = k.tile_bf16.finish;
-    k.tile_bf16 = simd::attention_tile_int16<WordsAvx512Vnni, BFloat16>();
-    k.tile_bf16.finish = finish;
+    k.tile_bf16 = simd::attention_tile_int16<WordsAvx512Vnni, BFloat16>(k.tile_bf16.finish);
     return k;
   }();
   return kernels;

@@ -60,9 +60,10 @@ struct TileInt16 {
   static constexpr int kC = W::kVecs;  // at most, columns of accumulators
   static constexpr int64_t kKeys = 64;
   static constexpr int64_t kSteps = kKeys / 2;
+  static constexpr int64_t kRowGroup = kW;
   // Rows that meet the keys of a tile before they meet its values: the nearest cache holds only one of them.
   static constexpr int kGroup = 16;
-  static_assert(kGroup % kW == 0 && kW % kR == 0 && (65500 + kKeys / 2) * int64_t{32767} < int64_t{1} << 31);
+  static_assert(kGroup % kW == 0 && kW % kR == 0 && (static_cast<int64_t>(kWeightCodes) + kKeys / 2) * static_cast<int64_t>(kLargestCode) < int64_t{1} << 31);
 
   struct Scratch {
     alignas(64) float scores[kGroup * kKeys];
@@ -181,6 +182,16 @@ struct TileInt16 {
     }
   }
 
+  // Element i: the sum of the kW floats at p + kW i.
+  QVL_INLINE F sum_lanes(const float* p) {
+    F rows[kW];
+#pragma GCC unroll 16
+    for (int i = 0; i < kW; ++i) rows[i] = V::load(p + kW * i);
+    alignas(64) float sums[kW];
+    V::store_sums(sums, rows);
+    return V::load(sums);
+  }
+
   static void attend(const AttendArgs& args) {
     Scratch* s = static_cast<Scratch*>(args.scratch);
     const int64_t words = args.head_dim / 2, out_stride = round_up(args.head_dim, kAttentionLanes);
@@ -230,7 +241,7 @@ struct TileInt16 {
         V::store(sum, V::fma(tile, V::set1(s->grow[r]), V::mul(V::load(sum), V::set1(s->shrink[r]))));
       }
       for (int64_t r = 0; r < rows; r += kW) {
-        const F factor = W::min(V::set1(kLargestCode), W::div(V::set1(kWeightCodes), W::sum_lanes(s->lane_sum + r * kW)));
+        const F factor = W::min(V::set1(kLargestCode), W::div(V::set1(kWeightCodes), sum_lanes(s->lane_sum + r * kW)));
         V::store(s->factor + r, factor);
         V::store(s->unit + r, W::div(V::load(s->grow + r), factor));
       }
@@ -379,22 +390,13 @@ struct TileInt16 {
   }
 };
 
-// For activations of type T; `finish` is the caller's to set, that of float words.
+// For activations of type T; `finish` is that of float words.
 template <typename W, typename T>
-AttentionTile attention_tile_int16() {
+AttentionTile attention_tile_int16(decltype(AttentionTile::finish) finish) {
   using Kernel = TileInt16<W>;
-  AttentionTile t;
-  t.key_tile = Kernel::kKeys;
-  t.row_group = Kernel::kW;
+  AttentionTile t = attention_tile<Kernel>(Kernel::template pack_query<T>, Kernel::template pack_keys<T>,
+                                           Kernel::template pack_values<T>, finish);
   t.int16 = true;
-  t.query_bytes = Kernel::query_bytes;
-  t.key_tile_bytes = Kernel::key_tile_bytes;
-  t.value_tile_bytes = Kernel::value_tile_bytes;
-  t.scratch_bytes = Kernel::scratch_bytes;
-  t.pack_query = Kernel::template pack_query<T>;
-  t.pack_keys = Kernel::template pack_keys<T>;
-  t.pack_values = Kernel::template pack_values<T>;
-  t.attend = Kernel::attend;
   return t;
 }
 

@@ -75,6 +75,7 @@ struct Tile {
   static constexpr int kR = V::kTileRows;
   static constexpr int kC = V::kTileVecs;
   static constexpr int64_t kKeys = D::kKeyTile;
+  static constexpr int64_t kRowGroup = kR;
   static constexpr int64_t kWeightWords = kKeys / D::kUnit;
 
   // One group of rows on its way from scores to values.
@@ -317,23 +318,31 @@ struct Tile {
   }
 };
 
-// The tile of float words for activations of type T.
-template <typename V, typename T>
-AttentionTile attention_tile_f32_words() {
-  using Kernel = Tile<V, DotF32<V>>;
+// The tile of a kernel, and what depends on the type of activations.
+template <typename Kernel>
+AttentionTile attention_tile(decltype(AttentionTile::pack_query) pack_query, decltype(AttentionTile::pack_keys) pack_keys,
+                             decltype(AttentionTile::pack_values) pack_values, decltype(AttentionTile::finish) finish) {
   AttentionTile t;
   t.key_tile = Kernel::kKeys;
-  t.row_group = Kernel::kR;
+  t.row_group = Kernel::kRowGroup;
   t.query_bytes = Kernel::query_bytes;
   t.key_tile_bytes = Kernel::key_tile_bytes;
   t.value_tile_bytes = Kernel::value_tile_bytes;
   t.scratch_bytes = Kernel::scratch_bytes;
-  t.pack_query = Kernel::template pack_query<T>;
-  t.pack_keys = Kernel::template pack_keys<T>;
-  t.pack_values = Kernel::template pack_values<T>;
+  t.pack_query = pack_query;
+  t.pack_keys = pack_keys;
+  t.pack_values = pack_values;
   t.attend = Kernel::attend;
-  t.finish = Kernel::template finish<T>;
+  t.finish = finish;
   return t;
+}
+
+// The tile of float words for activations of type T.
+template <typename V, typename T>
+AttentionTile attention_tile_f32_words() {
+  using Kernel = Tile<V, DotF32<V>>;
+  return attention_tile<Kernel>(Kernel::template pack_query<T>, Kernel::template pack_keys<T>,
+                                Kernel::template pack_values<T>, Kernel::template finish<T>);
 }
 
 }  // namespace qvl::kernels::simd

@@ -106,32 +106,25 @@ void dot_int8(int64_t rounds) {
   zero_factors();
   for (int64_t i = 0; i < rounds; ++i) QVL_CHAINS("vpdpbusd", "zmm");
 }
-// The instruction does not accumulate: every product needs at least one addition of 16-bit sums.
+// These instructions do not accumulate: every product needs at least one addition of its sums.
+#define QVL_PAIR(op, add, product, sum) \
+  op " %%ymm12, %%ymm13, %%ymm" product "\n\t" add " %%ymm" product ", %%ymm" sum ", %%ymm" sum "\n\t"
+#define QVL_PAIRS(op, add)                                                                              \
+  asm volatile(QVL_PAIR(op, add, "8", "0") QVL_PAIR(op, add, "9", "1") QVL_PAIR(op, add, "10", "2")     \
+                   QVL_PAIR(op, add, "11", "3") QVL_PAIR(op, add, "8", "4") QVL_PAIR(op, add, "9", "5") \
+                       QVL_PAIR(op, add, "10", "6") QVL_PAIR(op, add, "11", "7")::                      \
+                           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",    \
+                             "xmm9", "xmm10", "xmm11")
 void maddubs256(int64_t rounds) {
   zero_factors();
-#define QVL_PAIR(product, sum) \
-  "vpmaddubsw %%ymm12, %%ymm13, %%ymm" product "\n\tvpaddw %%ymm" product ", %%ymm" sum ", %%ymm" sum "\n\t"
-  for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile(QVL_PAIR("8", "0") QVL_PAIR("9", "1") QVL_PAIR("10", "2") QVL_PAIR("11", "3")
-                     QVL_PAIR("8", "4") QVL_PAIR("9", "5") QVL_PAIR("10", "6") QVL_PAIR("11", "7")::
-                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
-                           "xmm11");
-  }
-#undef QVL_PAIR
+  for (int64_t i = 0; i < rounds; ++i) QVL_PAIRS("vpmaddubsw", "vpaddw");
 }
-
 void maddwd256(int64_t rounds) {
   zero_factors();
-#define QVL_PAIR(product, sum) \
-  "vpmaddwd %%ymm12, %%ymm13, %%ymm" product "\n\tvpaddd %%ymm" product ", %%ymm" sum ", %%ymm" sum "\n\t"
-  for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile(QVL_PAIR("8", "0") QVL_PAIR("9", "1") QVL_PAIR("10", "2") QVL_PAIR("11", "3")
-                     QVL_PAIR("8", "4") QVL_PAIR("9", "5") QVL_PAIR("10", "6") QVL_PAIR("11", "7")::
-                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
-                           "xmm11");
-  }
-#undef QVL_PAIR
+  for (int64_t i = 0; i < rounds; ++i) QVL_PAIRS("vpmaddwd", "vpaddd");
 }
+#undef QVL_PAIRS
+#undef QVL_PAIR
 void dot_int16(int64_t rounds) {
   zero_factors();
   for (int64_t i = 0; i < rounds; ++i) QVL_CHAINS("vpdpwssd", "zmm");
