@@ -93,6 +93,7 @@ struct IntegerTensor {
     w.in = in;
     w.format = format;
     w.scales = scales.data();
+    w.activation_bits = activation_bits;
     return w;
   }
   double bytes() const { return static_cast<double>(data.size_bytes() + scales.size_bytes()); }
@@ -100,6 +101,7 @@ struct IntegerTensor {
   quant::Format format;
   int64_t out, in;
   AlignedBuffer data, scales;
+  int activation_bits = 8;
 };
 
 // Cheap and good enough: small numbers of both signs, bfloat16-representable.
@@ -204,12 +206,15 @@ class Bench {
     print_bandwidth(title, bytes * static_cast<double>(copies), seconds, limit);
   }
 
-  // Integer weights, activations rounded to int8; `swiglu` with a second weight.
-  void int8_gemm(const char* name, const quant::Format& format, int64_t m, int64_t k, int64_t n, bool swiglu = false) {
-    const std::string title = int8_label("gemm", name, format, m, k, n);
+  // Integer weights, activations rounded to int8 or to codes of 7 bits; `swiglu` with a second weight.
+  void int8_gemm(const char* name, const quant::Format& format, int64_t m, int64_t k, int64_t n, bool swiglu = false,
+                 int activation_bits = 8) {
+    const std::string title =
+        int8_label(activation_bits == 7 ? "gemm x7" : "gemm", name, format, m, k, n);
     if (!wanted(title)) return;
     const Tensor x = random_tensor(DType::kBF16, {m, k}, 1, 1.0f);
-    const IntegerTensor w(format, n, k, 2), up(format, swiglu ? n : 32, k, 3);
+    IntegerTensor w(format, n, k, 2), up(format, swiglu ? n : 32, k, 3);
+    w.activation_bits = up.activation_bits = activation_bits;
     Tensor y(DType::kBF16, {m, n});
     const auto call = [&] { run_int8(LinearPath::kGemm, x, w, swiglu ? &up : nullptr, y); };
     check_int8(title, x, w);
@@ -430,11 +435,13 @@ int main_checked(int argc, char** argv) {
     bench.int8_gemv("decode logits", f, 1, 2560, 151936);
   }
   const quant::Format row8 = quant::Format::row8();
-  bench.int8_gemm("vision qkv", row8, 3072, 1024, 3072);
-  bench.int8_gemm("vision proj", row8, 3072, 1024, 1024);
-  bench.int8_gemm("vision fc1", row8, 1024, 1024, 4096);
-  bench.int8_gemm("vision fc2", row8, 1024, 4096, 1024);
-  bench.int8_gemm("merger fc1", row8, 768, 4096, 4096);
+  for (const int bits : {8, 7}) {
+    bench.int8_gemm("vision qkv", row8, 3072, 1024, 3072, false, bits);
+    bench.int8_gemm("vision proj", row8, 3072, 1024, 1024, false, bits);
+    bench.int8_gemm("vision fc1", row8, 1024, 1024, 4096, false, bits);
+    bench.int8_gemm("vision fc2", row8, 1024, 4096, 1024, false, bits);
+    bench.int8_gemm("merger fc1", row8, 768, 4096, 4096, false, bits);
+  }
   bench.gemm("vision qkv", kF32, kF16, 3072, 1024, 3072);
   for (const Pair& t : {Pair{kBF16, kBF16}, Pair{kF32, kBF16}, Pair{kF32, kF32}, Pair{kF32, kF16}}) {
     bench.gemv("decode q", t.x, t.w, 1, 2560, 4096);

@@ -34,7 +34,11 @@ StageLimit stage_limit(const std::string& stage, bool vision, const kernels::Mac
   const bool bf16 = native && (integers || stage.find("bf16") != stage.npos);
   const kernels::Peak* attention = bf16 ? &limits.attention : &limits.fp32;
   const std::string name = !bf16 ? "fp32" : attention_by_codes(limits) ? "int16" : "bf16";
-  if (integers) return {vision ? &limits.int8_wide : &limits.int8, attention, "int8 and " + name + " peaks"};
+  if (integers) {
+    const bool seven = stage.find("7-bit") != stage.npos;
+    const kernels::Peak* linear = !vision ? &limits.int8 : seven ? &limits.int8_seven : &limits.int8_wide;
+    return {linear, attention, "int8 and " + name + " peaks"};
+  }
   if (!bf16) return {attention, attention, "fp32 peak"};
   return {&limits.bf16, attention, name == "bf16" ? "bf16 peak" : "bf16 and " + name + " peaks"};
 }
@@ -87,8 +91,9 @@ std::string share(const BenchRow& r) {
 std::string peaks(const kernels::MachineLimits& l) {
   const std::string wide = l.int8_wide.instruction == l.int8.instruction
                                ? std::string()
-                               : fmt::format(", with 8-bit weights {:.0f} GOPS ({})", l.int8_wide.per_second * 1e-9,
-                                             l.int8_wide.instruction);
+                               : fmt::format(", with 8-bit weights {:.0f} GOPS ({}), and 7-bit activations {:.0f} GOPS ({})",
+                                             l.int8_wide.per_second * 1e-9, l.int8_wide.instruction,
+                                             l.int8_seven.per_second * 1e-9, l.int8_seven.instruction);
   const std::string codes = attention_by_codes(l) ? fmt::format(", int16 {:.0f} GOPS ({})", l.attention.per_second * 1e-9,
                                                                 l.attention.instruction)
                                                   : std::string();
@@ -258,6 +263,7 @@ Json BenchReport::to_json() const {
                 {"read_pattern", limits.read_pattern},
                 {"int8", peak(limits.int8)},
                 {"int8_wide", peak(limits.int8_wide)},
+                {"int8_seven", peak(limits.int8_seven)},
                 {"bf16", peak(limits.bf16)},
                 {"fp32", peak(limits.fp32)},
                 {"attention", peak(limits.attention)}}}};

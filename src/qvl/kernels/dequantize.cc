@@ -22,6 +22,7 @@ Int8Weight int8_view(const Weight& w) {
                    ? std::max<int64_t>(kInt8Pad, std::bit_ceil(static_cast<uint64_t>(w.in)))
                    : w.format.block;
   view.k = w.in;
+  view.x_bits = w.activation_bits;
   return view;
 }
 

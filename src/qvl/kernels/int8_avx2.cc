@@ -18,6 +18,7 @@
 
 #pragma GCC target("avx2,fma,f16c")
 
+#include "qvl/kernels/int8_pack_avx2.h"
 #include "qvl/kernels/int8_vec_avx2.h"
 #include "qvl/kernels/int8_wide_avx2.h"
 
@@ -26,20 +27,6 @@ namespace {
 
 using namespace avx2;
 
-// 8 elements, zeros from `count` on.
-template <typename T>
-inline __m256 load_first(const typename T::Element* p, int64_t count) {
-  return count >= 8 ? T::load(p) : T::load_n(p, std::max<int64_t>(0, count));
-}
-
-// 32 bytes, zeros from `count` on.
-inline __m256i load_bytes(const std::byte* p, int64_t count) {
-  if (count >= 32) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  alignas(32) std::byte part[32] = {};
-  if (count > 0) std::memcpy(part, p, static_cast<size_t>(count));
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(part));
-}
-
 inline uint32_t largest(__m256i v) {
   __m128i m = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
@@ -47,16 +34,31 @@ inline uint32_t largest(__m256i v) {
   return static_cast<uint32_t>(_mm_cvtsi128_si32(m));
 }
 
-template <typename X>
-void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) {
+template <typename X, int kBits>
+void quantize_codes(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) {
   const typename X::Element* src = static_cast<const typename X::Element*>(x);
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   for (int64_t g = 0; g < int8_padded(k); g += group) {
     __m256i bits = _mm256_setzero_si256();
+    __m256 least = _mm256_setzero_ps(), greatest = least;
     for (int64_t i = g; i < g + group; i += 8) {
-      bits = _mm256_max_epu32(bits, _mm256_and_si256(_mm256_castps_si256(load_first<X>(src + i, k - i)), magnitude));
+      const __m256 v = load_first<X>(src + i, k - i);
+      bits = _mm256_max_epu32(bits, _mm256_and_si256(_mm256_castps_si256(v), magnitude));
+      if constexpr (kBits == 7) {
+        least = _mm256_min_ps(least, v);
+        greatest = _mm256_max_ps(greatest, v);
+      }
     }
-    const float inverse = int8_inverse_scale(largest(bits), scales[g / group]);
+    float inverse;
+    if constexpr (kBits == 7) {
+      // Each has one sign: the order of their magnitudes is that of their bits.
+      const __m256i below = _mm256_and_si256(_mm256_castps_si256(least), magnitude);
+      const __m256i above = _mm256_and_si256(_mm256_castps_si256(greatest), magnitude);
+      inverse = int7_inverse_scale(largest(bits), -std::bit_cast<float>(largest(below)),
+                                   std::bit_cast<float>(largest(above)), scales[g / group]);
+    } else {
+      inverse = int8_inverse_scale(largest(bits), scales[g / group]);
+    }
     if (inverse == 0) {
       std::memset(q + g, 0, static_cast<size_t>(group));
       continue;
@@ -72,6 +74,11 @@ void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales)
   }
 }
 
+template <typename X>
+void quantize(const void* x, int64_t k, int64_t group, int bits, int8_t* q, float* scales) {
+  bits == 7 ? quantize_codes<X, 7>(x, k, group, q, scales) : quantize_codes<X, 8>(x, k, group, q, scales);
+}
+
 // ---- GEMM ----
 // Panel: for each group of columns [16] weight scales, [16] corrections, [group / 4][16][4] signed values; groups of 128
 // columns of 8-bit weights as int8_wide_avx2.h has them.
@@ -83,96 +90,6 @@ constexpr int kPanelCols = 8 * kVectors;
 
 size_t panel_bytes(int64_t depth, int64_t group) {
   return static_cast<size_t>(depth / group * kPanelCols * (8 + group));
-}
-
-// 32 columns from `column` of row `row`, `p` pointing at it, as signed bytes; zeros beyond the last.
-template <int kBits, bool kZero>
-inline __m256i unpack32(const Int8Weight& w, const std::byte* p, int64_t row, int64_t column) {
-  const int64_t left = w.k - column;
-  __m256i v, zero;
-  if constexpr (kBits == 8) {
-    v = load_bytes(p + column, left);
-    zero = _mm256_set1_epi8(static_cast<char>(128));
-  } else {
-    const std::byte* from = p + column / 2;
-    __m128i packed = _mm_setzero_si128();
-    if (const int64_t bytes = w.data_stride - column / 2; bytes >= 16) {
-      packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    } else {
-      std::memcpy(&packed, from, static_cast<size_t>(bytes));
-    }
-    const __m128i nibble = _mm_set1_epi8(15);
-    const __m128i low = _mm_and_si128(packed, nibble), high = _mm_and_si128(_mm_srli_epi16(packed, 4), nibble);
-    v = _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
-    zero = _mm256_set1_epi8(8);
-    if constexpr (kZero) {
-      const auto zero_at = [&](int64_t i) {
-        return _mm_set1_epi8(i < left ? static_cast<char>(int8_zero_point(w, row, (column + i) / w.block)) : char{0});
-      };
-      zero = _mm256_set_m128i(zero_at(16), zero_at(0));
-    }
-  }
-  v = _mm256_sub_epi8(v, zero);
-  if (left >= 32) return v;
-  const __m256i index =
-      _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
-                       27, 28, 29, 30, 31);
-  return _mm256_and_si256(v, _mm256_cmpgt_epi8(_mm256_set1_epi8(static_cast<char>(left)), index));
-}
-
-// The rows of a panel are too many streams for the processor to foresee: asks for those of the next one.
-inline void prefetch_next_panel(const std::byte* p, int64_t row_bytes) {
-  _mm_prefetch(reinterpret_cast<const char*>(p + kPanelCols * row_bytes), _MM_HINT_T0);
-}
-
-// The scales of 8 outputs from the first of `w`, `present` of them there, in every group of the panel.
-template <typename Scale>
-void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t groups, std::byte* packed,
-                 int64_t group_bytes) {
-  const int64_t groups_a_block = w.block / w.group();
-  const int64_t first_group = begin / w.group();
-  for (int64_t g = 0; g < groups;) {
-    const int64_t block = (first_group + g) / groups_a_block;
-    const int64_t left = w.blocks() - block;
-    __m256 scales[8];
-    for (int64_t n = 0; n < 8; ++n) {
-      const auto* row = reinterpret_cast<const typename Scale::Element*>(w.scales + n * w.scale_stride);
-      prefetch_next_panel(reinterpret_cast<const std::byte*>(row + block), w.scale_stride);
-      scales[n] = n < present && left > 0 ? load_first<Scale>(row + block, left) : _mm256_setzero_ps();
-    }
-    transpose_8x8(scales);
-    for (int64_t b = 0; b < 8; ++b) {
-      for (; g < groups && (first_group + g) / groups_a_block == block + b; ++g) {
-        _mm256_store_ps(reinterpret_cast<float*>(packed + g * group_bytes), scales[b]);
-      }
-    }
-  }
-}
-
-// 32 columns of rows `row` and row + 4, the first 16 of both in `low`, the others in `high`; zeros for rows from
-// `present` on and beyond the last column.
-template <int kBits, bool kZero>
-inline void unpack_two(const Int8Weight& w, int64_t row, int64_t present, int64_t column, __m256i& low, __m256i& high) {
-  const std::byte* a = w.data + row * w.data_stride;
-  const std::byte* b = a + 4 * w.data_stride;
-  if (kBits == 4 && !kZero && row + 4 < present && column + 32 <= w.k) {
-    const auto load = [column](const std::byte* p) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + column / 2));
-    };
-    const __m256i packed = _mm256_set_m128i(load(b), load(a));
-    const __m256i nibble = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
-    const __m256i even = _mm256_and_si256(packed, nibble);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(packed, 4), nibble);
-    low = _mm256_sub_epi8(_mm256_unpacklo_epi8(even, odd), eight);
-    high = _mm256_sub_epi8(_mm256_unpackhi_epi8(even, odd), eight);
-    return;
-  }
-  const bool inside = column < w.k;
-  const __m256i zero = _mm256_setzero_si256();
-  const __m256i first = inside && row < present ? unpack32<kBits, kZero>(w, a, row, column) : zero;
-  const __m256i second = inside && row + 4 < present ? unpack32<kBits, kZero>(w, b, row + 4, column) : zero;
-  low = _mm256_permute2x128_si256(first, second, 0x20);
-  high = _mm256_permute2x128_si256(first, second, 0x31);
 }
 
 template <int kBits, bool kZero>
@@ -206,7 +123,7 @@ void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth
     for (int64_t column = begin; column < begin + depth; column += 32) {
       if (column % 128 == 0) {
         for (int64_t n = 0; n < 8; ++n)
-          prefetch_next_panel(part.data + n * part.data_stride + column * kBits / 8, part.data_stride);
+          prefetch_next_panel(part.data + n * part.data_stride + column * kBits / 8, part.data_stride, kPanelCols);
       }
       __m256i low[4], high[4];
 #pragma GCC unroll 4
@@ -214,13 +131,7 @@ void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth
       store16(low);
       if (column + 16 < begin + depth) store16(high);
     }
-    if (w.scale_type == DType::kF32) {
-      pack_scales<F32>(part, present, begin, depth / group, packed + v * 32, group_bytes);
-    } else if (w.scale_type == DType::kBF16) {
-      pack_scales<BF16>(part, present, begin, depth / group, packed + v * 32, group_bytes);
-    } else {
-      pack_scales<F16>(part, present, begin, depth / group, packed + v * 32, group_bytes);
-    }
+    pack_scales(part, present, begin, depth / group, packed + v * 32, group_bytes, kPanelCols);
   }
 }
 
@@ -228,7 +139,10 @@ void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::
   if (w.bits == 8) {
     pack_values<8, false>(w, cols, begin, depth, packed);
     if (w.group() != kInt8Pad) return;
-    for (int64_t g = 0; g < depth / kInt8Pad; ++g) pair_steps(packed + g * kPanelCols * (8 + kInt8Pad));
+    for (int64_t g = 0; g < depth / kInt8Pad; ++g) {
+      std::byte* const at = packed + g * kPanelCols * (8 + kInt8Pad);
+      pair_steps<Magnitudes, kStepBytes>(at + kStepsOffset, at + kOrderOffset);
+    }
   } else {
     w.zero_points != nullptr ? pack_values<4, true>(w, cols, begin, depth, packed)
                              : pack_values<4, false>(w, cols, begin, depth, packed);
@@ -358,7 +272,8 @@ const Int8Kernels& int8_kernels_avx2() {
                                       quantize<BF16>,
                                       int8_gemv_avx2(),
                                       {kTileRows, kPanelCols, true, panel_bytes, pack, tile},
-                                      int8_gemv_one_avx2()};
+                                      int8_gemv_one_avx2(),
+                                      int8_seven_avx2()};
   return kernels;
 }
 

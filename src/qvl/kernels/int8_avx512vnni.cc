@@ -31,17 +31,28 @@ __mmask64 first_bytes(int64_t n) {
   return n >= 64 ? ~__mmask64{0} : n <= 0 ? __mmask64{0} : (__mmask64{1} << n) - 1;
 }
 
-template <typename X>
-void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) {
+template <typename X, int kBits>
+void quantize_codes(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) {
   const typename X::Element* src = static_cast<const typename X::Element*>(x);
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   for (int64_t g = 0; g < int8_padded(k); g += group) {
     __m512i bits = _mm512_setzero_si512();
+    __m512 least = _mm512_setzero_ps(), greatest = least;
     for (int64_t i = g; i < g + group; i += 16) {
       const __m512 v = X::load(src + i, first_lanes(std::clamp<int64_t>(k - i, 0, 16)));
       bits = _mm512_max_epu32(bits, _mm512_and_si512(_mm512_castps_si512(v), magnitude));
+      if constexpr (kBits == 7) {
+        least = _mm512_min_ps(least, v);
+        greatest = _mm512_max_ps(greatest, v);
+      }
     }
-    const float inverse = int8_inverse_scale(_mm512_reduce_max_epu32(bits), scales[g / group]);
+    const uint32_t absmax = _mm512_reduce_max_epu32(bits);
+    float inverse;
+    if constexpr (kBits == 7) {
+      inverse = int7_inverse_scale(absmax, _mm512_reduce_min_ps(least), _mm512_reduce_max_ps(greatest), scales[g / group]);
+    } else {
+      inverse = int8_inverse_scale(absmax, scales[g / group]);
+    }
     if (inverse == 0) {
       std::memset(q + g, 0, static_cast<size_t>(group));
       continue;
@@ -52,6 +63,11 @@ void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales)
       _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), _mm512_cvtsepi32_epi8(rounded));
     }
   }
+}
+
+template <typename X>
+void quantize(const void* x, int64_t k, int64_t group, int bits, int8_t* q, float* scales) {
+  bits == 7 ? quantize_codes<X, 7>(x, k, group, q, scales) : quantize_codes<X, 8>(x, k, group, q, scales);
 }
 
 // ---- GEMV ----

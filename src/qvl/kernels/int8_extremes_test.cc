@@ -130,6 +130,81 @@ TEST_P(Int8Extremes, SumsOfProductsAtTheEdgeOf16Bits) {
   }
 }
 
+// Codes of 7 bits reach 128 above the least of their group where both ends round away from each other, and stay on one side
+// of zero where x does. Sums of two neighbours of two steps reach 255 and -256, which fit, and miss that by one.
+TEST_P(Int8Extremes, SevenBitCodesAtTheEdgeOf16Bits) {
+  ThreadPool pool(1);
+  const Context ctx{&pool, &table_by_name(GetParam())};
+  constexpr int64_t kOut = 53, kRows = 27;
+  constexpr int kFours[][4] = {{127, 1, 0, 0}, {127, 0, 0, 127},    {0, 1, 127, 1},       {-128, 0, 0, 0}, {0, -128, -127, -1},
+                               {-128, -1, 0, 0}, {127, 127, 127, 127}, {-128, -128, -128, -128}, {127, -128, 127, -128}};
+  // One range to a row: both ends, and which codes they have.
+  struct Range {
+    float least, greatest;
+    int least_code, greatest_code;
+  };
+  constexpr Range kRanges[] = {{-63.5f, 63.5f, -64, 64}, {0.0f, 127.0f, 0, 127}, {-127.0f, 0.0f, -127, 0}, {-64.0f, 63.0f, -64, 63}};
+  for (const Format& format : {Format::blocks(8, 128, false, DType::kF32), Format::blocks(8, 256, false, DType::kF32),
+                               Format::blocks(8, 32, false, DType::kF32), Format::row8()}) {
+    for (const int64_t k : {128, 512, 1024}) {
+      std::mt19937 rng(11);
+      std::vector<std::byte> data(format.data_bytes(kOut, k), std::byte{128});
+      const auto stride = static_cast<int64_t>(data.size()) / kOut;
+      std::vector<int> values(static_cast<size_t>(kOut * k));
+      for (int64_t n = 0; n < kOut; ++n) {
+        for (int64_t i = 0; i < k; i += 4) {
+          // In most groups one output in eight has large weights: in all of them no step would fit with another.
+          const bool edge = i / 128 % 4 == 3 || rng() % 8 == 0;
+          const auto& four = kFours[rng() % std::size(kFours)];
+          for (int64_t j = 0; j < 4; ++j) {
+            const int value = edge ? four[j] : static_cast<int>(rng() % 5) - 2;
+            values[static_cast<size_t>(n * k + i + j)] = value;
+            data[static_cast<size_t>(n * stride + i + j)] = static_cast<std::byte>(value + 128);
+          }
+        }
+      }
+      const std::vector<float> scales(static_cast<size_t>(kOut * format.block_count(k)), 1.0f);
+      Weight w;
+      w.data = data.data();
+      w.out = kOut;
+      w.in = k;
+      w.format = format;
+      w.scales = reinterpret_cast<const std::byte*>(scales.data());
+      w.activation_bits = 7;
+      std::vector<float> x(static_cast<size_t>(kRows * k));
+      std::vector<int> codes(x.size());
+      for (int64_t r = 0; r < kRows; ++r) {
+        const Range& range = kRanges[r % 4];
+        for (int64_t i = 0; i < k; ++i) {
+          // Both ends in every group of 16 or more columns; otherwise all at one of them, or anywhere.
+          const bool low = i % 16 == 3 || (i % 16 != 5 && (r / 4 % 3 == 1 || (r / 4 % 3 == 2 && rng() % 2 == 0)));
+          const auto at = static_cast<size_t>(r * k + i);
+          x[at] = low ? range.least : range.greatest;
+          codes[at] = low ? range.least_code : range.greatest_code;
+        }
+      }
+      for (const int64_t rows : {kRows, int64_t{1}, int64_t{16}}) {
+        for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+          if (path == LinearPath::kGemv && rows > 16) continue;
+          std::vector<float> y(static_cast<size_t>(rows * kOut));
+          linear(ctx, path, {x.data(), DType::kF32, rows, k, k}, w, Activation::kNone, {},
+                 {y.data(), DType::kF32, rows, kOut, kOut});
+          for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t n = 0; n < kOut; ++n) {
+              int64_t sum = 0;
+              for (int64_t i = 0; i < k; ++i)
+                sum += static_cast<int64_t>(codes[static_cast<size_t>(r * k + i)]) * values[static_cast<size_t>(n * k + i)];
+              ASSERT_EQ(y[static_cast<size_t>(r * kOut + n)], static_cast<float>(sum))
+                  << format.name() << " k " << k << " row " << r << " of " << rows << ", output " << n
+                  << (path == LinearPath::kGemm ? " gemm" : " gemv");
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Tables, Int8Extremes, testing::ValuesIn(runnable_tables()),
                          [](const auto& test) { return std::string(test.param); });
 

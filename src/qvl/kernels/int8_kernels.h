@@ -2,9 +2,11 @@
 // instruction set. The loops over matrices and threads live in linear_int8.cc (spec 6.4, 10).
 //
 // Arithmetic, the same for every instruction set. A row of x is cut into groups of int8_group(format) columns,
-// never wider than a weight's block; q = round_half_even(x * (127 / absmax)), scale = absmax / 127. Products of
-// one group are summed in int32, exactly; groups are summed in float32. Only the order of the float sums is a
-// kernel's own, and it depends on the number of columns alone.
+// never wider than a weight's block; q = round_half_even(x * (127 / absmax)), scale = absmax / 127. With 7 bits
+// (Int8Weight::x_bits) absmax is replaced by the range from the least to the greatest value of the group, 0 among them: q
+// still lies in -127..127, the largest q of a group at most 128 above the smallest. Products of one group are summed in
+// int32, exactly; groups are summed in float32. Only the order of the float sums is a kernel's own, and it depends on the
+// number of columns alone.
 #pragma once
 
 #include <cstddef>
@@ -33,6 +35,7 @@ struct Int8Weight {
   int bits = 4;                              // 4 or 8
   int64_t block = 0;                         // columns that share a scale: a power of two from 16
   int64_t k = 0;                             // columns
+  int x_bits = 8;                            // of the codes of x: 8 or 7
 
   Int8Weight rows_from(int64_t row) const {
     Int8Weight w = *this;
@@ -78,6 +81,7 @@ struct Int8TileArgs {
   bool zero_points;  // stored ones: magnitudes of 4-bit weights up to 15 rather than 8
   bool accumulate;
   float* c;
+  const int32_t* x_least = nullptr;  // as x_scales, in steps of x_scale_stride; where x is q - least (Int8SevenBitKernel)
 };
 
 // Many rows: weights are unpacked once per panel (`panel_cols` outputs, some groups of columns).
@@ -92,19 +96,30 @@ struct Int8GemmKernel {
   void (*tile)(const Int8TileArgs& args) = nullptr;
 };
 
+// The same bits for x of 7 bits, faster, for weights that it fits; `fits` is null where there is no such kernel. Its tiles
+// take x as q - least code of the group: 0..128, whose products with two weights of 8 bits add up in 16 bits.
+struct Int8SevenBitKernel {
+  bool (*fits)(const Int8Weight& w) = nullptr;
+  // q [padded k] of one row to q - least[padded k / group].
+  void (*shift)(int8_t* q, int64_t padded_k, int64_t group, int32_t* least) = nullptr;
+  Int8GemmKernel kernel;
+};
+
 struct Int8Kernels {
-  // q [k padded with zeros to kInt8Pad] and scales [padded k / group] of k values of x.
-  void (*quantize_f32)(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) = nullptr;
-  void (*quantize_bf16)(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) = nullptr;
+  // q [k padded with zeros to kInt8Pad] of `bits` bits, 8 or 7, and scales [padded k / group] of k values of x.
+  void (*quantize_f32)(const void* x, int64_t k, int64_t group, int bits, int8_t* q, float* scales) = nullptr;
+  void (*quantize_bf16)(const void* x, int64_t k, int64_t group, int bits, int8_t* q, float* scales) = nullptr;
   Int8GemvKernel gemv;
   Int8GemmKernel gemm;
   Int8GemvOneKernel gemv_one;
+  Int8SevenBitKernel gemm_seven;
 };
 
 const Int8Kernels& int8_kernels_scalar();
 #if defined(__x86_64__)
 const Int8GemvKernel& int8_gemv_avx2();
 const Int8GemvOneKernel& int8_gemv_one_avx2();
+const Int8SevenBitKernel& int8_seven_avx2();
 const Int8Kernels& int8_kernels_avx2();
 const Int8Kernels& int8_kernels_avx512vnni();
 #elif defined(__aarch64__)

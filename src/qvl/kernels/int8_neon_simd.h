@@ -40,16 +40,21 @@ QVL_VEC_INLINE int8x16_t load_bytes(const std::byte* p, int64_t count) {
 }
 
 template <typename X>
-void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) {
+void quantize(const void* x, int64_t k, int64_t group, int bits, int8_t* q, float* scales) {
   const typename X::Element* src = static_cast<const typename X::Element*>(x);
   for (int64_t g = 0; g < int8_padded(k); g += group) {
     // As integers, so that a NaN is the largest value.
-    uint32x4_t bits = vdupq_n_u32(0);
+    uint32x4_t magnitudes = vdupq_n_u32(0);
+    float32x4_t least = vdupq_n_f32(0), greatest = least;
     for (int64_t i = g; i < g + group; i += 4) {
-      const float32x4_t v = vabsq_f32(load_first<X>(src + i, k - i));
-      bits = vmaxq_u32(bits, vreinterpretq_u32_f32(v));
+      const float32x4_t v = load_first<X>(src + i, k - i);
+      magnitudes = vmaxq_u32(magnitudes, vreinterpretq_u32_f32(vabsq_f32(v)));
+      least = vminq_f32(least, v);
+      greatest = vmaxq_f32(greatest, v);
     }
-    const float inverse = int8_inverse_scale(vmaxvq_u32(bits), scales[g / group]);
+    const float inverse =
+        bits == 7 ? int7_inverse_scale(vmaxvq_u32(magnitudes), vminvq_f32(least), vmaxvq_f32(greatest), scales[g / group])
+                  : int8_inverse_scale(vmaxvq_u32(magnitudes), scales[g / group]);
     if (inverse == 0) {
       std::memset(q + g, 0, static_cast<size_t>(group));
       continue;

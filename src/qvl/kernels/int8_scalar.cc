@@ -16,16 +16,21 @@ constexpr int kTileRows = 4;
 constexpr int kPanelCols = 8;
 
 template <typename X>
-void quantize(const void* x, int64_t k, int64_t group, int8_t* q, float* scales) {
+void quantize(const void* x, int64_t k, int64_t group, int bits, int8_t* q, float* scales) {
   const X* src = static_cast<const X*>(x);
   const int64_t padded = int8_padded(k);
   for (int64_t g = 0; g < padded; g += group) {
     // As integers, so that a NaN is the largest value.
-    uint32_t bits = 0;
+    uint32_t absmax = 0;
+    float least = 0, greatest = 0;
     for (int64_t i = g; i < std::min(k, g + group); ++i) {
-      bits = std::max(bits, std::bit_cast<uint32_t>(widen(src[i])) & 0x7fffffffu);
+      const float v = widen(src[i]);
+      absmax = std::max(absmax, std::bit_cast<uint32_t>(v) & 0x7fffffffu);
+      least = std::min(least, v);
+      greatest = std::max(greatest, v);
     }
-    const float inverse = int8_inverse_scale(bits, scales[g / group]);
+    const float inverse = bits == 8 ? int8_inverse_scale(absmax, scales[g / group])
+                                    : int7_inverse_scale(absmax, least, greatest, scales[g / group]);
     for (int64_t i = g; i < g + group; ++i) {
       const float v = i < k && inverse > 0 ? widen(src[i]) * inverse : 0.0f;
       q[i] = static_cast<int8_t>(std::clamp(std::nearbyint(v), -127.0f, 127.0f));

@@ -27,6 +27,16 @@ inline float int8_inverse_scale(uint32_t absmax_bits, float& scale) {
   return 127.0f / absmax;
 }
 
+// The same for codes of 7 bits: the range from the least to the greatest value, 0 among them, is 127 steps.
+inline float int7_inverse_scale(uint32_t absmax_bits, float least, float greatest, float& scale) {
+  const float within = int8_inverse_scale(absmax_bits, scale);
+  if (within == 0) return 0.0f;
+  // The range of finite values need not be finite as a float.
+  const double range = static_cast<double>(greatest) - static_cast<double>(least);
+  scale = static_cast<float>(range / 127.0);
+  return static_cast<float>(127.0 / range);
+}
+
 inline float int8_scale(const Int8Weight& w, int64_t row, int64_t block) {
   const std::byte* p = w.scales + row * w.scale_stride;
   if (w.scale_type == DType::kF32) {

@@ -20,6 +20,7 @@ struct QuantizedRows {
   int64_t stride = 0;
   const float* scales = nullptr;
   int64_t scale_stride = 0;
+  const int32_t* least = nullptr;  // as the scales: what the bytes have too little; null: they are q + 128 or q
 };
 
 // Gate and up may be stored in different formats: each has its own view of x.
@@ -57,6 +58,7 @@ class Int8Gemm {
       tile.x_stride = o.x.stride;
       tile.x_scales = o.x.scales + row * o.x.scale_stride + begin / o.weight.group();
       tile.x_scale_stride = o.x.scale_stride;
+      tile.x_least = o.x.least == nullptr ? nullptr : o.x.least + (tile.x_scales - o.x.scales);
       tile.rows = static_cast<int>(rows);
       tile.group = o.weight.group();
       tile.groups = whole(o, depth) / o.weight.group();
@@ -84,14 +86,22 @@ class Int8Gemm {
   Int8TileArgs tiles_[2]{};
 };
 
+bool same_x(const Int8Weight& a, const Int8Weight& b) {
+  return a.bits == b.bits && a.group() == b.group() && a.x_bits == b.x_bits;
+}
+
+bool takes_seven(const Int8Kernels& kernels, const Int8Weight& w) {
+  return kernels.gemm_seven.fits != nullptr && kernels.gemm_seven.fits(w);
+}
+
 // All rows of x rounded as `w` wants them, in `room` of quantized_rows_bytes().
 size_t quantized_rows_bytes(int64_t rows, int64_t k, int64_t group) {
   return align_up(static_cast<size_t>(rows * int8_padded(k)) +
-                  sizeof(float) * static_cast<size_t>(rows * (int8_padded(k) / group)));
+                  (sizeof(float) + sizeof(int32_t)) * static_cast<size_t>(rows * (int8_padded(k) / group)));
 }
 
 QuantizedRows quantized_rows(const Context& ctx, const Int8Kernels& kernels, const ConstMatrix& matrix, const Int8Weight& w,
-                  std::byte* room) {
+                             bool seven, std::byte* room) {
   const int64_t group = w.group();
   const bool is_signed = w.bits == 8 && kernels.gemm.signed_when_wide;
   const auto quantize = matrix.dtype == DType::kF32 ? kernels.quantize_f32 : kernels.quantize_bf16;
@@ -101,11 +111,17 @@ QuantizedRows quantized_rows(const Context& ctx, const Int8Kernels& kernels, con
   x.q = reinterpret_cast<uint8_t*>(room);
   float* scales = reinterpret_cast<float*>(room + matrix.rows * x.stride);
   x.scales = scales;
+  int32_t* least = reinterpret_cast<int32_t*>(scales + matrix.rows * x.scale_stride);
+  if (seven) x.least = least;
   constexpr int64_t kRowsOfATask = 8;
   ctx.pool->parallel_for(div_up(matrix.rows, kRowsOfATask), [&](int64_t task, int) {
     for (int64_t r = task * kRowsOfATask; r < std::min(matrix.rows, (task + 1) * kRowsOfATask); ++r) {
       uint8_t* q = reinterpret_cast<uint8_t*>(room) + r * x.stride;
-      quantize(at(matrix, r, 0), matrix.cols, group, reinterpret_cast<int8_t*>(q), scales + r * x.scale_stride);
+      quantize(at(matrix, r, 0), matrix.cols, group, w.x_bits, reinterpret_cast<int8_t*>(q), scales + r * x.scale_stride);
+      if (seven) {
+        kernels.gemm_seven.shift(reinterpret_cast<int8_t*>(q), x.stride, group, least + r * x.scale_stride);
+        continue;
+      }
       for (int64_t i = 0; i < x.stride && !is_signed; i += 8) {
         uint64_t eight;
         std::memcpy(&eight, q + i, sizeof(eight));
@@ -147,10 +163,10 @@ void run_int8_gemv(const Context& ctx, std::span<const Call> calls) {
       Operand& o = operands[2 * i + n];
       o.weight = int8_view(*both[n]);
       o.gemv = one ? &kernels.gemv_one.kernel : &kernels.gemv;
-      // What kernels do to x depends on the bits and the group alone.
+      // What kernels do to x depends on both bits and the group alone.
       for (o.shares = 0; o.shares < 2 * i + n; ++o.shares) {
         const Operand& other = operands[o.shares];
-        if (other.gemv == o.gemv && other.weight.bits == o.weight.bits && other.weight.group() == o.weight.group()) break;
+        if (other.gemv == o.gemv && same_x(other.weight, o.weight)) break;
       }
       o.stride = static_cast<int64_t>(align_up(o.gemv->prepared_bytes(o.weight)));
       if (o.shares == 2 * i + n) prepared_bytes += static_cast<size_t>(rows * o.stride);
@@ -173,7 +189,7 @@ void run_int8_gemv(const Context& ctx, std::span<const Call> calls) {
     }
     o.x = room;
     for (int64_t r = 0; r < rows; ++r, room += o.stride) {
-      quantize(at(x, r, 0), k, o.weight.group(), q, scales);
+      quantize(at(x, r, 0), k, o.weight.group(), o.weight.x_bits, q, scales);
       o.gemv->prepare(o.weight, q, scales, room);
     }
   }
@@ -191,14 +207,14 @@ void run_int8(const Context& ctx, LinearPath path, const Call& call) {
 
   const Int8Weight first = int8_view(*call.first);
   const Int8Weight second = call.second == nullptr ? Int8Weight{} : int8_view(*call.second);
-  const bool shared = call.second == nullptr || (first.bits == second.bits && first.group() == second.group());
+  const bool shared = call.second == nullptr || same_x(first, second);
   const size_t first_bytes = quantized_rows_bytes(rows, k, first.group());
   const size_t second_bytes = shared ? 0 : quantized_rows_bytes(rows, k, second.group());
   std::byte* room = scratch<Scratch::kPreparedX>(first_bytes + second_bytes);
-  const QuantizedRows x = quantized_rows(ctx, kernels, call.x, first, room);
-  const QuantizedRows x2 =
-      shared ? x : quantized_rows(ctx, kernels, call.x, second, room + first_bytes);
-  run_gemm(ctx, Int8Gemm(kernels.gemm, {first, x}, {second, x2}), call, kInt8Pad);
+  const bool seven = takes_seven(kernels, first) && (call.second == nullptr || takes_seven(kernels, second));
+  const QuantizedRows x = quantized_rows(ctx, kernels, call.x, first, seven, room);
+  const QuantizedRows x2 = shared ? x : quantized_rows(ctx, kernels, call.x, second, seven, room + first_bytes);
+  run_gemm(ctx, Int8Gemm(seven ? kernels.gemm_seven.kernel : kernels.gemm, {first, x}, {second, x2}), call, kInt8Pad);
 }
 
 }  // namespace qvl::kernels

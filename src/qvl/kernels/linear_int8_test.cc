@@ -64,7 +64,8 @@ struct IntegerWeight {
     quant::dequantize(f, n, k, {data, scales, zero_points}, values);
   }
 
-  Weight view(bool int8_activations, const float* bias = nullptr) const {
+  // x_bits: 8 or 7 bits of the codes of x, 0: x stays as it is.
+  Weight view(int x_bits = 8, const float* bias = nullptr) const {
     Weight w;
     w.data = data.data();
     w.out = out;
@@ -73,7 +74,8 @@ struct IntegerWeight {
     w.format = format;
     w.scales = scales.data();
     w.zero_points = format.zero_points ? zero_points.data() : nullptr;
-    w.int8_activations = int8_activations;
+    w.int8_activations = x_bits != 0;
+    if (x_bits != 0) w.activation_bits = x_bits;
     return w;
   }
 
@@ -84,10 +86,11 @@ struct IntegerWeight {
 };
 
 struct Activations {
-  Activations(DType t, int64_t m, int64_t k, std::mt19937& rng, float scale = 1.0f) : tensor(t, {m, k}) {
+  Activations(DType t, int64_t m, int64_t k, std::mt19937& rng, float scale = 1.0f, bool one_sided = false)
+      : tensor(t, {m, k}) {
     Tensor f(DType::kF32, {m, k});
     std::normal_distribution<float> normal(0.0f, scale);
-    for (float& v : f.as<float>()) v = normal(rng);
+    for (float& v : f.as<float>()) v = one_sided ? std::fabs(normal(rng)) : normal(rng);
     tensor = f.to(t);
     rows = tensor.to(DType::kF32);
   }
@@ -96,15 +99,20 @@ struct Activations {
 };
 
 // Row r of x as the contract of int8_kernels.h rounds it.
-std::vector<double> rounded_row(const Activations& x, int64_t r, const Format& format) {
+std::vector<double> rounded_row(const Activations& x, int64_t r, const Format& format, int x_bits) {
   const int64_t k = x.tensor.dim(1);
   const int64_t group = format.kind == quant::Kind::kRow8 ? 128 : std::min<int64_t>(format.block, 128);
   const float* row = x.rows.as<float>().data() + r * k;
   std::vector<double> out(static_cast<size_t>(k));
   for (int64_t g = 0; g < k; g += group) {
-    float absmax = 0;
-    for (int64_t i = g; i < std::min(k, g + group); ++i) absmax = std::max(absmax, std::fabs(row[i]));
-    const float scale = absmax / 127.0f, inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
+    float least = 0, greatest = 0;
+    for (int64_t i = g; i < std::min(k, g + group); ++i) {
+      least = std::min(least, row[i]);
+      greatest = std::max(greatest, row[i]);
+    }
+    const double range =
+        x_bits == 7 ? static_cast<double>(greatest) - static_cast<double>(least) : std::max<double>(-least, greatest);
+    const float scale = static_cast<float>(range / 127), inverse = range > 0 ? static_cast<float>(127 / range) : 0.0f;
     for (int64_t i = g; i < std::min(k, g + group); ++i) {
       out[static_cast<size_t>(i)] = static_cast<double>(std::nearbyint(row[i] * inverse)) * scale;
     }
@@ -112,12 +120,12 @@ std::vector<double> rounded_row(const Activations& x, int64_t r, const Format& f
   return out;
 }
 
-bool rounds(const Format& f, bool int8_activations) {
-  return int8_activations && !(f.bits == 8 && f.zero_points);
+bool rounds(const Format& f, int x_bits) {
+  return x_bits != 0 && !(f.bits == 8 && f.zero_points);
 }
 
 // Expected sums [m, n] in double, and the sum of magnitudes as a measure of the error float sums may have.
-void expected(const Activations& x, const IntegerWeight& w, bool int8_activations, std::vector<double>& sums,
+void expected(const Activations& x, const IntegerWeight& w, int x_bits, std::vector<double>& sums,
               std::vector<double>& magnitudes) {
   const int64_t m = x.tensor.dim(0);
   sums.assign(static_cast<size_t>(m * w.out), 0);
@@ -125,12 +133,12 @@ void expected(const Activations& x, const IntegerWeight& w, bool int8_activation
   for (int64_t r = 0; r < m; ++r) {
     std::vector<double> row(static_cast<size_t>(w.in));
     for (int64_t i = 0; i < w.in; ++i) row[static_cast<size_t>(i)] = x.rows.as<float>()[static_cast<size_t>(r * w.in + i)];
-    if (rounds(w.format, int8_activations)) row = rounded_row(x, r, w.format);
+    if (rounds(w.format, x_bits)) row = rounded_row(x, r, w.format, x_bits);
     for (int64_t n = 0; n < w.out; ++n) {
       double sum = 0, magnitude = 0;
       for (int64_t i = 0; i < w.in; ++i) {
         double v = w.values[static_cast<size_t>(n * w.in + i)];
-        if (x.tensor.dtype() == DType::kBF16 && !rounds(w.format, int8_activations)) {
+        if (x.tensor.dtype() == DType::kBF16 && !rounds(w.format, x_bits)) {
           v = round_to_bf16(static_cast<float>(v));
         }
         sum += row[static_cast<size_t>(i)] * v;
@@ -150,21 +158,22 @@ class IntegerLinearTest : public testing::TestWithParam<std::string_view> {
  protected:
   const KernelTable& table() { return table_by_name(GetParam()); }
 
-  void check(LinearPath path, DType type, const Format& format, bool int8_activations, int64_t m, int64_t n, int64_t k,
-             int threads, std::mt19937& rng) {
-    SCOPED_TRACE(format.name() + (int8_activations ? ", int8 x " : ", float x ") + std::string(dtype_name(type)) +
+  // With `one_sided` no x is negative, as after an activation.
+  void check(LinearPath path, DType type, const Format& format, int x_bits, int64_t m, int64_t n, int64_t k, int threads,
+             std::mt19937& rng, bool one_sided = false) {
+    SCOPED_TRACE(format.name() + ", " + std::to_string(x_bits) + " bits of x " + std::string(dtype_name(type)) +
                  (path == LinearPath::kGemm ? " gemm " : " gemv ") + std::to_string(m) + "x" + std::to_string(n) + "x" +
                  std::to_string(k));
     ThreadPool pool(threads);
     const Context ctx{&pool, &table()};
     const IntegerWeight w(format, n, k, rng);
-    const Activations x(type, m, k, rng);
+    const Activations x(type, m, k, rng, 1.0f, one_sided);
     std::vector<float> bias(static_cast<size_t>(n));
     for (float& b : bias) b = round_to_bf16(std::normal_distribution<float>()(rng));
     Tensor y(type, {m, n});
-    linear(ctx, path, x.view(), w.view(int8_activations, bias.data()), Activation::kNone, {}, {y.data(), type, m, n, n});
+    linear(ctx, path, x.view(), w.view(x_bits, bias.data()), Activation::kNone, {}, {y.data(), type, m, n, n});
     std::vector<double> sums, magnitudes;
-    expected(x, w, int8_activations, sums, magnitudes);
+    expected(x, w, x_bits, sums, magnitudes);
     const Tensor got = y.to(DType::kF32);
     for (int64_t i = 0; i < m * n; ++i) {
       const double want = sums[static_cast<size_t>(i)] + bias[static_cast<size_t>(i % n)];
@@ -183,8 +192,11 @@ TEST_P(IntegerLinearTest, MatchesDoubleForAllFormatsAndTails) {
       for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
         const int i = counter++;
         const int64_t ns[] = {1, 4, 5, 16, 17, 33, 64, 70};
-        check(path, i % 3 == 0 ? DType::kBF16 : DType::kF32, format, i % 5 != 0, 1 + i % 14, ns[i % 8], k, 1 + i % 2, rng);
-        if (HasFatalFailure()) return;
+        for (const int x_bits : {i % 5 == 0 ? 0 : 8, 7}) {
+          check(path, i % 3 == 0 ? DType::kBF16 : DType::kF32, format, x_bits, 1 + i % 14, ns[i % 8], k, 1 + i % 2, rng,
+                i % 4 == 1);
+          if (HasFatalFailure()) return;
+        }
       }
     }
   }
@@ -196,9 +208,9 @@ TEST_P(IntegerLinearTest, MatchesDoubleBeyondOneBlock) {
   for (const Format& format : {Format::blocks(4, 32, false, DType::kBF16), Format::blocks(4, 16, true, DType::kF32),
                                Format::blocks(8, 128, false, DType::kBF16), Format::row8()}) {
     for (const auto& [m, n, k] : {std::array<int64_t, 3>{7, 70, 2049}, {401, 130, 48}, {5, 65, 4097}}) {
-      for (const bool int8_activations : {true, false}) {
-        check(LinearPath::kGemm, DType::kF32, format, int8_activations, m, n, k, 2, rng);
-        if (m <= 16) check(LinearPath::kGemv, DType::kF32, format, int8_activations, m, n, k, 3, rng);
+      for (const int x_bits : {8, 7, 0}) {
+        check(LinearPath::kGemm, DType::kF32, format, x_bits, m, n, k, 2, rng);
+        if (m <= 16) check(LinearPath::kGemv, DType::kF32, format, x_bits, m, n, k, 3, rng);
         if (HasFatalFailure()) return;
       }
     }
@@ -211,13 +223,14 @@ TEST_P(IntegerLinearTest, EveryTableRoundsActivationsAlike) {
   ThreadPool pool(1);
   const Context oracle{&pool, &table_by_name("scalar")}, ctx{&pool, &table()};
   for (const DType type : {DType::kF32, DType::kBF16}) {
-    for (const float scale : {1e-3f, 1.0f, 1e20f}) {
-      const IntegerWeight w(Format::blocks(4, 128, false, DType::kBF16), 37, 128, rng);
-      const Activations x(type, 9, 128, rng, scale);
-      Tensor want(DType::kF32, {9, 37}), got(DType::kF32, {9, 37});
-      if (type == DType::kBF16) want = Tensor(type, {9, 37}), got = Tensor(type, {9, 37});
-      linear(oracle, LinearPath::kGemm, x.view(), w.view(true), Activation::kNone, {}, {want.data(), type, 9, 37, 37});
-      linear(ctx, LinearPath::kGemm, x.view(), w.view(true), Activation::kNone, {}, {got.data(), type, 9, 37, 37});
+    for (const auto& [scale, bits, x_bits] : {std::array<float, 3>{1e-3f, 4, 8}, {1.0f, 4, 8}, {1e20f, 4, 8}, {1e-3f, 4, 7},
+                                              {1.0f, 8, 7}, {1e20f, 8, 7}, {1.0f, 8, 8}}) {
+      const IntegerWeight w(Format::blocks(static_cast<int>(bits), 128, false, DType::kBF16), 37, 128, rng);
+      const Activations x(type, 19, 128, rng, scale);
+      const Weight view = w.view(static_cast<int>(x_bits));
+      Tensor want(type, {19, 37}), got(type, {19, 37});
+      linear(oracle, LinearPath::kGemm, x.view(), view, Activation::kNone, {}, {want.data(), type, 19, 37, 37});
+      linear(ctx, LinearPath::kGemm, x.view(), view, Activation::kNone, {}, {got.data(), type, 19, 37, 37});
       ASSERT_EQ(std::memcmp(want.data(), got.data(), want.size_bytes()), 0);
     }
   }
@@ -235,7 +248,7 @@ TEST_P(IntegerLinearTest, RowsDoNotDependOnOtherRowsOrThreads) {
       ThreadPool one(1);
       ConstMatrix xs = x.view();
       xs.rows = all;
-      linear_swiglu({&one, &table()}, path, xs, gate.view(true), up.view(true),
+      linear_swiglu({&one, &table()}, path, xs, gate.view(8), up.view(8),
                     {whole.data(), DType::kBF16, all, kCols, kCols});
       for (const int threads : {2, 3}) {
         ThreadPool pool(threads);
@@ -244,7 +257,7 @@ TEST_P(IntegerLinearTest, RowsDoNotDependOnOtherRowsOrThreads) {
           part.data = x.tensor.as<BFloat16>().data() + begin * kDepth;
           part.rows = rows;
           Tensor y(DType::kBF16, {rows, kCols});
-          linear_swiglu({&pool, &table()}, path, part, gate.view(true), up.view(true),
+          linear_swiglu({&pool, &table()}, path, part, gate.view(8), up.view(8),
                         {y.data(), DType::kBF16, rows, kCols, kCols});
           ASSERT_EQ(std::memcmp(whole.as<BFloat16>().data() + begin * kCols, y.data(), y.size_bytes()), 0)
               << format.name() << " rows " << begin << "+" << rows << " threads " << threads;
@@ -259,7 +272,15 @@ TEST_P(IntegerLinearTest, FewRowsAreThoseOfManyInEveryFormat) {
   std::mt19937 rng(8);
   ThreadPool pool(2);
   const Context ctx{&pool, &table()};
-  for (const Format& format : formats()) {
+  struct Case {
+    Format format;
+    int x_bits;
+  };
+  std::vector<Case> cases;
+  for (const Format& format : formats()) cases.push_back({format, 8});
+  cases.push_back({Format::row8(), 7});
+  cases.push_back({Format::blocks(8, 128, false, DType::kBF16), 7});
+  for (const auto& [format, x_bits] : cases) {
     for (const auto& [cols, depth] : {std::array<int64_t, 2>{37, 1111}, {75, 272}, {5, 40}}) {
       const IntegerWeight w(format, cols, depth, rng);
       const Activations x(DType::kF32, 33, depth, rng);
@@ -270,7 +291,7 @@ TEST_P(IntegerLinearTest, FewRowsAreThoseOfManyInEveryFormat) {
           ConstMatrix part = x.view();
           part.data = x.tensor.as<float>().data() + begin * depth;
           part.rows = rows;
-          linear(ctx, path, part, w.view(true), Activation::kNone, {}, {y.data(), DType::kF32, rows, cols, cols});
+          linear(ctx, path, part, w.view(x_bits), Activation::kNone, {}, {y.data(), DType::kF32, rows, cols, cols});
           return y;
         };
         const std::vector<float> whole = product(0, all);
@@ -300,15 +321,15 @@ TEST_P(IntegerLinearTest, SwigluMatchesDouble) {
                                          {int4, Format::blocks(8, 64, true)}};
   for (const auto& [gate_format, up_format] : pairs) {
     SCOPED_TRACE(gate_format.name() + " with " + up_format.name());
-    const bool int8_sums = rounds(gate_format, true) && rounds(up_format, true);
+    const bool int8_sums = rounds(gate_format, 8) && rounds(up_format, 8);
     for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
       const IntegerWeight gate(gate_format, 70, 200, rng), up(up_format, 70, 200, rng);
       const Activations x(DType::kF32, 7, 200, rng);
       Tensor y(DType::kF32, {7, 70});
-      linear_swiglu(ctx, path, x.view(), gate.view(true), up.view(true), {y.data(), DType::kF32, 7, 70, 70});
+      linear_swiglu(ctx, path, x.view(), gate.view(8), up.view(8), {y.data(), DType::kF32, 7, 70, 70});
       std::vector<double> g, u, gm, um;
-      expected(x, gate, int8_sums, g, gm);
-      expected(x, up, int8_sums, u, um);
+      expected(x, gate, int8_sums ? 8 : 0, g, gm);
+      expected(x, up, int8_sums ? 8 : 0, u, um);
       for (size_t i = 0; i < g.size(); ++i) {
         const double silu = g[i] / (1 + std::exp(-g[i]));
         ASSERT_NEAR(y.as<float>()[i], silu * u[i], 1e-5 * (gm[i] + 1) * (um[i] + 1));
@@ -348,7 +369,7 @@ TEST_P(IntegerLinearTest, TogetherIsEachByItself) {
               single.emplace_back(type, Shape{rows, outs[i]});
             }
             std::vector<Weight> views;
-            for (size_t i = 0; i < count; ++i) views.push_back(weights[i].view(true, i == 1 ? nullptr : biases[i].data()));
+            for (size_t i = 0; i < count; ++i) views.push_back(weights[i].view(8, i == 1 ? nullptr : biases[i].data()));
             for (size_t i = 0; i < count; ++i) {
               const ConstMatrix rows_of_x = (count == 3 && i == 2 ? other_x : x).view();
               products.push_back({rows_of_x, &views[i], {together[i].data(), type, rows, outs[i], outs[i]}});
@@ -368,20 +389,40 @@ TEST_P(IntegerLinearTest, ZerosTinyValuesAndNonFiniteOnes) {
   std::mt19937 rng(6);
   ThreadPool pool(1);
   const Context ctx{&pool, &table()};
-  const IntegerWeight w(Format::blocks(4, 32, false, DType::kF32), 20, 96, rng);
-  for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+  const IntegerWeight four(Format::blocks(4, 32, false, DType::kF32), 20, 96, rng), eight(Format::row8(), 20, 96, rng);
+  struct Case {
+    const IntegerWeight* w;
+    int x_bits;
+    int64_t rows;
+    LinearPath path;
+  };
+  for (const auto& [w, x_bits, rows, path] :
+       {Case{&four, 8, 1, LinearPath::kGemm}, {&four, 8, 1, LinearPath::kGemv}, {&four, 7, 1, LinearPath::kGemm},
+        {&eight, 8, 1, LinearPath::kGemv}, {&eight, 8, 17, LinearPath::kGemm}, {&eight, 7, 1, LinearPath::kGemv},
+        {&eight, 7, 17, LinearPath::kGemm}}) {
     const auto product = [&](float fill, float first) {
-      Tensor x(DType::kF32, {1, 96}), y(DType::kF32, {1, 20});
+      Tensor x(DType::kF32, {rows, 96}), y(DType::kF32, {rows, 20});
       for (float& v : x.as<float>()) v = fill;
-      x.as<float>()[40] = first;
-      linear(ctx, path, {x.data(), DType::kF32, 1, 96, 96}, w.view(true), Activation::kNone, {},
-             {y.data(), DType::kF32, 1, 20, 20});
+      for (int64_t r = 0; r < rows; ++r) x.as<float>()[static_cast<size_t>(r * 96 + 40)] = first;
+      linear(ctx, path, {x.data(), DType::kF32, rows, 96, 96}, w->view(x_bits), Activation::kNone, {},
+             {y.data(), DType::kF32, rows, 20, 20});
       return std::vector<float>(y.as<float>().begin(), y.as<float>().end());
     };
     for (const float v : product(0.0f, 0.0f)) ASSERT_EQ(v, 0.0f);
+    for (const float v : product(-0.0f, 0.0f)) ASSERT_EQ(v, 0.0f);
     for (const float v : product(1e-40f, 1e-42f)) ASSERT_EQ(v, 0.0f);  // below what the scales can hold
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                            -std::numeric_limits<float>::infinity()}) {
       for (const float v : product(1.0f, bad)) ASSERT_TRUE(std::isnan(v));
+    }
+    // Their distance is no float.
+    constexpr float kHuge = 3e38f;
+    for (const float v : product(kHuge * 1e-4f, -kHuge)) ASSERT_FALSE(std::isnan(v));
+    // A single value keeps its sign and size, whichever side of zero is empty.
+    for (const float one : {1.0f, -1.0f}) {
+      const std::vector<float> y = product(0.0f, one);
+      for (size_t i = 0; i < y.size(); ++i)
+        ASSERT_NEAR(y[i], one * w->values[(i % 20) * 96 + 40], 1e-6f * std::fabs(w->values[(i % 20) * 96 + 40]));
     }
   }
 }
@@ -396,14 +437,14 @@ TEST_P(IntegerLinearTest, ChecksTheWeight) {
   const auto run = [&](Weight weight) {
     linear(ctx, LinearPath::kGemv, x.view(), weight, Activation::kNone, {}, {y.data(), DType::kF32, 1, 4, 4});
   };
-  Weight no_scales = w.view(true), no_zeros = w.view(true), odd = w.view(true);
+  Weight no_scales = w.view(8), no_zeros = w.view(8), odd = w.view(8);
   no_scales.scales = nullptr;
   no_zeros.zero_points = nullptr;
   odd.format.block = 48;
   EXPECT_THROW(run(no_scales), Error);
   EXPECT_THROW(run(no_zeros), Error);
   EXPECT_THROW(run(odd), Error);
-  EXPECT_NO_THROW(run(w.view(true)));
+  EXPECT_NO_THROW(run(w.view(8)));
 }
 
 INSTANTIATE_TEST_SUITE_P(Tables, IntegerLinearTest, testing::ValuesIn(runnable_tables()),

@@ -148,6 +148,21 @@ void signed_maddubs256(int64_t rounds) {
 #undef QVL_PAIRS
 }
 
+// Of any bytes with codes of 7 bits, 0 to 128 (int8_seven_avx2.cc).
+void seven_maddubs256(int64_t rounds) {
+  zero_factors();
+#define QVL_PAIRS(product, other, sum)                                                                       \
+  "vpmaddubsw %%ymm12, %%ymm13, %%ymm" product "\n\tvpmaddubsw %%ymm13, %%ymm12, %%ymm" other                 \
+  "\n\tvpaddw %%ymm" other ", %%ymm" product ", %%ymm" product "\n\tvpmaddwd %%ymm12, %%ymm" product           \
+  ", %%ymm" product "\n\tvpaddd %%ymm" product ", %%ymm" sum ", %%ymm" sum "\n\t"
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile(QVL_PAIRS("8", "9", "0") QVL_PAIRS("10", "11", "1") QVL_PAIRS("8", "9", "2")
+                     QVL_PAIRS("10", "11", "3")::
+                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm8", "xmm9", "xmm10", "xmm11");
+  }
+#undef QVL_PAIRS
+}
+
 constexpr Chains kFma512{fma512, 12 * 16 * 2, "FMA, 512 bits"};
 constexpr Chains kFma256{fma256, 12 * 8 * 2, "FMA, 256 bits"};
 constexpr Chains kDotBf16{dot_bf16, 12 * 32 * 2, "VDPBF16PS, 512 bits"};
@@ -156,6 +171,7 @@ constexpr Chains kMaddubs{maddubs256, 8 * 32 * 2, "VPMADDUBSW, 256 bits"};
 constexpr Chains kMaddwd{maddwd256, 8 * 16 * 2, "VPMADDWD, 256 bits"};
 constexpr Chains kDotInt16{dot_int16, 12 * 32 * 2, "VPDPWSSD, 512 bits"};
 constexpr Chains kSignedMaddubs{signed_maddubs256, 8 * 32 * 2, "VPSIGNB and VPMADDUBSW, 256 bits"};
+constexpr Chains kSevenMaddubs{seven_maddubs256, 8 * 32 * 2, "VPMADDUBSW and VPMADDWD, 256 bits"};
 
 bool wide(std::string_view table) {
   return table.starts_with("avx512") && cpu_features().avx512;
@@ -176,6 +192,10 @@ Chains int16_chains(std::string_view table) {
 Chains int8_wide_chains(std::string_view table) {
   const Chains chains = int8_chains(table);
   return chains.run == maddubs256 ? kSignedMaddubs : chains;
+}
+Chains int8_seven_chains(std::string_view table) {
+  const Chains chains = int8_chains(table);
+  return chains.run == maddubs256 ? kSevenMaddubs : chains;
 }
 Chains bf16_dot_chains() {
   return cpu_features().avx512bf16 ? kDotBf16 : Chains{};
@@ -229,6 +249,9 @@ Chains int8_chains(std::string_view table) {
 Chains int8_wide_chains(std::string_view table) {
   return int8_chains(table);
 }
+Chains int8_seven_chains(std::string_view table) {
+  return int8_chains(table);
+}
 Chains int16_chains(std::string_view) {
   return kPlainInt;
 }
@@ -245,6 +268,9 @@ Chains int8_chains(std::string_view) {
   return kPlainInt;
 }
 Chains int8_wide_chains(std::string_view table) {
+  return int8_chains(table);
+}
+Chains int8_seven_chains(std::string_view table) {
   return int8_chains(table);
 }
 Chains int16_chains(std::string_view) {
@@ -344,6 +370,7 @@ void MachineLimits::raise_to(const MachineLimits& other) {
   }
   raise(int8, other.int8);
   raise(int8_wide, other.int8_wide);
+  raise(int8_seven, other.int8_seven);
   raise(bf16, other.bf16);
   raise(fp32, other.fp32);
   raise(attention, other.attention);
@@ -397,8 +424,11 @@ MachineLimits measure_machine_limits(const KernelTable& table, ThreadPool& pool,
   };
   out.fp32 = peak(float_chains(table.name));
   out.int8 = peak(int8_chains(table.name));
-  const Chains wide = int8_wide_chains(table.name);
-  out.int8_wide = wide.run == int8_chains(table.name).run ? out.int8 : peak(wide);
+  const auto int8_peak = [&](const Chains& chains) {
+    return chains.run == int8_chains(table.name).run ? out.int8 : peak(chains);
+  };
+  out.int8_wide = int8_peak(int8_wide_chains(table.name));
+  out.int8_seven = int8_peak(int8_seven_chains(table.name));
   // bf16 weights may always be widened and multiplied as floats.
   out.bf16 = out.fp32;
   if (table.name == "avx512bf16") raise(out.bf16, peak(bf16_dot_chains()));

@@ -37,6 +37,7 @@ struct MachineLimits {
   std::string read_pattern;  // the fastest one: "4 streams, prefetch 4096 B ahead"
   Peak int8;       // the fastest products of bytes there are: with weights of 4 bits
   Peak int8_wide;  // with weights of 8 bits, whose products take more instructions on AVX2; elsewhere the same
+  Peak int8_seven;  // with weights of 8 bits and activations of 7; as above
   Peak bf16, fp32;
   Peak attention;  // of bf16 activations: products of 16-bit codes where the table multiplies those, else as bf16
 

@@ -32,6 +32,9 @@ TEST(MachineLimits, LieWithinWhatPhysicsAllowsOnEveryTable) {
       EXPECT_GT(limits.int8_wide.per_second, 1e8);
       EXPECT_LT(limits.int8_wide.per_second, most * 128);
       EXPECT_FALSE(limits.int8_wide.instruction.empty());
+      EXPECT_EQ(limits.int8_seven.instruction != limits.int8.instruction, limits.int8_wide.instruction != limits.int8.instruction);
+      EXPECT_GT(limits.int8_seven.per_second, 1e8);
+      EXPECT_LT(limits.int8_seven.per_second, most * 128);
       EXPECT_EQ(limits.int8_wide.instruction != limits.int8.instruction, limits.int8.instruction.starts_with("VPMADDUBSW"));
       EXPECT_GE(limits.attention.per_second, 1e8);
       EXPECT_LT(limits.attention.per_second, most * 64);
@@ -61,14 +64,15 @@ TEST(MachineLimits, InstructionsThatDoNotExistAreZero) {
 }
 
 TEST(MachineLimits, RaiseToKeepsTheLargerFigureWithItsName) {
-  MachineLimits a{.read_bytes_per_second = 2, .read_pattern = "a", .int8 = {5, "x"}, .int8_wide = {3, "w"}, .bf16 = {1, "y"}, .fp32 = {1, "z"}, .attention = {1, "c"}};
+  MachineLimits a{.read_bytes_per_second = 2, .read_pattern = "a", .int8 = {5, "x"}, .int8_wide = {3, "w"}, .int8_seven = {4, "s"}, .bf16 = {1, "y"}, .fp32 = {1, "z"}, .attention = {1, "c"}};
   const MachineLimits b{
-      .read_bytes_per_second = 1, .read_pattern = "b", .int8 = {4, "p"}, .int8_wide = {4, "v"}, .bf16 = {7, "q"}, .fp32 = {2, "r"}, .attention = {3, "d"}};
+      .read_bytes_per_second = 1, .read_pattern = "b", .int8 = {4, "p"}, .int8_wide = {4, "v"}, .int8_seven = {3, "t"}, .bf16 = {7, "q"}, .fp32 = {2, "r"}, .attention = {3, "d"}};
   a.raise_to(b);
   EXPECT_EQ(a.read_bytes_per_second, 2);
   EXPECT_EQ(a.read_pattern, "a");
   EXPECT_EQ(a.int8.instruction, "x");
   EXPECT_EQ(a.int8_wide.instruction, "v");
+  EXPECT_EQ(a.int8_seven.instruction, "s");
   EXPECT_EQ(a.bf16.per_second, 7);
   EXPECT_EQ(a.bf16.instruction, "q");
   EXPECT_EQ(a.fp32.per_second, 2);
