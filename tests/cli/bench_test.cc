@@ -115,7 +115,7 @@ TEST_F(Bench, AShapeNeedsNoWeightsAndIsUsedAgain) {
   const Outcome o = bench({"--shape", "TINY", "--text", "int8", "--vision", "int8,native", "--work", work, "--json", "-"});
   ASSERT_EQ(o.exit_code, 0) << o.err;
   const Json j = parse_json(o.out, "stdout");
-  EXPECT_EQ(j["engine"]["vision"], "native int8");
+  EXPECT_EQ(j["engine"]["vision"], "native int8 (7-bit activations)");
   EXPECT_EQ(j["engine"]["text"], "native int8");
   EXPECT_NE(j["model"].get<std::string>().find("tiny"), std::string::npos);
   const fs::path package = fs::path(work) / "tiny-text-int8-vision-int8";

@@ -362,7 +362,7 @@ TEST_F(ExportFailures, APackageThatAnswersOtherwiseIsNotWritten) {
   const Outcome verified = qvl({"verify", out().string(), "--against", steep, "--engines", "native"});
   EXPECT_EQ(verified.exit_code, 1) << verified.err;
   // Unrounded weights compute the same, however steep.
-  const Outcome exact = run({"--replace", "--text", "bf16"}, {}, steep);
+  const Outcome exact = run({"--replace", "--text", "bf16", "--vision", "bf16"}, {}, steep);
   EXPECT_EQ(exact.exit_code, 0) << exact.err;
 }
 

@@ -36,31 +36,32 @@ class VisionChoice : public FolderTest {
   }
 };
 
-// The small model with one column of every qkv matrix 1,024 times as large, its input as much smaller: the same
-// function in floats, but 8 bits a row leave nothing of the other columns.
-std::string lopsided_model(const fs::path& folder) {
+// The small model with one column of every qkv matrix `factor` times as large, a power of two, its input as much smaller: the
+// same function in floats. 8 bits a row leave nothing of the other columns where it is large, nor codes of the other inputs
+// where it is small.
+std::string lopsided_model(const fs::path& folder, float factor) {
   fs::create_directories(folder);
   for (const auto& entry : fs::directory_iterator(kSmall)) fs::copy(entry.path(), folder);
   const fs::path weights = folder / "model.safetensors";
   std::string bytes = slurp(weights);
   const auto file = checkpoint::SafetensorsFile::open(weights);
-  const auto scale = [&](const std::string& name, int64_t columns, float factor) {
+  const auto scale = [&](const std::string& name, int64_t columns, float by) {
     const checkpoint::TensorView& tensor = file.get(name);
     EXPECT_EQ(tensor.dtype, DType::kBF16) << name;
     const auto offset = static_cast<size_t>(tensor.bytes.data() - file.mapping().bytes().data());
     std::vector<BFloat16> values(tensor.bytes.size() / sizeof(BFloat16));
     std::memcpy(values.data(), bytes.data() + offset, tensor.bytes.size());
     for (size_t i = 0; i < values.size(); i += static_cast<size_t>(columns))
-      values[i] = to_bfloat16(to_float(values[i]) * factor);
+      values[i] = to_bfloat16(to_float(values[i]) * by);
     std::memcpy(bytes.data() + offset, values.data(), tensor.bytes.size());
   };
   for (int block = 0;; ++block) {
     const std::string prefix = "model.visual.blocks." + std::to_string(block) + ".";
     if (!file.find(prefix + "norm1.weight")) break;
     const auto width = static_cast<int64_t>(file.get(prefix + "norm1.weight").bytes.size() / sizeof(BFloat16));
-    scale(prefix + "norm1.weight", width, 1.0f / 1024);
-    scale(prefix + "norm1.bias", width, 1.0f / 1024);
-    scale(prefix + "attn.qkv.weight", width, 1024);
+    scale(prefix + "norm1.weight", width, 1.0f / factor);
+    scale(prefix + "norm1.bias", width, 1.0f / factor);
+    scale(prefix + "attn.qkv.weight", width, factor);
   }
   std::ofstream(weights, std::ios::binary | std::ios::trunc) << bytes;
   return folder.string();
@@ -74,14 +75,26 @@ TEST_F(VisionChoice, EightBitsWhereFeaturesStayAndTheScoreDoes) {
   EXPECT_GE(m.vision.verdict["cosine"].get<double>(), 0.999);
   EXPECT_LT(m.vision.verdict["cosine"].get<double>(), 1);
   EXPECT_EQ(m.vision.verdict["pictures"], 3);
+  EXPECT_EQ(m.vision.activation_bits, 7);
+  EXPECT_EQ(m.vision.verdict["cosines_by_activation_bits"].size(), 1u);
   const Outcome info = qvl({"info", at("auto")});
+  EXPECT_NE(info.out.find("8 bits with activations in 7 keep"), std::string::npos) << info.out;
   EXPECT_NE(info.out.find("0.999 is the limit"), std::string::npos) << info.out;
   // Of 100 points, of which a question is 0.3: what it may lose.
   EXPECT_GE(100 * score(at("auto")), 100 * score(kSmall) - 0.5);
 }
 
+TEST_F(VisionChoice, ActivationsOfEightBitsWhereSevenAreTooFew) {
+  const package::Manifest m = exported(lopsided_model(folder_ / "uneven", 1.0f / 64), "eight", {"--text", "bf16"});
+  EXPECT_EQ(m.vision.precision, "int8");
+  EXPECT_EQ(m.vision.activation_bits, 8);
+  EXPECT_EQ(m.vision.verdict["passed"], true);
+  EXPECT_LT(m.vision.verdict["cosines_by_activation_bits"]["7"].get<double>(), 0.999);
+  EXPECT_EQ(m.vision.verdict["cosines_by_activation_bits"]["8"], m.vision.verdict["cosine"]);
+}
+
 TEST_F(VisionChoice, Bf16WhereTheyDoNot) {
-  const std::string lopsided = lopsided_model(folder_ / "lopsided");
+  const std::string lopsided = lopsided_model(folder_ / "lopsided", 1024);
   const package::Manifest m = exported(lopsided, "refused", {});
   EXPECT_EQ(m.vision.precision, "bf16");
   ASSERT_TRUE(m.vision.verdict.is_object());
@@ -91,7 +104,9 @@ TEST_F(VisionChoice, Bf16WhereTheyDoNot) {
   const Json info = parse_json(qvl({"info", at("refused"), "--json"}).out, "info");
   EXPECT_EQ(info["stages"]["vision"]["verdict"]["passed"], false);
   // Whoever asks for 8 bits gets them.
-  EXPECT_EQ(exported(lopsided, "forced", {"--vision", "int8", "--verify", "none"}).vision.precision, "int8");
+  const package::Manifest forced = exported(lopsided, "forced", {"--vision", "int8", "--verify", "none"});
+  EXPECT_EQ(forced.vision.precision, "int8");
+  EXPECT_EQ(forced.vision.activation_bits, 8);
 }
 
 TEST_F(VisionChoice, SamplesAreWhatFeaturesAreComparedOn) {

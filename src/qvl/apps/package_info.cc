@@ -46,6 +46,7 @@ Json stage_facts(const package::Package& p, const package::StageEntry& stage, bo
     formats[t.entry->format.name()].add(*t.entry);
   }
   Json out = {{"precision", stage.precision}, {"recipe", stage.recipe}};
+  if (stage.activation_bits != 8) out["activation_bits"] = stage.activation_bits;
   if (!stage.verdict.is_null()) out["verdict"] = stage.verdict;
   out.update(all.to_json());
   out["formats"] = Json::object();
@@ -139,8 +140,10 @@ void stage_text(const std::string& name, const Json& s,
                          s["tensors"].get<int64_t>(), s["bits_per_weight"].get<double>()));
   if (s.contains("verdict")) {
     const Json& v = s["verdict"];
-    line("", fmt::format("chosen by the features of {} pictures: 8 bits keep a cosine of {:.5f} with float32, {} is the limit",
-                         v.value("pictures", 0), v.value("cosine", 0.0), v.value("limit", 0.0)));
+    line("", fmt::format("chosen by the features of {} pictures: 8 bits{} keep a cosine of {:.5f} with float32, {} is the limit",
+                         v.value("pictures", 0),
+                         s.value("activation_bits", 8) == 7 ? " with activations in 7" : "", v.value("cosine", 0.0),
+                         v.value("limit", 0.0)));
   }
   for (const auto& [format, f] : s["formats"].items()) {
     line("", fmt::format("{:<26} {:>5} tensors {:>14} weights {:>12}  {:>5.2f} bits each", format,

@@ -35,10 +35,15 @@ class SyntheticInput : public exporting::Input {
   mutable synth::SyntheticWeights weights_;
 };
 
-bool usable(const fs::path& folder) {
+// What an export chooses where the features pass its gate; those of random weights say nothing.
+constexpr int kVisionActivationBits = 7;
+
+bool usable(const fs::path& folder, bool vision_integers) {
   if (!package::is_package_folder(folder)) return false;
   try {
-    return package::Package::open(folder).manifest().qvl_version == QVL_VERSION;
+    const package::Manifest manifest = package::Package::open(folder).manifest();
+    return manifest.qvl_version == QVL_VERSION &&
+           (!vision_integers || manifest.vision.activation_bits == kVisionActivationBits);
   } catch (const Error&) {
     return false;  // another version's, or damaged: made anew
   }
@@ -49,7 +54,9 @@ bool usable(const fs::path& folder) {
 fs::path shape_package(const ShapeOptions& o, const fs::path& work,
                        const std::function<bool(std::string_view, int64_t, int64_t)>& progress) {
   const fs::path folder = work / fmt::format("{}-text-{}-vision-{}", o.shape, o.text, o.vision);
-  if (usable(folder)) return folder;
+  const bool vision_integers =
+      exporting::parse_stage_precision(o.vision, "--vision") == exporting::StagePrecision::kInt8;
+  if (usable(folder, vision_integers)) return folder;
   ThreadPool pool(resolve_threads(o.threads, "bench"));
   const WorkFolder files("", "shape");  // config.json and its companions, for as long as the exporter reads them
   synth::write_config_files(o.shape, files.path());
@@ -63,6 +70,9 @@ fs::path shape_package(const ShapeOptions& o, const fs::path& work,
   options.threads = o.threads;
   options.version = QVL_VERSION;
   options.progress = progress;
+  options.verify = [vision_integers](const fs::path&, package::Manifest& manifest) {
+    if (vision_integers) manifest.vision.activation_bits = kVisionActivationBits;
+  };
   exporting::export_package(options);
   return folder;
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "qvl/base/thread_pool.h"
@@ -35,6 +36,9 @@ struct EngineOptions {
   int threads = 0;  // 0: all processors available to the process
   Precision vision_precision = Precision::kAuto;
   Precision text_precision = Precision::kAuto;
+  // Of the codes that the native vision stage rounds activations to before integer weights, 8 or 7 (kernels/ops.h); absent:
+  // what the package says.
+  std::optional<int> vision_activation_bits;
   KvType kv = KvType::kAuto;  // native decoder only
   // Kernel table of the native stages ("scalar", "avx2", ...); empty: QVL_KERNELS, else the best one of this
   // processor.
@@ -44,7 +48,7 @@ struct EngineOptions {
 };
 
 struct EngineInfo {
-  std::string vision;  // "native bf16", "native int8" (products with integer weights)
+  std::string vision;  // "native bf16", "native int8" (products with integer weights), "native int8 (7-bit activations)"
   std::string text;    // "native f32"
   std::string isa;     // kernel table, "avx512bf16"
   int threads = 0;

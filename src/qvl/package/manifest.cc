@@ -140,11 +140,13 @@ TensorEntry read_tensor(const Reader& r) {
 
 Json to_json(const StageEntry& s) {
   Json j = {{"precision", s.precision}, {"recipe", s.recipe}};
+  if (s.activation_bits != 8) j["activation_bits"] = s.activation_bits;
   if (!s.verdict.is_null()) j["verdict"] = s.verdict;
   return j;
 }
 StageEntry read_stage(const Reader& r) {
   StageEntry s{.precision = r.text("precision"), .recipe = r.text("recipe"), .verdict = {}};
+  if (r.has("activation_bits")) s.activation_bits = static_cast<int>(std::min<int64_t>(r.count("activation_bits"), 64));
   if (r.has("verdict")) s.verdict = r.object("verdict").json();
   return s;
 }
@@ -286,6 +288,11 @@ void Manifest::validate(std::string_view where) const {
          std::to_string(format_version), "written by another qvl: export again or use that version");
   }
   if (opset < 1) fail(ErrorCode::kFormat, where, "opset", "1 or more", std::to_string(opset));
+  for (const StageEntry* s : {&vision, &text}) {
+    if (s->activation_bits != 7 && s->activation_bits != 8) {
+      fail(ErrorCode::kFormat, where, "activation_bits of a stage", "7 or 8", std::to_string(s->activation_bits));
+    }
+  }
   check_hash(where, "source.config_sha256", source.config_sha256);
   if (static_sizes) check_static(where, *static_sizes);
 

@@ -78,6 +78,7 @@ struct SourceInfo {
 struct StageEntry {
   std::string precision;  // as asked for: "int4", "int8", "bf16", "fp16", "fp32"
   std::string recipe;     // "plain", "balanced", "best"; empty for float formats
+  int activation_bits = 8;  // of the codes that the native engine rounds activations to before integer weights: 8 or 7
   Json verdict;           // what decided the precision where nobody asked for one; null: somebody did
 };
 

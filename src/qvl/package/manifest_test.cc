@@ -61,6 +61,10 @@ TEST(Manifest, WrittenAndReadBackIsTheSame) {
   EXPECT_EQ(back.static_sizes->grid_w, 40);
   EXPECT_TRUE(back.parity.is_null());
   EXPECT_TRUE(back.source.tied_head);
+  EXPECT_EQ(back.vision.activation_bits, 8);  // where nothing is said
+  Manifest seven = m;
+  seven.vision.activation_bits = 7;
+  EXPECT_EQ(Manifest::from_json(seven.to_json(), "t").vision.activation_bits, 7);
 }
 
 // `change` spoils a valid manifest; the error must have the code and name `words`.
@@ -106,6 +110,7 @@ TEST(Manifest, EveryFaultIsNamed) {
   expect_refused([](Manifest& m) { m.other_files[0].file = "qvl.json"; }, kFormat, "listed twice");
   expect_refused([](Manifest& m) { m.other_files[0].sha256 = "abc"; }, kFormat, "config.json");
   expect_refused([](Manifest& m) { m.format_version = package::kFormatVersion + 1; }, kUnsupported, "format version");
+  expect_refused([](Manifest& m) { m.vision.activation_bits = 6; }, kFormat, "activation_bits");
   expect_refused([](Manifest& m) { m.static_sizes->grid_h = 0; }, kFormat, "grid_h");
   expect_refused([](Manifest& m) { m.static_sizes->context_tokens = 8; }, kFormat, "sequence");
 }
@@ -132,6 +137,7 @@ TEST(Manifest, ReadingNamesKeyAndPlace) {
   refused([](Json& j) { j["graphs"]["audio"] = j["graphs"]["vision"]; }, "audio");
   refused([](Json& j) { j["layout"] = "tiles"; }, "tiles");
   refused([](Json& j) { j["static"]["grid_thw"] = {1, 2}; }, "grid_thw");
+  refused([](Json& j) { j["stages"]["vision"]["activation_bits"] = int64_t{1} << 40; }, "activation_bits");
   refused([](Json& j) { j["format"] = "other"; }, "other");
   // A newer version is named before anything in it can be misread.
   refused([](Json& j) { j = {{"format", "qvl package"}, {"format_version", 9}}; }, "format version");

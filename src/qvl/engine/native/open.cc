@@ -46,8 +46,8 @@ DType cache_type(KvType kv, DType activation, int64_t head_dim) {
   return activation;
 }
 
-std::string stage_name(DType activation, const WeightBinder& binder) {
-  if (binder.multiplies_int8()) return "native int8";
+std::string stage_name(DType activation, const WeightBinder& binder, int activation_bits) {
+  if (binder.multiplies_int8()) return activation_bits == 7 ? "native int8 (7-bit activations)" : "native int8";
   return activation == DType::kBF16 ? "native bf16" : "native fp32";
 }
 
@@ -92,6 +92,11 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
   };
 
   const std::string weights = source->identity();
+  // Bits of the codes that activations become before integer weights; 0: they stay as they are.
+  const auto code_bits = [&](bool vision) {
+    if ((vision ? options.vision_precision : options.text_precision) != Precision::kAuto) return 0;
+    return vision && options.vision_activation_bits ? *options.vision_activation_bits : source->activation_bits(vision);
+  };
   const auto identity = [&](const std::string& name, DType activation) {
     return cat(name, ", ", dtype_name(activation), " activations, ", kernels::table_name(*context.table), ", ",
                weights);
@@ -105,14 +110,15 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     auto model = std::make_shared<VisionModel>();
     model->source = source;
     model->pool = pool;
-    WeightBinder binder(*source, type, options.vision_precision == Precision::kAuto, *pool, on_bytes);
+    const int bits = code_bits(true);
+    WeightBinder binder(*source, type, bits, *pool, on_bytes);
     model->stage =
         std::make_unique<NativeVision>(config.vision, bind_vision(binder, config.vision), type, context,
                                        [source] { drop_stage(*source, true); });
     stages.weight_bytes += binder.owned_bytes();
     model->owned = binder.take_owned();
     stages.vision = {model, model->stage.get()};
-    stages.vision_name = stage_name(type, binder);
+    stages.vision_name = stage_name(type, binder, bits);
     stages.vision_identity = identity(stages.vision_name, type);
   }
   if (selection.text) {
@@ -120,7 +126,8 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     auto model = std::make_shared<TextModel>();
     model->source = source;
     model->pool = pool;
-    WeightBinder binder(*source, type, options.text_precision == Precision::kAuto, *pool, on_bytes);
+    const int bits = code_bits(false);
+    WeightBinder binder(*source, type, bits, *pool, on_bytes);
     model->weights = bind_decoder(binder, config.text, source->tied_head());
     stages.weight_bytes += binder.owned_bytes();
     model->owned = binder.take_owned();
@@ -130,7 +137,7 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
                                                      [source] { drop_stage(*source, false); });
     stages.embed = {model, model->embed.get()};
     stages.decoder = {model, model->decoder.get()};
-    stages.text_name = stage_name(type, binder);
+    stages.text_name = stage_name(type, binder, bits);
     stages.text_identity =
         identity(cat(stages.text_name, ", ", kv_dtype_name(stages.kv_dtype), " keys and values"), type);
   }

@@ -31,6 +31,7 @@ class CheckpointSource : public TensorSource {
   const model::ModelConfig& config() const override { return source_->config; }
   bool tied_head() const override { return source_->config.tie_word_embeddings; }
   DType stage_type(bool) const override { return source_->dtype; }
+  int activation_bits(bool) const override { return 8; }
   std::string identity() const override { return source_->checkpoint.identity(); }
 
   SourceTensor find(TensorRole role, int layer) const override {
@@ -69,6 +70,11 @@ class PackageSource : public TensorSource {
     if (!integers) return vote.winner();
     // Integer weights say nothing about activations: those of the checkpoint they were made from.
     return package_->manifest().source.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+  }
+
+  int activation_bits(bool vision) const override {
+    const package::Manifest& m = package_->manifest();
+    return (vision ? m.vision : m.text).activation_bits;
   }
 
   SourceTensor find(TensorRole role, int layer) const override {

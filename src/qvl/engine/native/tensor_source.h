@@ -41,6 +41,8 @@ class TensorSource {
   virtual void drop(model::TensorRole role, int layer) const = 0;
   // BF16, F16 or F32: the precision that a stage's publisher chose, for Precision::kAuto.
   virtual DType stage_type(bool vision) const = 0;
+  // Of the codes that activations become before integer weights, 8 or 7, as the publisher chose.
+  virtual int activation_bits(bool vision) const = 0;
   // Names configuration and weights: other weights, or the same files touched since, have another one. Made from the
   // headers and stamps of the files, without reading the weights.
   virtual std::string identity() const = 0;

@@ -14,11 +14,11 @@ constexpr int64_t kRowsOfATask = 32;
 
 using model::TensorRole;
 
-WeightBinder::WeightBinder(const TensorSource& source, DType activation, bool int8_activations, ThreadPool& pool,
+WeightBinder::WeightBinder(const TensorSource& source, DType activation, int activation_bits, ThreadPool& pool,
                            std::function<void(int64_t)> on_bytes)
     : source_(source),
       activation_(activation),
-      int8_activations_(int8_activations),
+      activation_bits_(activation_bits),
       pool_(pool),
       on_bytes_(std::move(on_bytes)) {}
 
@@ -60,8 +60,9 @@ kernels::Weight WeightBinder::matrix(TensorRole role, int layer) {
     w.data = tensor.data.data();
     w.scales = tensor.scales.data();
     w.zero_points = tensor.format.zero_points ? tensor.zero_points.data() : nullptr;
-    w.int8_activations = int8_activations_;
-    multiplies_int8_ |= int8_activations_;
+    w.int8_activations = activation_bits_ != 0;
+    if (w.int8_activations) w.activation_bits = activation_bits_;
+    multiplies_int8_ |= w.int8_activations;
     return w;
   }
   // Float32 activations take any stored float type (widening is exact); bfloat16 ones need bfloat16 weights.

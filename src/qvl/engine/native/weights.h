@@ -63,9 +63,9 @@ struct DecoderWeights {
 // Owns what had to be copied; the views above point into it or into the source.
 class WeightBinder {
  public:
-  // `activation` is the type of the activations, F32 or BF16; with int8_activations, products with integer weights
-  // round them to int8. `on_bytes(n)` is called as tensors are bound. The pool converts.
-  WeightBinder(const TensorSource& source, DType activation, bool int8_activations, ThreadPool& pool,
+  // `activation` is the type of the activations, F32 or BF16; products with integer weights round them to codes of
+  // `activation_bits`, 8 or 7, or take them as they are (0). `on_bytes(n)` is called as tensors are bound. The pool converts.
+  WeightBinder(const TensorSource& source, DType activation, int activation_bits, ThreadPool& pool,
                std::function<void(int64_t)> on_bytes);
 
   // Matrix [out, ...] as [out, product of the rest], with the bias of `bias` unless that is the same role.
@@ -92,7 +92,7 @@ class WeightBinder {
 
   const TensorSource& source_;
   DType activation_;
-  bool int8_activations_;
+  int activation_bits_;
   bool multiplies_int8_ = false;
   ThreadPool& pool_;
   std::function<void(int64_t)> on_bytes_;
