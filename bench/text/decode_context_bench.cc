@@ -5,25 +5,16 @@
 // MODEL: a checkpoint or a package, in the native engine. CONTEXTS: multiples of 256. In every round each context has three
 // steps of one token, and memory is read as fast as it goes, so that a busy machine disturbs all alike; prints medians and the
 // best of all, and at which rate the keys and values were read that a longer context has more than the first.
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <numeric>
-#include <string>
-#include <vector>
 
-#include "open_native.h"
-#include "qvl/base/error.h"
-#include "qvl/base/format.h"
-#include "qvl/base/thread_pool.h"
+#include "native_bench.h"
 #include "qvl/kernels/machine_limits.h"
 
 namespace {
 
 using namespace qvl;
+using namespace qvl::bench;
 
 constexpr int64_t kRepeated = 256;
 
@@ -33,25 +24,9 @@ struct Timeline {
   std::vector<double> ms;
 };
 
-void append(const engine::Engine& engine, engine::KvCache& cache, const std::vector<int32_t>& ids, bool decode) {
-  const Tensor embeds = engine.embed().embed(ids);
-  std::vector<int64_t> positions(ids.size());
-  std::iota(positions.begin(), positions.end(), cache.length());
-  engine::DecoderInput input;
-  input.embeds = &embeds;
-  for (auto& axis : input.positions) axis = positions;
-  input.decode = decode;
-  engine.decoder().forward(input, cache, decode ? engine::LogitsMode::kAll : engine::LogitsMode::kNone);
-}
-
 int run(const std::filesystem::path& folder, const std::string& contexts, int rounds, int threads, engine::KvType kv) {
   const auto engine = open_native(folder, threads, kv);
-  std::vector<int32_t> ids(kRepeated);
-  uint32_t state = 1;
-  for (int32_t& id : ids) {
-    state = state * 1664525 + 1013904223;
-    id = static_cast<int32_t>(state >> 8) % 500;
-  }
+  const std::vector<int32_t> ids = some_ids(kRepeated);
   std::vector<std::byte> saved;
   {
     const auto cache = engine->decoder().new_cache();
@@ -82,9 +57,7 @@ int run(const std::filesystem::path& folder, const std::string& contexts, int ro
     limits.push_back(limit.read_bytes_per_second * 1e-9);
     for (Timeline& t : timelines) {
       for (int step = 0; step < 3; ++step) {
-        const auto start = std::chrono::steady_clock::now();
-        append(*engine, *t.cache, {ids[static_cast<size_t>(step)]}, true);
-        t.ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+        t.ms.push_back(timed_ms([&] { append(*engine, *t.cache, {ids[static_cast<size_t>(step)]}, true); }));
         t.cache->truncate(t.context);
       }
     }
@@ -109,16 +82,9 @@ int run(const std::filesystem::path& folder, const std::string& contexts, int ro
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 2 || argc > 6) {
-    std::fprintf(stderr, "decode_context_bench MODEL [CONTEXTS [ROUNDS [THREADS [auto|bf16|int8]]]]\n");
-    return 2;
-  }
-  const auto number = [&](int i, int otherwise) { return argc > i ? std::max(1, std::atoi(argv[i])) : otherwise; };
-  try {
-    return run(argv[1], argc > 2 ? argv[2] : "256,768,4096", number(3, 7), number(4, available_processors()),
-               engine::parse_kv_type(argc > 5 ? argv[5] : "auto"));
-  } catch (const Error& e) {
-    std::fprintf(stderr, "%s\n", e.what());
-    return 1;
-  }
+  return bench_main(argc, argv, "decode_context_bench MODEL [CONTEXTS [ROUNDS [THREADS [auto|bf16|int8]]]]", 1, 5, {},
+                    [](const Arguments& a) {
+                      return run(a.text(0), a.text(1, "256,768,4096"), a.number(2, 7), a.threads(3),
+                                 engine::parse_kv_type(a.text(4, "auto")));
+                    });
 }

@@ -7,48 +7,30 @@
 // the bit, then times steps of 1, 2, 3, 4, 6, 8, 12 and 16 rows, of one timeline and of as many, in turn, round after round,
 // so that a busy machine disturbs all of them alike; prints medians. Timelines are forks of one: up to 256 tokens of context
 // each has its own memory, what is beyond is read by all.
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <map>
-#include <memory>
-#include <numeric>
 #include <span>
-#include <vector>
 
-#include "open_native.h"
-#include "qvl/base/error.h"
-#include "qvl/base/thread_pool.h"
+#include "native_bench.h"
 
 namespace {
 
 using namespace qvl;
+using namespace qvl::bench;
 
 class Timeline {
  public:
-  Timeline(const engine::EmbedStage& embed, const engine::DecoderStage& decoder)
-      : embed_(embed), decoder_(decoder), cache_(decoder.new_cache()) {}
+  explicit Timeline(const engine::Engine& engine) : engine_(engine), cache_(engine.decoder().new_cache()) {}
 
-  Tensor append(const std::vector<int32_t>& ids, bool decode) {
-    const Tensor embeds = embed_.embed(ids);
-    std::vector<int64_t> positions(ids.size());
-    std::iota(positions.begin(), positions.end(), cache_->length());
-    engine::DecoderInput input;
-    input.embeds = &embeds;
-    for (auto& axis : input.positions) axis = positions;
-    input.decode = decode;
-    return decoder_.forward(input, *cache_, decode ? engine::LogitsMode::kAll : engine::LogitsMode::kNone);
-  }
+  Tensor append(const std::vector<int32_t>& ids, bool decode) { return bench::append(engine_, *cache_, ids, decode); }
   void truncate(int64_t length) { cache_->truncate(length); }
   Timeline fork() const {
-    Timeline out(embed_, decoder_);
+    Timeline out(engine_);
     out.cache_->share_prefix(*cache_, cache_->length());
     return out;
   }
   // One token each.
   static Tensor append_together(std::span<Timeline> timelines, const std::vector<int32_t>& ids) {
-    const Tensor embeds = timelines[0].embed_.embed(ids);
+    const Tensor embeds = timelines[0].engine_.embed().embed(ids);
     std::vector<int64_t> positions;
     std::vector<engine::DecodeShare> shares;
     for (Timeline& t : timelines) {
@@ -59,24 +41,18 @@ class Timeline {
     input.embeds = &embeds;
     for (auto& axis : input.positions) axis = positions;
     input.decode = true;
-    return timelines[0].decoder_.decode_together(input, shares);
+    return timelines[0].engine_.decoder().decode_together(input, shares);
   }
 
  private:
-  const engine::EmbedStage& embed_;
-  const engine::DecoderStage& decoder_;
+  const engine::Engine& engine_;
   std::unique_ptr<engine::KvCache> cache_;
 };
 
 int run(const std::filesystem::path& folder, int64_t context, int rounds, int threads) {
   const auto engine = open_native(folder, threads);
-  Timeline timeline(engine->embed(), engine->decoder());
-  std::vector<int32_t> ids(static_cast<size_t>(context) + 16);
-  uint32_t state = 1;
-  for (int32_t& id : ids) {
-    state = state * 1664525 + 1013904223;
-    id = static_cast<int32_t>(state >> 8) % 500;
-  }
+  Timeline timeline(*engine);
+  const std::vector<int32_t> ids = some_ids(static_cast<size_t>(context) + 16);
   for (int64_t at = 0; at < context; at += 512) {
     timeline.append({ids.begin() + at, ids.begin() + std::min(context, at + 512)}, false);
   }
@@ -109,24 +85,15 @@ int run(const std::filesystem::path& folder, int64_t context, int rounds, int th
 
   constexpr int64_t kRows[] = {1, 2, 3, 4, 6, 8, 12, 16};
   std::map<int64_t, std::vector<double>> ms_rows, ms_timelines;
-  const auto timed = [](std::vector<double>& into, auto call) {
-    const auto start = std::chrono::steady_clock::now();
-    call();
-    into.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
-  };
   for (int round = 0; round < rounds; ++round) {
     for (int64_t rows : kRows) {
-      timed(ms_rows[rows], [&] { timeline.append(some(rows), true); });
+      ms_rows[rows].push_back(timed_ms([&] { timeline.append(some(rows), true); }));
       timeline.truncate(context);
       const std::span<Timeline> some_forks(forks.data(), static_cast<size_t>(rows));
-      timed(ms_timelines[rows], [&] { Timeline::append_together(some_forks, some(rows)); });
+      ms_timelines[rows].push_back(timed_ms([&] { Timeline::append_together(some_forks, some(rows)); }));
       for (Timeline& t : some_forks) t.truncate(context);
     }
   }
-  const auto median = [](std::vector<double>& v) {
-    std::ranges::sort(v);
-    return v[v.size() / 2];
-  };
   std::printf("%s, %lld tokens of context, %d rounds\n"
               "rows   of one timeline              of as many\n"
               "            ms  of one row  ms a row       ms  of one row  tokens/s of one row's\n",
@@ -143,15 +110,7 @@ int run(const std::filesystem::path& folder, int64_t context, int rounds, int th
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 2 || argc > 5) {
-    std::fprintf(stderr, "decode_rows_bench MODEL [CONTEXT_TOKENS [ROUNDS [THREADS]]]\n");
-    return 2;
-  }
-  const auto number = [&](int i, int otherwise) { return argc > i ? std::max(1, std::atoi(argv[i])) : otherwise; };
-  try {
-    return run(argv[1], number(2, 200), number(3, 9), number(4, available_processors()));
-  } catch (const Error& e) {
-    std::fprintf(stderr, "%s\n", e.what());
-    return 1;
-  }
+  return bench_main(argc, argv, "decode_rows_bench MODEL [CONTEXT_TOKENS [ROUNDS [THREADS]]]", 1, 4, {}, [](const Arguments& a) {
+    return run(a.text(0), a.number(1, 200), a.number(2, 9), a.threads(3));
+  });
 }

@@ -2,30 +2,28 @@
 // replayed through it. Every token is computed, guessed and checked as in any answer, only what is said is laid down, so
 // steps and their times are those of a model that gives these answers.
 //
-//   replay_bench MODEL QUESTIONS [TASK,TASK,... [LIMIT [ROUNDS [THREADS]]]]
+//   replay_bench MODEL QUESTIONS [TASK,TASK,... [LIMIT [ROUNDS [THREADS]]]] [--json]
 //
 // MODEL: a checkpoint or a package, in the native engine. QUESTIONS: as `qvl eval` takes them; their answers are said.
 // Pictures are left out: nothing is guessed from them. Each question is answered without and with guesses, in turn, by two
 // conversations that remember what they said (as one process of `qvl eval` or `qvl serve` does); each round begins anew.
-#include <algorithm>
-#include <cstdio>
-#include <cstdlib>
+//
+// --json: one object instead of the table: {"model", "isa", "threads", "questions", "rounds", "tasks": {TASK: SUM}, "all": SUM},
+// SUM = {"answers", "prompt_tokens" (mean), "tokens" (after the first of each answer), "off": RUN, "auto": RUN}, RUN = {"ms",
+// "tokens_per_s", "steps", "drafted_tokens", "accepted_tokens"}. A kind of answers that are one token long has no "tokens_per_s".
 #include <limits>
 #include <map>
-#include <memory>
 #include <span>
-#include <string>
-#include <vector>
 
-#include "open_native.h"
-#include "qvl/base/error.h"
-#include "qvl/base/thread_pool.h"
+#include "native_bench.h"
+#include "qvl/base/json.h"
 #include "qvl/generate/eval.h"
 #include "qvl/generate/pipeline.h"
 
 namespace {
 
 using namespace qvl;
+using namespace qvl::bench;
 using namespace qvl::generate;
 
 class Replay : public TokenConstraint {
@@ -44,9 +42,12 @@ class Replay : public TokenConstraint {
 };
 
 struct Sum {
+  int64_t answers = 0, prompt_tokens = 0;
   int64_t tokens = 0, steps = 0, drafted = 0, accepted = 0;  // tokens: after the first of each answer
   double ms = 0;
   void add(const Answer& a) {
+    ++answers;
+    prompt_tokens += a.prompt_tokens;
     tokens += static_cast<int64_t>(a.token_ids.size()) - 1;
     steps += a.decode.steps;
     drafted += a.decode.drafted_tokens;
@@ -55,29 +56,46 @@ struct Sum {
   }
 };
 
-void print(const std::string& task, const Sum& off, const Sum& guessed) {
+// Of one kind of questions, or of all.
+struct Pair {
+  Sum off, guessed;
+};
+
+void print(const std::string& task, const Pair& p) {
   const auto a_token = [](const Sum& s) { return s.ms / static_cast<double>(s.tokens); };
-  const double tokens = static_cast<double>(guessed.tokens);
-  std::printf("%-10s %7lld %10.2f %8lld %8lld %9.1f %9.1f %8.2f\n", task.c_str(), static_cast<long long>(guessed.tokens),
-              static_cast<double>(guessed.steps) / tokens, static_cast<long long>(guessed.drafted),
-              static_cast<long long>(guessed.accepted), a_token(off), a_token(guessed), a_token(off) / a_token(guessed));
+  const double tokens = static_cast<double>(p.guessed.tokens);
+  std::printf("%-10s %7lld %10.2f %8lld %8lld %9.1f %9.1f %8.2f\n", task.c_str(), static_cast<long long>(p.guessed.tokens),
+              static_cast<double>(p.guessed.steps) / tokens, static_cast<long long>(p.guessed.drafted),
+              static_cast<long long>(p.guessed.accepted), a_token(p.off), a_token(p.guessed),
+              a_token(p.off) / a_token(p.guessed));
+}
+
+Json to_json(const Pair& p) {
+  const auto run = [](const Sum& s) {
+    Json out = {{"ms", s.ms}, {"steps", s.steps}, {"drafted_tokens", s.drafted}, {"accepted_tokens", s.accepted}};
+    if (s.ms > 0) out["tokens_per_s"] = static_cast<double>(s.tokens) / s.ms * 1e3;
+    return out;
+  };
+  return {{"answers", p.off.answers},
+          {"prompt_tokens", static_cast<double>(p.off.prompt_tokens) / static_cast<double>(std::max<int64_t>(1, p.off.answers))},
+          {"tokens", p.off.tokens},
+          {"off", run(p.off)},
+          {"auto", run(p.guessed)}};
 }
 
 int run(const std::filesystem::path& folder, const std::filesystem::path& questions_at, const std::string& tasks,
-        size_t limit, int rounds, int threads) {
+        size_t limit, int rounds, int threads, bool json) {
   std::vector<EvalQuestion> questions = read_questions(find_questions(questions_at));
   if (!tasks.empty()) {
     const std::string list = "," + tasks + ",";
     std::erase_if(questions, [&](const EvalQuestion& q) { return list.find("," + q.task + ",") == list.npos; });
   }
   if (questions.size() > limit) questions.resize(limit);
+  if (questions.empty()) fail(ErrorCode::kNotFound, "replay_bench", cat("no questions of ", tasks, " in ", questions_at.string()));
   const auto engine = open_native(folder, threads);
   const auto assets = std::make_shared<const Assets>(Assets::load(folder, engine->config()));
-  std::printf("%s, %zu questions, %d round(s)\n"
-              "task        tokens steps/token  guessed    right    ms off   ms auto   off/auto\n",
-              folder.c_str(), questions.size(), rounds);
-  std::map<std::string, Sum> off_by_task, guessed_by_task;
-  Sum off_all, guessed_all;
+  std::map<std::string, Pair> by_task;
+  Pair all;
   for (int round = 0; round < rounds; ++round) {
     Pipeline plain(engine, assets, nullptr), guessing(engine, assets, nullptr);
     for (size_t i = 0; i < questions.size(); ++i) {
@@ -91,33 +109,36 @@ int run(const std::filesystem::path& folder, const std::filesystem::path& questi
         options.speculation.mode = guesses ? Speculation::Mode::kAuto : Speculation::Mode::kOff;
         options.constraint = std::make_shared<Replay>(ids);
         const Answer answer = (guesses ? guessing : plain).answer({text_message(text::Role::kUser, q.question)}, options);
-        if (answer.token_ids != ids) {
-          std::fprintf(stderr, "another answer than '%s': '%s'\n", q.answer.c_str(), answer.text.c_str());
-          return 1;
-        }
-        (guesses ? guessed_by_task : off_by_task)[q.task].add(answer);
-        (guesses ? guessed_all : off_all).add(answer);
+        if (answer.token_ids != ids)
+          fail(ErrorCode::kMismatch, "replay_bench", "an answer", "'" + q.answer + "'", "'" + answer.text + "'");
+        Pair& kind = by_task[q.task];
+        (guesses ? kind.guessed : kind.off).add(answer);
+        (guesses ? all.guessed : all.off).add(answer);
       }
     }
   }
-  for (const auto& [task, guessed] : guessed_by_task) print(task, off_by_task[task], guessed);
-  print("all", off_all, guessed_all);
+  if (json) {
+    Json tasks_json = Json::object();
+    for (const auto& [task, pair] : by_task) tasks_json[task] = to_json(pair);
+    const Json out = {{"model", folder.string()}, {"isa", engine->info().isa}, {"threads", threads},
+                      {"questions", questions.size()}, {"rounds", rounds}, {"tasks", tasks_json}, {"all", to_json(all)}};
+    std::printf("%s\n", out.dump().c_str());
+    return 0;
+  }
+  std::printf("%s, %zu questions, %d round(s)\n"
+              "task        tokens steps/token  guessed    right    ms off   ms auto   off/auto\n",
+              folder.c_str(), questions.size(), rounds);
+  for (const auto& [task, pair] : by_task) print(task, pair);
+  print("all", all);
   return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3 || argc > 7) {
-    std::fprintf(stderr, "replay_bench MODEL QUESTIONS [TASK,TASK,... [LIMIT [ROUNDS [THREADS]]]]\n");
-    return 2;
-  }
-  const auto number = [&](int i, int otherwise) { return argc > i ? std::max(1, std::atoi(argv[i])) : otherwise; };
-  try {
-    return run(argv[1], argv[2], argc > 3 ? argv[3] : "", static_cast<size_t>(number(4, 1 << 30)), number(5, 1),
-               number(6, available_processors()));
-  } catch (const Error& e) {
-    std::fprintf(stderr, "%s\n", e.what());
-    return 1;
-  }
+  return bench_main(argc, argv, "replay_bench MODEL QUESTIONS [TASK,TASK,... [LIMIT [ROUNDS [THREADS]]]] [--json]", 2, 6, {"--json"},
+                    [](const Arguments& a) {
+                      return run(a.text(0), a.text(1), a.text(2), static_cast<size_t>(a.number(3, 1 << 30)), a.number(4, 1),
+                                 a.threads(5), a.has("--json"));
+                    });
 }
