@@ -114,8 +114,7 @@ bool Generation::say_one(std::span<const float> logits) {
     result_.logprobs.push_back(token_logprobs(logits, id, *options_.top_logprobs, options_.id_limit));
   if (speculates_) session_.drafter_.append(id);
   const bool guessed = row_ < draft_.ids.size() && draft_.ids[row_] == id;
-  if (row_ < draft_.ids.size())
-    session_.controller_.count_guess(draft_.match_tokens + static_cast<int64_t>(row_), guessed);
+  if (row_ < draft_.ids.size()) session_.controller_.count_guess(draft_.evidence[row_], guessed);
   const bool accepted = guessed && row_ < checked_;
   result_.counts.accepted_tokens += accepted;
 
@@ -157,7 +156,7 @@ void Generation::make_draft(int64_t other_rows) {
   wanted_ = static_cast<size_t>(
       options_.speculation.mode == Speculation::Mode::kFixed
           ? std::min(options_.speculation.draft_tokens, available)
-          : session_.controller_.choose(draft_.match_tokens, available, other_rows));
+          : session_.controller_.choose(std::span(draft_.evidence).first(static_cast<size_t>(available)), other_rows));
 }
 
 std::vector<int32_t> Generation::step_ids() const {

@@ -13,14 +13,19 @@ namespace {
 constexpr int32_t kWall = -1;
 // How many earlier places of the last pair are compared: enough for the phrases of a document, and a step's search
 // stays below a few microseconds where one pair fills a prompt.
-constexpr int kMaxPlaces = 64;
+constexpr size_t kMaxPlaces = 64;
 
 uint64_t pair_key(int32_t a, int32_t b) {
   return static_cast<uint64_t>(static_cast<uint32_t>(a)) << 32 | static_cast<uint32_t>(b);
 }
 
-// Before anything was counted. Measured on nothing in particular: they only decide the first few drafts.
-constexpr std::array<double, 7> kFirstAcceptance = {0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9};
+// A single token says little: of its places the latest few count, the older the less.
+constexpr size_t kMaxSinglePlaces = 8;
+
+// Before anything was counted, by length of the run and by how far places agree; the mean of both. Measured on nothing in
+// particular: they only decide the first few drafts.
+constexpr std::array<double, 6> kFirstByRun = {0.35, 0.5, 0.6, 0.7, 0.8, 0.9};
+constexpr std::array<double, 4> kFirstByAgreement = {0.3, 0.65, 0.9, 0.95};
 constexpr double kFirstWeight = 2;    // guesses that those count for
 constexpr double kRateMemory = 48;    // guesses of one kind after which older ones fade
 constexpr double kCostOfRow = 0.25;   // of a further row, while no step of several was measured
@@ -48,6 +53,7 @@ void Drafter::clear() {
   timeline_.clear();
   last_one_.clear();
   last_pair_.clear();
+  one_before_.clear();
   pair_before_.clear();
 }
 
@@ -56,6 +62,7 @@ void Drafter::push(int32_t id) {
   if (wall) {
     if (stream_.empty() || stream_.back() == kWall) return;  // one wall for all tokens of a picture
     stream_.push_back(kWall);
+    one_before_.push_back(-1);
     pair_before_.push_back(-1);
     return;
   }
@@ -66,9 +73,13 @@ void Drafter::push(int32_t id) {
     const auto [entry, fresh] = last_pair_.try_emplace(pair_key(stream_.back(), id), place);
     if (!fresh) before = std::exchange(entry->second, place);
   }
-  // The last token itself has no place in last_one_ before another one follows, see draft().
-  if (place > 0 && stream_.back() != kWall) last_one_[stream_.back()] = place - 1;
+  // The last token itself has no place in last_one_ before another one follows, see places().
+  if (place > 0 && stream_.back() != kWall) {
+    const auto [entry, fresh] = last_one_.try_emplace(stream_.back(), place - 1);
+    if (!fresh) one_before_.back() = std::exchange(entry->second, place - 1);
+  }
   stream_.push_back(id);
+  one_before_.push_back(-1);
   pair_before_.push_back(before);
 }
 
@@ -77,6 +88,7 @@ void Drafter::forget_older_half() {
   stream_.clear();
   last_one_.clear();
   last_pair_.clear();
+  one_before_.clear();
   pair_before_.clear();
   for (int32_t id : kept) push(id);
 }
@@ -112,31 +124,53 @@ int64_t Drafter::common_run(int64_t other) const {
   return n;
 }
 
+Drafter::Places Drafter::places() const {
+  Places out;
+  int32_t place = pair_before_.back();
+  for (size_t i = 0; i < kMaxPlaces && place >= 0; ++i, place = pair_before_[static_cast<size_t>(place)]) {
+    if (stream_[static_cast<size_t>(place) + 1] == kWall) continue;
+    out.all.push_back({place, 1});
+    if (out.match_tokens == kLongestMatch) continue;
+    const int64_t run = common_run(place);
+    if (run > out.match_tokens) {
+      out.match_tokens = run;
+      out.chosen = place;
+    }
+  }
+  if (!out.all.empty()) return out;
+  const auto found = last_one_.find(stream_.back());
+  if (found == last_one_.end()) return out;
+  out.chosen = place = found->second;
+  out.match_tokens = common_run(place);
+  for (size_t i = 0; i < kMaxSinglePlaces && place >= 0; ++i, place = one_before_[static_cast<size_t>(place)]) {
+    out.all.push_back({place, 1 / static_cast<double>(i + 1)});
+  }
+  return out;
+}
+
 Drafter::Draft Drafter::draft(int64_t limit) const {
   if (stream_.empty() || limit < 1 || stream_.back() == kWall) return {};
-  const auto token = [this](int64_t place) { return stream_[static_cast<size_t>(place)]; };
+  Places from = places();
+  const auto end = static_cast<int64_t>(stream_.size()) - 1;
+  // What followed a place, repeated once it reaches the end.
+  const auto after = [&](int64_t place, int64_t i) {
+    const int64_t at = place + 1 + i;
+    return stream_[static_cast<size_t>(at <= end ? at : place + 1 + i % (end - place))];
+  };
   Draft out;
-  int64_t place = -1;
-  int32_t candidate = pair_before_.back();
-  for (int i = 0; i < kMaxPlaces && candidate >= 0 && out.match_tokens < kLongestMatch; ++i) {
-    const int64_t run = common_run(candidate);
-    if (run > out.match_tokens && token(candidate + 1) != kWall) {
-      out.match_tokens = run;
-      place = candidate;
-    }
-    candidate = pair_before_[static_cast<size_t>(candidate)];
-  }
-  if (place < 0) {
-    const auto found = last_one_.find(stream_.back());
-    if (found == last_one_.end()) return {};
-    place = found->second;
-    out.match_tokens = common_run(place);
-  }
-  const auto period = static_cast<int64_t>(stream_.size()) - 1 - place;
-  for (int64_t i = 0; i < limit; ++i) {
-    const int32_t id = token(place + 1 + i % period);
+  for (int64_t i = 0; i < limit && from.chosen >= 0; ++i) {
+    const int32_t id = after(from.chosen, i);
     if (id == kWall) break;
+    const size_t before = from.all.size();
+    double all = 0, agreeing = 0;
+    std::erase_if(from.all, [&](const Places::Place& p) {
+      const bool agrees = after(p.at, i) == id;
+      all += p.weight;
+      if (agrees) agreeing += p.weight;
+      return !agrees;
+    });
     out.ids.push_back(id);
+    out.evidence.push_back({from.match_tokens + i, static_cast<int64_t>(before), agreeing / all});
   }
   return out;
 }
@@ -149,16 +183,25 @@ double DraftController::Times::median() const {
 }
 
 DraftController::DraftController() : pause_steps_(kFirstPauseSteps) {
-  for (size_t i = 0; i < rates_.size(); ++i) rates_[i] = {kFirstAcceptance[i] * kFirstWeight, kFirstWeight};
+  static_assert(kFirstByRun.size() == kRuns && kFirstByAgreement.size() + 1 == kAgreements);  // one place: the run alone
+  for (size_t i = 0; i < rates_.size(); ++i) {
+    const double by_run = kFirstByRun[i / kAgreements];
+    const size_t agreement = i % kAgreements;
+    const double first = agreement < kFirstByAgreement.size() ? (by_run + kFirstByAgreement[agreement]) / 2 : by_run;
+    rates_[i] = {first * kFirstWeight, kFirstWeight};
+  }
 }
 
-size_t DraftController::bucket(int64_t match_tokens) {
-  if (match_tokens <= 4) return static_cast<size_t>(std::max<int64_t>(match_tokens, 1) - 1);
-  return match_tokens <= 6 ? 4 : match_tokens <= 10 ? 5 : 6;
+size_t DraftController::bucket(const Evidence& e) {
+  const int64_t run = e.match_tokens;
+  const size_t by_run = run <= 1 ? 0 : run == 2 ? 1 : run <= 4 ? 2 : run <= 8 ? 3 : run < Drafter::kLongestMatch ? 4 : 5;
+  // Of several places most go on otherwise, fewer, a few, or none.
+  const size_t by_agreement = e.places <= 1 ? 4 : e.share < 0.5 ? 0 : e.share < 0.8 ? 1 : e.share < 1 ? 2 : 3;
+  return by_run * kAgreements + by_agreement;
 }
 
-double DraftController::acceptance(int64_t match_tokens) const {
-  const Rate& r = rates_[bucket(match_tokens)];
+double DraftController::acceptance(const Evidence& evidence) const {
+  const Rate& r = rates_[bucket(evidence)];
   return r.hits / r.trials;
 }
 
@@ -191,7 +234,7 @@ double DraftController::cost(int64_t rows) const {
   return cost;
 }
 
-DraftController::Choice DraftController::best(int64_t match_tokens, int64_t available, int64_t other_rows,
+DraftController::Choice DraftController::best(std::span<const Evidence> available, int64_t other_rows,
                                               bool measured_costs) const {
   Choice out;
   double reached = 1, tokens = 1;
@@ -201,8 +244,8 @@ DraftController::Choice DraftController::best(int64_t match_tokens, int64_t avai
   const int64_t plain = other_rows + 1;
   // Steps grow from one size to its double, so that a first try where rows are dear costs little.
   const int64_t tried = 2 * largest_step_ - plain;
-  for (int64_t k = 1; k <= std::min({available, kMaxDraftTokens, tried}); ++k) {
-    reached *= acceptance(match_tokens + k - 1);
+  for (int64_t k = 1; k <= std::min({static_cast<int64_t>(available.size()), kMaxDraftTokens, tried}); ++k) {
+    reached *= acceptance(available[static_cast<size_t>(k) - 1]);
     tokens += reached;
     const double gain =
         (static_cast<double>(other_rows) + tokens) / static_cast<double>(plain) * cost_of(plain) / cost_of(plain + k);
@@ -211,26 +254,26 @@ DraftController::Choice DraftController::best(int64_t match_tokens, int64_t avai
   return out;
 }
 
-int64_t DraftController::choose(int64_t match_tokens, int64_t available, int64_t other_rows) {
-  if (available < 1) return 0;
+int64_t DraftController::choose(std::span<const Evidence> available, int64_t other_rows) {
+  if (available.empty()) return 0;
   // The cost of a step without guesses changes as the context grows and as others come and go; it is only known from such
   // steps.
   if (steps_ - last_plain_ >= (plain_steps_ > 0 ? kStepsWithoutPlain : kFirstSteps)) return 0;
-  const Choice choice = best(match_tokens, available, other_rows, true);
+  const Choice choice = best(available, other_rows, true);
   if (probing_) {
     probing_ = false;
     pause_steps_ = choice.draft_tokens > 0 ? kFirstPauseSteps : std::min(2 * pause_steps_, kLongestPauseSteps);
   }
   if (choice.draft_tokens > 0) return choice.draft_tokens;
-  const Choice hoped = best(match_tokens, available, other_rows, false);
+  const Choice hoped = best(available, other_rows, false);
   // Bad guesses stay unchecked until they get better. Costs may have been those of a disturbed moment.
   if (hoped.draft_tokens == 0 || steps_ - last_checked_ < pause_steps_) return 0;
   probing_ = true;
   return hoped.draft_tokens;
 }
 
-void DraftController::count_guess(int64_t match_tokens, bool came_true) {
-  Rate& r = rates_[bucket(match_tokens)];
+void DraftController::count_guess(const Evidence& evidence, bool came_true) {
+  Rate& r = rates_[bucket(evidence)];
   if (r.trials >= kRateMemory) {
     r.hits *= (kRateMemory - 1) / r.trials;
     r.trials = kRateMemory - 1;

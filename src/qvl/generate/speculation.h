@@ -24,6 +24,13 @@ struct Speculation {
 // Throws kInvalidArgument for a number of tokens out of range.
 void validate(const Speculation& speculation);
 
+// What speaks for a guess.
+struct Evidence {
+  int64_t match_tokens = 1;  // the run before it that occurred earlier, guesses before it in the same draft included
+  int64_t places = 1;        // where as much as the last two tokens of that run occurred and went on as the draft does
+  double share = 1;          // of these places, those that go on with this guess: above 0, at most 1
+};
+
 // Guesses continuations: the longest run of tokens before the current end that occurred earlier, ties to the most
 // recent one, and what followed it there. Remembers the conversation and, as far as there is room, earlier ones.
 class Drafter {
@@ -39,8 +46,8 @@ class Drafter {
   void clear();
 
   struct Draft {
-    std::vector<int32_t> ids;  // empty: no guess
-    int64_t match_tokens = 0;  // length of the run that speaks for it, at most kLongestMatch
+    std::vector<int32_t> ids;        // empty: no guess
+    std::vector<Evidence> evidence;  // for each of them; the first one's run is at most kLongestMatch
   };
   // At most `limit` tokens that may follow the timeline. What began to repeat itself is guessed to go on so.
   Draft draft(int64_t limit) const;
@@ -52,19 +59,33 @@ class Drafter {
   void push(int32_t id);
   void forget_older_half();
   int64_t common_run(int64_t other) const;
+  // Earlier places to go on from, those that are compared, and where the longest run is.
+  struct Places {
+    struct Place {
+      int64_t at;  // index of the last token of the run
+      double weight;
+    };
+    std::vector<Place> all;  // most recent first
+    int64_t chosen = -1;
+    int64_t match_tokens = 0;
+  };
+  Places places() const;
 
   // All that was seen, in order; kWall between pieces that did not follow each other.
   std::vector<int32_t> stream_;
   std::vector<int32_t> timeline_;
   std::vector<int32_t> walls_;
   size_t max_tokens_;
-  // Where a token, and a pair of tokens, ended last (index into stream_), and for each place the one before it.
+  // Where a token, and a pair of tokens, ended last (index into stream_), and for each place the one before it. A token's
+  // places are those that something follows.
   std::unordered_map<int32_t, int32_t> last_one_;
   std::unordered_map<uint64_t, int32_t> last_pair_;
+  std::vector<int32_t> one_before_;
   std::vector<int32_t> pair_before_;
 };
 
-// Decides how many guesses are worth checking, from how often guesses came true and what steps of so many rows cost.
+// Decides how many guesses are worth checking, from how often guesses with such evidence came true and what steps of so many
+// rows cost.
 // While it does not pay, guesses are only compared with what is said, which costs nothing; the cost is measured again
 // after a while, each time a longer one.
 //
@@ -75,26 +96,26 @@ class DraftController {
  public:
   DraftController();
 
-  // How many of `available` guesses to check, which a run of `match_tokens` speaks for, in a step that also holds
-  // `other_rows`; 0: none. Called once a step.
-  int64_t choose(int64_t match_tokens, int64_t available, int64_t other_rows = 0);
-  // A guess with a run of `match_tokens` (those guessed before it in the same draft included) came true or not.
-  void count_guess(int64_t match_tokens, bool came_true);
+  // How many of the guesses that `available` speaks for to check, in a step that also holds `other_rows`; 0: none. Called
+  // once a step.
+  int64_t choose(std::span<const Evidence> available, int64_t other_rows = 0);
+  void count_guess(const Evidence& evidence, bool came_true);
   // A decode step of `rows` rows, and `other_rows` of others, took `ms`.
   void count_step(int64_t rows, double ms, int64_t other_rows = 0);
 
   // Both as they are believed now.
-  double acceptance(int64_t match_tokens) const;
+  double acceptance(const Evidence& evidence) const;
   double cost(int64_t rows) const;  // relative to one row
 
  private:
-  static size_t bucket(int64_t match_tokens);
+  static constexpr size_t kRuns = 6, kAgreements = 5;
+  static size_t bucket(const Evidence& evidence);
   // Expected tokens a millisecond over those of plain decoding, for the best number of guesses.
   struct Choice {
     int64_t draft_tokens = 0;
     double gain = 1;
   };
-  Choice best(int64_t match_tokens, int64_t available, int64_t other_rows, bool measured_costs) const;
+  Choice best(std::span<const Evidence> available, int64_t other_rows, bool measured_costs) const;
   // Of a step of one row; where none was seen, as the smallest step that was lets hope. 0: no step was seen.
   double one_row_ms() const;
 
@@ -109,7 +130,7 @@ class DraftController {
     void add(double v) { ms[count++ % ms.size()] = v; }
     double median() const;  // the lower one of two
   };
-  std::array<Rate, 7> rates_;
+  std::array<Rate, kRuns * kAgreements> rates_;
   std::array<Times, static_cast<size_t>(kMaxDraftTokens) + 2> times_{};  // by all rows of a step
   int64_t steps_ = 0;
   int64_t largest_step_ = 1;  // rows, all
