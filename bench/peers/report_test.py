@@ -49,6 +49,31 @@ class ReportTest(unittest.TestCase):
         self.assertRegex(text, r"\[\d\] Broken: cannot be set up here: no \| network")
         self.assertRegex(text, r"\[\d\] Peer & Co: not measured")
 
+    def test_guesses_stand_beside_what_the_others_do_without(self):
+        data = sample()
+        for r, speed in zip(data["programs"]["peer"]["rounds"], (4, 5, 6)):
+            r["decode_short_tokens_per_s"] = {"metric": "decode_short_tokens_per_s", "value": speed}
+        for r, speed in zip(data["programs"]["qvl"]["rounds"], (8, 7, 9)):
+            for metric in report.OTHERS_SHOW:
+                r[metric] = {"metric": metric, "value": speed, "without_guesses": speed - 2, "answers": 10, "tokens": 70}
+        table = report.summary(data)
+        self.assertEqual(table["guessed_box_tokens_per_s"]["qvl"]["median"], 8)
+        self.assertEqual(table["guessed_box_tokens_per_s"]["peer"]["median"], 5)
+        self.assertEqual(table["guessed_box_tokens_per_s"]["peer"]["qvl_is_better_by"], 1.6)
+        text = report.markdown(data)
+        row = next(line for line in text.splitlines() if line.startswith("| decode with guesses: what is written"))
+        number = re.search(r"\[(\d)\] \|", row)[1]
+        self.assertIn("**8.00 tok/s** | 5.00 tok/s (1.60)", row)
+        self.assertRegex(text, rf"(?m)^\[{number}\] Random weights .*30 answers, 70 / 70 / 70 tokens.*: 6\.00 / 6\.00 / 6\.00 tok/s")
+        # Where guesses were not measured the others' rates are no comparison.
+        for r in data["programs"]["qvl"]["rounds"]:
+            del r["guessed_box_tokens_per_s"]
+        self.assertNotIn("qvl_is_better_by", report.summary(data)["guessed_box_tokens_per_s"]["peer"])
+        self.assertIn("6.00 / 6.00 / – tok/s", report.markdown(data))
+
+    def test_rows_of_guesses_are_those_that_are_measured(self):
+        self.assertEqual(list(report.OTHERS_SHOW), list(workload.GUESSED.values()))
+
     def test_a_failure_after_some_rounds_shows_no_figures(self):
         data = sample()
         data["programs"]["peer"]["error"] = "cannot be run here: killed"

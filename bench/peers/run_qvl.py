@@ -1,6 +1,9 @@
 """Measures qvl through its command line, one process a request as its users have it. Prints the lines of workload.py.
 
     python3 run_qvl.py PACKAGE PICTURES --threads 2 --seed 1       # the program: $QVL, else build/release/qvl
+
+Decoding with guesses is measured by bench/text's replay_bench: $QVL_REPLAY, else the one beside the program; the first
+$QVL_REPLAY_QUESTIONS questions. Where it is missing, that is reported.
 """
 import json
 import os
@@ -13,7 +16,10 @@ from pathlib import Path
 
 import workload
 
-QVL = os.environ.get("QVL") or str(Path(__file__).resolve().parents[2] / "build/release/qvl")
+ROOT = Path(__file__).resolve().parents[2]
+QVL = os.environ.get("QVL") or str(ROOT / "build/release/qvl")
+REPLAY = Path(os.environ.get("QVL_REPLAY") or Path(QVL).parent / "bench/text/replay_bench")
+REPLAY_QUESTIONS = int(os.environ.get("QVL_REPLAY_QUESTIONS") or 75)
 
 
 def checked(command: list[str], **options) -> subprocess.CompletedProcess:
@@ -21,6 +27,25 @@ def checked(command: list[str], **options) -> subprocess.CompletedProcess:
     if done.returncode != 0:
         sys.exit(f"{' '.join(command[:2])} failed: {done.stderr.strip()[-500:]}")
     return done
+
+
+def measure_guesses(package: Path, threads: int) -> None:
+    if not REPLAY.exists():
+        workload.report_unavailable("replay_bench is not there (cmake --build FOLDER --target replay_bench)",
+                                    *workload.GUESSED.values())
+        return
+    done = checked([str(REPLAY), str(package), str(ROOT / "tests/fixtures/small/eval"), ",".join(workload.GUESSED),
+                    str(REPLAY_QUESTIONS), "1", str(threads), "--json"])
+    tasks = json.loads(done.stdout)["tasks"]
+    for task, metric in workload.GUESSED.items():
+        kind = tasks.get(task, {})
+        if "tokens_per_s" not in kind.get("auto", {}):
+            workload.report_unavailable(f"no such answers among the first {REPLAY_QUESTIONS} questions", metric)
+            continue
+        workload.report(metric, kind["auto"]["tokens_per_s"], without_guesses=round(kind["off"]["tokens_per_s"], 3),
+                        answers=kind["answers"], tokens=kind["tokens"], steps=kind["auto"]["steps"],
+                        checked_guesses=kind["auto"]["drafted_tokens"], right_guesses=kind["auto"]["accepted_tokens"],
+                        mean_prompt_tokens=round(kind["prompt_tokens"], 1))
 
 
 def main() -> None:
@@ -39,6 +64,7 @@ def main() -> None:
     workload.report_program("qvl", os.environ.get("QVL_VERSION", "this tree"), engine=engine)
     workload.report("decode_short_tokens_per_s", short["timings"]["decode_tokens_per_s"],
                     prompt_tokens=short["usage"]["prompt_tokens"])
+    measure_guesses(args.model, args.threads)
     long, wall_ms = run(workload.text_prompt(workload.PREFILL_TOKENS, args.seed), 1)
     workload.report("prefill_512_tokens_per_s", long["timings"]["prefill_tokens_per_s"],
                     prompt_tokens=long["usage"]["prompt_tokens"])

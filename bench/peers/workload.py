@@ -22,8 +22,11 @@ IMAGE_PROMPT_TOKENS = 789  # the picture's tokens, its two marks, 8 of the templ
 TEMPLATE_TOKENS = 8
 DECODE_TOKENS = 24
 
+# What is read off pictures, with the kinds of the small model's evaluation questions (tests/fixtures/small/eval).
+GUESSED = {"text": "guessed_text_tokens_per_s", "describe": "guessed_describe_tokens_per_s", "box": "guessed_box_tokens_per_s"}
+
 METRICS = ("vision_patches_per_s", "prefill_512_tokens_per_s", "prefill_789_tokens_per_s", "decode_short_tokens_per_s",
-           "decode_800_tokens_per_s", "ttft_image_ms", "ttft_second_question_ms", "ttft_new_process_ms", "peak_rss_mb",
+           *GUESSED.values(), "decode_800_tokens_per_s", "ttft_image_ms", "ttft_second_question_ms", "ttft_new_process_ms", "peak_rss_mb",
            "ready_ms")
 
 # Each is one token of the Qwen vocabulary with the space before it.
