@@ -192,7 +192,9 @@ TEST_P(IntegerLinearTest, MatchesDoubleForAllFormatsAndTails) {
       for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
         const int i = counter++;
         const int64_t ns[] = {1, 4, 5, 16, 17, 33, 64, 70};
-        for (const int x_bits : {i % 5 == 0 ? 0 : 8, 7}) {
+        std::vector<int> of_x = {i % 5 == 0 ? 0 : 8};
+        if (format.bits == 8 || i % 8 == 0) of_x.push_back(7);  // 4-bit weights read them as they read any others
+        for (const int x_bits : of_x) {
           check(path, i % 3 == 0 ? DType::kBF16 : DType::kF32, format, x_bits, 1 + i % 14, ns[i % 8], k, 1 + i % 2, rng,
                 i % 4 == 1);
           if (HasFatalFailure()) return;
@@ -209,6 +211,7 @@ TEST_P(IntegerLinearTest, MatchesDoubleBeyondOneBlock) {
                                Format::blocks(8, 128, false, DType::kBF16), Format::row8()}) {
     for (const auto& [m, n, k] : {std::array<int64_t, 3>{7, 70, 2049}, {401, 130, 48}, {5, 65, 4097}}) {
       for (const int x_bits : {8, 7, 0}) {
+        if (x_bits == 7 && format.bits == 4) continue;
         check(LinearPath::kGemm, DType::kF32, format, x_bits, m, n, k, 2, rng);
         if (m <= 16) check(LinearPath::kGemv, DType::kF32, format, x_bits, m, n, k, 3, rng);
         if (HasFatalFailure()) return;
