@@ -33,10 +33,13 @@ MergeTable::MergeTable(const std::vector<Merge>& merges, const std::array<int32_
   mask_ = size - 1;
   shift_ = 64 - std::countr_zero(size);
   results_.reserve(merges.size());
+  const auto key_of = [](const Merge& m) { return static_cast<uint64_t>(m.left) << 21 | static_cast<uint64_t>(m.right); };
+  constexpr uint32_t kAhead = 16;  // places of these are asked for
   for (uint32_t r = 0; r < merges.size(); ++r) {
     const Merge& m = merges[r];
+    if (r + kAhead < merges.size()) __builtin_prefetch(&slots_[slot_of(key_of(merges[r + kAhead]))], 1);
     results_.push_back(m.result);
-    const uint64_t key = static_cast<uint64_t>(m.left) << 21 | static_cast<uint64_t>(m.right);
+    const uint64_t key = key_of(m);
     size_t slot = slot_of(key);
     while (slots_[slot] != kEmpty && slots_[slot] >> 21 != key) slot = (slot + 1) & mask_;
     slots_[slot] = key << 21 | r;

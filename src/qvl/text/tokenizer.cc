@@ -6,6 +6,7 @@
 
 #include "qvl/base/error.h"
 #include "qvl/base/mapped_file.h"
+#include "qvl/base/tensor.h"
 #include "qvl/text/bpe.h"
 #include "qvl/text/nfc.h"
 #include "qvl/text/pretokenizer.h"
@@ -183,8 +184,11 @@ Tokenizer Tokenizer::load(const std::filesystem::path& checkpoint_dir) {
   std::string config;
   if (std::error_code ec; std::filesystem::exists(config_path, ec))
     config = read_file(config_path, kMaxFileBytes);
-  return from_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, config,
-                   path.string());
+  // A copy: what is read twice must not change in between.
+  AlignedBuffer copy(file.bytes().size() + kVocabularyPaddingBytes);
+  std::ranges::copy(file.bytes(), copy.data());
+  const std::string_view json(reinterpret_cast<const char*>(copy.data()), file.bytes().size());
+  return Tokenizer(std::make_shared<const Impl>(parse_vocabulary(json, config, path.string(), copy.size_bytes())));
 }
 
 Tokenizer Tokenizer::from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json,

@@ -15,6 +15,7 @@ namespace qvl::text {
 namespace {
 
 using simdjson::dom::element;
+namespace stream = simdjson::ondemand;
 
 constexpr size_t kMaxVocabularyBytes = size_t{1} << 30;
 
@@ -37,6 +38,26 @@ struct StandIns {
   }
 };
 constexpr StandIns kStandIns;
+
+// Appends the bytes that the stand-ins from `p` on mean, up to the first character that is none. Returns where that is: text
+// of JSON ends with a quotation mark, which is itself a stand-in only behind a backslash.
+const char* append_bytes(const char* p, std::string& out) {
+  for (;;) {
+    const auto lead = static_cast<unsigned char>(*p);
+    int16_t byte = -1;
+    int length = 1;
+    if (lead < 0x80) {
+      if (lead != '"' && lead != '\\') byte = kStandIns.byte_of[lead];
+    } else if (lead >= 0xC2 && lead < 0xC6) {
+      const char32_t c = (lead & 0x1Fu) << 6 | (static_cast<unsigned char>(p[1]) & 0x3Fu);
+      if (c < StandIns::kEnd) byte = kStandIns.byte_of[c];
+      length = 2;
+    }
+    if (byte < 0) return p;
+    out.push_back(static_cast<char>(byte));
+    p += length;
+  }
+}
 
 // Stand-ins to bytes; false if some character is none.
 bool to_bytes(std::string_view stand_ins, std::string& out) {
@@ -61,12 +82,22 @@ class Parser {
  public:
   explicit Parser(std::string_view where) : where_(where) {}
 
-  Vocabulary parse(std::string_view json, std::string_view config) {
+  Vocabulary parse(std::string_view json, size_t readable_bytes, std::string_view config) {
+    simdjson::padded_string copy;
+    if (readable_bytes < json.size() + simdjson::SIMDJSON_PADDING) {
+      copy = simdjson::padded_string(json);
+      json = copy;
+      readable_bytes = json.size() + simdjson::SIMDJSON_PADDING;
+    }
+    // Vocabulary and merges, nearly all of the file, are read as they come, the rest as a tree.
+    stream::parser reader;
+    stream::document document;
+    if (const auto error = reader.iterate(json.data(), json.size(), readable_bytes).get(document)) not_json(error);
+    document_ = &document;
+    const std::string rest = without_tokens();
     simdjson::dom::parser parser;
     element root;
-    if (const auto error = parser.parse(json.data(), json.size(), /*realloc_if_needed=*/true).get(root)) {
-      fail(ErrorCode::kFormat, where_, std::string("not valid JSON: ") + simdjson::error_message(error));
-    }
+    if (const auto error = parser.parse(rest).get(root)) not_json(error);
     if (!root.is_object()) bad_format("the top level", "an object", root);
     check_normalizer(root);
     check_pre_tokenizer(root);
@@ -80,8 +111,10 @@ class Parser {
     }
     const element model = member(root, "model");
     check_model(model);
-    read_vocab(member(model, "vocab"));
-    read_merges(member(model, "merges"));
+    if (const element vocab = member(model, "vocab"); !vocab.is_object()) bad_format("vocab", "an object", vocab);
+    if (const element merges = member(model, "merges"); !merges.is_array()) bad_format("merges", "an array", merges);
+    read_vocab();
+    read_merges();
     if (element list; root["added_tokens"].get(list) == simdjson::SUCCESS && !list.is_null())
       read_added(list);
     if (!config.empty()) read_config(config);
@@ -97,6 +130,65 @@ class Parser {
                                 std::string_view got) const {
     fail(ErrorCode::kUnsupported, where_, what, expected, shorten(std::string(got)),
          "only Qwen byte-level BPE tokenizers are implemented");
+  }
+
+  [[noreturn]] void not_json(simdjson::error_code error) const {
+    fail(ErrorCode::kFormat, where_, std::string("not valid JSON: ") + simdjson::error_message(error));
+  }
+  // What a step of reading yields.
+  template <typename T>
+  T value_of(simdjson::simdjson_result<T> result) const {
+    T value;
+    if (const auto error = std::move(result).get(value)) not_json(error);
+    return value;
+  }
+
+  // The file without the contents of model.vocab and model.merges.
+  std::string without_tokens() {
+    stream::json_type type;
+    if (document_->type().get(type) != simdjson::SUCCESS || type != stream::json_type::object)
+      return std::string(value_of(document_->raw_json_token()));
+    std::string out = "{";
+    for (auto entry : value_of(document_->get_object())) {
+      stream::field field = value_of(std::move(entry));
+      const std::string key(value_of(field.unescaped_key()));
+      out += (out.size() > 1 ? "," : "") + quoted(key) + ":";
+      if (key == "model" && value_of(field.value().type()) == stream::json_type::object) {
+        out += model_without_tokens(value_of(field.value().get_object()));
+      } else {
+        out += value_of(simdjson::to_json_string(field.value()));
+      }
+    }
+    if (const char* at; document_->current_location().get(at) != simdjson::OUT_OF_BOUNDS) not_json(simdjson::TAPE_ERROR);
+    return out + "}";
+  }
+
+  std::string model_without_tokens(stream::object model) {
+    std::string out = "{";
+    for (auto entry : model) {
+      stream::field field = value_of(std::move(entry));
+      const std::string key(value_of(field.unescaped_key()));
+      const stream::json_type type = value_of(field.value().type());
+      out += (out.size() > 1 ? "," : "") + quoted(key) + ":";
+      if (key == "vocab" && type == stream::json_type::object) {
+        const std::string_view json = value_of(simdjson::to_json_string(field.value()));
+        if (vocab_json_.empty()) vocab_json_ = json;
+        out += "{}";
+      } else if (key == "merges" && type == stream::json_type::array) {
+        out += "[]";
+      } else {
+        out += value_of(simdjson::to_json_string(field.value()));
+      }
+    }
+    return out + "}";
+  }
+
+  static std::string quoted(const std::string& text) { return Json(text).dump(); }
+
+  // A member of the model, read from its beginning.
+  stream::value token_list(const char* key) const {
+    document_->rewind();
+    return value_of((*document_)["model"][key]);
   }
 
   element member(element object, const char* key) const {
@@ -191,26 +283,34 @@ class Parser {
     }
   }
 
-  void read_vocab(element vocab) {
-    if (!vocab.is_object()) bad_format("vocab", "an object", vocab);
-    const simdjson::dom::object object = vocab.get_object().value();
-    // object.size() saturates at 2^24 - 1, far above the limit.
-    if (object.size() > static_cast<size_t>(kMaxTokens)) {
-      fail(ErrorCode::kLimit, where_, "vocab size", "at most " + std::to_string(kMaxTokens),
-           std::to_string(object.size()));
-    }
-    size_t total_bytes = 0;
-    for (const auto [key, value] : object) total_bytes += key.size();
-    if (total_bytes > kMaxVocabularyBytes) fail(ErrorCode::kLimit, where_, "vocab is larger than 1 GiB");
-    v_.base.reserve(object.size(), total_bytes);
-    std::string bytes;
-    for (const auto [key, value] : object) {
-      const int32_t id = read_id(value, key);
-      // A token that is not made of stand-ins can never be produced, only decoded: to its own text.
-      const bool byte_level = to_bytes(key, bytes);
-      if (!v_.base.add(id, byte_level ? std::string_view(bytes) : key, byte_level)) {
+  void read_vocab() {
+    if (vocab_json_.size() > kMaxVocabularyBytes) fail(ErrorCode::kLimit, where_, "vocab is larger than 1 GiB");
+    // At least as many as there are tokens; ids alone bound those.
+    const auto colons = static_cast<size_t>(std::count(vocab_json_.begin(), vocab_json_.end(), ':'));
+    v_.base.reserve(std::min(colons, static_cast<size_t>(kMaxTokens)), vocab_json_.size());
+    stream::object object = value_of(token_list("vocab").get_object());
+    std::string bytes, other;
+    for (auto entry : object) {
+      stream::field field = value_of(std::move(entry));
+      bytes.clear();
+      bool byte_level = *append_bytes(field.key().raw(), bytes) == '"';
+      if (!byte_level) {
+        other = value_of(field.unescaped_key());
+        // A token that is not made of stand-ins can never be produced, only decoded: to its own text.
+        byte_level = to_bytes(other, bytes);
+        if (!byte_level) bytes = other;
+      }
+      int64_t id = 0;
+      const auto token = [&] { return byte_level ? in_stand_ins(bytes) : bytes; };
+      if (const auto error = field.value().get_int64().get(id)) {
+        if (error != simdjson::INCORRECT_TYPE && error != simdjson::NUMBER_OUT_OF_RANGE) not_json(error);
+        fail(ErrorCode::kFormat, where_, "id of token \"" + token() + "\"", "an integer",
+             shorten(std::string(value_of(simdjson::to_json_string(field.value())))));
+      }
+      if (id < 0 || id >= kMaxTokens) fail_id(token(), id);
+      if (!v_.base.add(static_cast<int32_t>(id), bytes, byte_level)) {
         fail(ErrorCode::kFormat, where_,
-             "vocab entry \"" + std::string(key) + "\" repeats a token or its id " + std::to_string(id));
+             "vocab entry \"" + token() + "\" repeats a token or its id " + std::to_string(id));
       }
     }
     for (int b = 0; b < 256; ++b) {
@@ -226,50 +326,137 @@ class Parser {
     }
   }
 
+  static std::string in_stand_ins(std::string_view bytes) {
+    std::string out;
+    for (const char byte : bytes) append_utf8(kStandIns.code_point_of[static_cast<unsigned char>(byte)], out);
+    return out;
+  }
+
+  [[noreturn]] void fail_id(std::string_view token, int64_t id) const {
+    fail(ErrorCode::kLimit, where_, "id of token \"" + std::string(token) + "\"",
+         "0 to " + std::to_string(kMaxTokens - 1), std::to_string(id));
+  }
+
   int32_t read_id(element value, std::string_view token) const {
     int64_t id;
     if (value.get(id) != simdjson::SUCCESS)
       bad_format("id of token \"" + std::string(token) + "\"", "an integer", value);
-    if (id < 0 || id >= kMaxTokens) {
-      fail(ErrorCode::kLimit, where_, "id of token \"" + std::string(token) + "\"",
-           "0 to " + std::to_string(kMaxTokens - 1), std::to_string(id));
-    }
+    if (id < 0 || id >= kMaxTokens) fail_id(token, id);
     return static_cast<int32_t>(id);
   }
 
-  void read_merges(element merges) {
-    if (!merges.is_array()) bad_format("merges", "an array", merges);
-    const simdjson::dom::array array = merges.get_array().value();
-    v_.merges.reserve(array.size());
-    std::string left, right, joined;
-    for (const element merge : array) {
-      std::string_view a, b;
-      if (merge.is_array()) {
-        const simdjson::dom::array pair = merge.get_array().value();
-        if (pair.size() != 2 || pair.at(0).get(a) != simdjson::SUCCESS ||
-            pair.at(1).get(b) != simdjson::SUCCESS) {
-          bad_format("a merge", "two strings", merge);
-        }
-      } else if (merge.get(a) == simdjson::SUCCESS) {
-        const size_t space = a.find(' ');
-        if (space == std::string_view::npos || a.find(' ', space + 1) != std::string_view::npos) {
-          bad_format("a merge", "two tokens with one space between", merge);
-        }
-        b = a.substr(space + 1);
-        a = a.substr(0, space);
-      } else {
-        bad_format("a merge", "two strings", merge);
-      }
-      if (!to_bytes(a, left) || !to_bytes(b, right)) bad_format("a merge", "byte-level tokens", merge);
-      joined.assign(left).append(right);
-      const auto left_id = v_.base.find(left), right_id = v_.base.find(right), result = v_.base.find(joined);
-      if (!left_id || !right_id || !result)
-        bad_format("a merge", "tokens of the vocab with a result in the vocab", merge);
-      if (v_.merges.size() == static_cast<size_t>(kMaxTokens)) {
+  [[noreturn]] void bad_merge(size_t index, std::string_view expected) const {
+    stream::array merges = value_of(token_list("merges").get_array());
+    fail(ErrorCode::kFormat, where_, "a merge", expected,
+         shorten(std::string(value_of(simdjson::to_json_string(value_of(merges.at(index)))))));
+  }
+
+  // Appends the bytes of text that stands for some. False for anything else.
+  bool read_token(stream::value& value, std::string& out) const {
+    const std::string_view json = value.raw_json_token();
+    const size_t before = out.size();
+    if (json[0] == '"' && *append_bytes(json.data() + 1, out) == '"') return true;
+    out.resize(before);
+    std::string_view text;
+    std::string bytes;
+    if (value.get_string().get(text) != simdjson::SUCCESS || !to_bytes(text, bytes)) return false;
+    out += bytes;
+    return true;
+  }
+
+  // Merges whose tokens are looked up together: most of the time goes to waiting for the tables, so all are asked for first.
+  struct MergeTexts {
+    static constexpr size_t kCount = 32;
+    struct Pair {
+      size_t begin, middle, end;  // in bytes
+      uint64_t left, right;       // hashes
+    };
+    std::string bytes;
+    std::vector<Pair> pairs;
+  };
+
+  void read_merges() {
+    v_.merges.reserve(static_cast<size_t>(v_.base.size()));
+    MergeTexts texts;
+    for (auto entry : value_of(token_list("merges").get_array())) {
+      stream::value merge = value_of(std::move(entry));
+      const size_t index = v_.merges.size() + texts.pairs.size();
+      if (index == static_cast<size_t>(kMaxTokens)) {
         fail(ErrorCode::kLimit, where_, "number of merges", "at most " + std::to_string(kMaxTokens), "more");
       }
-      v_.merges.push_back({*left_id, *right_id, *result});
+      MergeTexts::Pair pair{.begin = texts.bytes.size(), .middle = 0, .end = 0, .left = 0, .right = 0};
+      switch (value_of(merge.type())) {
+        case stream::json_type::array:
+          read_pair(index, value_of(merge.get_array()), texts.bytes, pair.middle);
+          break;
+        case stream::json_type::string:
+          read_line(index, merge, texts.bytes, pair.middle);
+          break;
+        default:
+          bad_merge(index, "two strings");
+      }
+      pair.end = texts.bytes.size();
+      const std::string_view bytes = texts.bytes;
+      pair.left = TokenStore::hash_of(bytes.substr(pair.begin, pair.middle - pair.begin));
+      pair.right = TokenStore::hash_of(bytes.substr(pair.middle, pair.end - pair.middle));
+      v_.base.prefetch_slot(pair.left);
+      v_.base.prefetch_slot(pair.right);
+      texts.pairs.push_back(pair);
+      if (texts.pairs.size() == MergeTexts::kCount) look_up(texts);
     }
+    look_up(texts);
+  }
+
+  // ["a", "b"]
+  void read_pair(size_t index, stream::array pair, std::string& bytes, size_t& middle) const {
+    size_t count = 0;
+    for (auto entry : pair) {
+      stream::value value = value_of(std::move(entry));
+      if (count == 2 || value_of(value.type()) != stream::json_type::string) bad_merge(index, "two strings");
+      if (!read_token(value, bytes)) bad_merge(index, "byte-level tokens");
+      if (++count == 1) middle = bytes.size();
+    }
+    if (count != 2) bad_merge(index, "two strings");
+  }
+
+  // "a b"
+  void read_line(size_t index, stream::value& line, std::string& bytes, size_t& middle) const {
+    const size_t before = bytes.size();
+    const char* end = append_bytes(line.raw_json_token().data() + 1, bytes);
+    if (*end == ' ') {
+      middle = bytes.size();
+      if (*append_bytes(end + 1, bytes) == '"') return;
+    }
+    bytes.resize(before);
+    const std::string_view text = value_of(line.get_string());
+    const size_t space = text.find(' ');
+    if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos)
+      bad_merge(index, "two tokens with one space between");
+    std::string part;
+    if (!to_bytes(text.substr(0, space), part)) bad_merge(index, "byte-level tokens");
+    bytes += part;
+    middle = bytes.size();
+    if (!to_bytes(text.substr(space + 1), part)) bad_merge(index, "byte-level tokens");
+    bytes += part;
+  }
+
+  void look_up(MergeTexts& texts) {
+    const std::string_view all = texts.bytes;
+    for (const MergeTexts::Pair& p : texts.pairs) v_.base.prefetch_token(p.left), v_.base.prefetch_token(p.right);
+    for (const MergeTexts::Pair& p : texts.pairs) v_.base.prefetch_text(p.left), v_.base.prefetch_text(p.right);
+    for (const MergeTexts::Pair& p : texts.pairs) {
+      const std::string_view joined = all.substr(p.begin, p.end - p.begin);
+      const auto left = v_.base.find(joined.substr(0, p.middle - p.begin), p.left);
+      const auto right = v_.base.find(joined.substr(p.middle - p.begin), p.right);
+      // Vocabularies list what merges make in the order of the merges.
+      const int32_t next = v_.merges.empty() ? 0 : v_.merges.back().result + 1;
+      const auto result = v_.base.finds(next, joined) ? std::optional(next) : v_.base.find(joined);
+      if (!left || !right || !result)
+        bad_merge(v_.merges.size(), "tokens of the vocab with a result in the vocab");
+      v_.merges.push_back({*left, *right, *result});
+    }
+    texts.pairs.clear();
+    texts.bytes.clear();
   }
 
   void read_added(element list) {
@@ -349,54 +536,16 @@ class Parser {
   }
 
   std::string_view where_;
+  stream::document* document_ = nullptr;  // while parse() runs
+  std::string_view vocab_json_;
   Vocabulary v_;
 };
 
 }  // namespace
 
-void TokenStore::reserve(size_t count, size_t total_bytes) {
-  slots_.assign(std::bit_ceil(std::max<size_t>(16, count * 2 + 1)), -1);
-  tokens_.reserve(count + 64);
-  arena_.reserve(total_bytes);
-}
-
-size_t TokenStore::slot_of(std::string_view bytes) const {
-  const size_t mask = slots_.size() - 1;
-  size_t slot = std::hash<std::string_view>()(bytes) & mask;
-  while (slots_[slot] >= 0 && this->bytes(slots_[slot]) != bytes) slot = (slot + 1) & mask;
-  return slot;
-}
-
-bool TokenStore::add(int32_t id, std::string_view bytes, bool findable) {
-  if (contains(id)) return false;
-  const size_t slot = findable ? slot_of(bytes) : 0;
-  if (findable) {
-    if (slots_[slot] >= 0) return false;
-    slots_[slot] = id;
-  }
-  if (static_cast<size_t>(id) >= tokens_.size()) tokens_.resize(id + 1);
-  tokens_[id] = {static_cast<uint32_t>(arena_.size()), static_cast<uint32_t>(bytes.size()), true};
-  arena_.append(bytes);
-  return true;
-}
-
-std::optional<int32_t> TokenStore::find(std::string_view bytes) const {
-  const int32_t id = slots_[slot_of(bytes)];
-  return id < 0 ? std::nullopt : std::optional(id);
-}
-
-bool TokenStore::contains(int32_t id) const {
-  return id >= 0 && static_cast<size_t>(id) < tokens_.size() && tokens_[id].present;
-}
-
-std::string_view TokenStore::bytes(int32_t id) const {
-  if (!contains(id)) return {};
-  return std::string_view(arena_).substr(tokens_[id].offset, tokens_[id].length);
-}
-
 Vocabulary parse_vocabulary(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
-                            std::string_view where) {
-  return Parser(where).parse(tokenizer_json, tokenizer_config_json);
+                            std::string_view where, size_t readable_bytes) {
+  return Parser(where).parse(tokenizer_json, readable_bytes, tokenizer_config_json);
 }
 
 }  // namespace qvl::text
