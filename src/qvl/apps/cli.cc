@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <future>
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
@@ -294,6 +295,12 @@ OpenModel open_model(const fs::path& folder, const EngineChoice& choice, Progres
     bar.update("loading", done, total, "");
     return !interrupt_flag();
   };
+  // The tokenizer takes longer than the rest: it is read beside it. Should the engine not open, its error is the one that counts.
+  std::future<text::Tokenizer> tokenizer;
+  if (with_assets) {
+    const std::launch beside = choice.threads == 1 ? std::launch::deferred : std::launch::async | std::launch::deferred;
+    tokenizer = std::async(beside, [folder] { return text::Tokenizer::load(folder); });
+  }
   OpenModel out;
   if (package::is_package_folder(folder)) {
     out.engine = open_package(std::make_shared<const package::Package>(package::Package::open(folder)),
@@ -304,8 +311,8 @@ OpenModel open_model(const fs::path& folder, const EngineChoice& choice, Progres
   }
   if (text_soon) out.engine->decoder().expect();
   if (with_assets) {
-    out.assets =
-        std::make_shared<const generate::Assets>(generate::Assets::load(folder, out.engine->config()));
+    out.assets = std::make_shared<const generate::Assets>(
+        generate::Assets::load(folder, out.engine->config(), [&tokenizer] { return tokenizer.get(); }));
   }
   out.load_ms = ms_since(start);
   bar.clear();

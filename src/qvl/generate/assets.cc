@@ -29,8 +29,14 @@ void check_patch_geometry(const image::PatchConfig& patches, const model::Vision
 }
 
 Assets Assets::load(const std::filesystem::path& folder, const model::ModelConfig& config) {
+  return load(folder, config, [&folder] { return text::Tokenizer::load(folder); });
+}
+
+Assets Assets::load(const std::filesystem::path& folder, const model::ModelConfig& config,
+                    const std::function<text::Tokenizer()>& tokenizer) {
+  // The tokenizer first, whatever takes longest: of several errors it is always the same that is told.
   Assets assets{.folder = folder,
-                .tokenizer = text::Tokenizer::load(folder),
+                .tokenizer = tokenizer(),
                 .chat_template = text::detect_chat_template(folder),
                 .image = image::ImageProcessorConfig::load(folder),
                 .video = image::VideoProcessorConfig::load(folder),

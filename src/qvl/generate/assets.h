@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -33,6 +34,10 @@ struct Assets {
   // Throws kNotFound (no tokenizer), kFormat, kUnsupported, kMismatch (placeholder ids, vocabulary or patch
   // geometry that do not fit the network).
   static Assets load(const std::filesystem::path& folder, const model::ModelConfig& config);
+  // Likewise, where the folder's tokenizer is had from `tokenizer`, called once: it may be loading on another thread. Throws
+  // also what that throws.
+  static Assets load(const std::filesystem::path& folder, const model::ModelConfig& config,
+                     const std::function<text::Tokenizer()>& tokenizer);
 };
 
 // What the user said about sampling; the rest comes from the checkpoint.
