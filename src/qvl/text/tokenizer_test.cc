@@ -118,6 +118,55 @@ TEST(Tokenizer, MergesAsStringsAreTheSame) {
   EXPECT_EQ(t.encode(text), small().encode(text));
 }
 
+// Escapes, white space, and more merges than are looked up at a time: what a file spells otherwise is the same.
+TEST(Tokenizer, HowAFileIsSpelledDoesNotMatter) {
+  std::vector<std::pair<std::string, std::string>> merges = kMerges;
+  for (char c = 'a'; c <= 'z'; ++c) {
+    for (const char* end : {"\"", "\\", "\xC3", " "}) merges.push_back({std::string(1, c), end});
+  }
+  const Json json = tokenizer_json(merges);
+  const Tokenizer plain = Tokenizer::from_json(json.dump(), "", "test");
+  // ensure_ascii writes the stand-ins of 68 bytes, and of those from 161 on, as \u escapes.
+  for (const std::string& text : {json.dump(-1, ' ', true), json.dump(3), tokenizer_json(merges, true).dump(1, '\t', true)}) {
+    const Tokenizer other = Tokenizer::from_json(text, "", "test");
+    ASSERT_EQ(other.vocab_size(), plain.vocab_size());
+    for (int32_t id = 0; id < plain.vocab_size(); ++id) {
+      ASSERT_EQ(other.token_bytes(id), plain.token_bytes(id)) << id;
+      ASSERT_EQ(other.is_special(id), plain.is_special(id)) << id;
+    }
+    const std::string sample = "q\" z\\ b\xC3\xA9 abc\n\n <|im_start|> x y\" k\\";
+    EXPECT_EQ(other.encode(sample), plain.encode(sample));
+  }
+}
+
+// Cut anywhere, or one character changed: it loads or is refused as a file, whatever stands where.
+TEST(Tokenizer, DamagedFilesLoadOrAreRefused) {
+  const std::string good = tokenizer_json(kMerges).dump();
+  uint32_t state = 1;
+  const auto next = [&state](size_t below) {
+    state = state * 1664525u + 1013904223u;
+    return static_cast<size_t>(state >> 8) % below;
+  };
+  int refused = 0;
+  for (int i = 0; i < 1500; ++i) {
+    std::string text = good;
+    if (i % 3 == 0) {
+      text.resize(next(good.size()));
+    } else {
+      constexpr std::string_view kCharacters = "\"\\{}[],:0-e x\x01\xC3\xFF";
+      text[next(text.size())] = kCharacters[next(kCharacters.size())];
+    }
+    try {
+      Tokenizer::from_json(text, "", "t");
+    } catch (const Error& e) {
+      ++refused;
+      EXPECT_TRUE(e.code() == ErrorCode::kFormat || e.code() == ErrorCode::kUnsupported || e.code() == ErrorCode::kLimit)
+          << e.what();
+    }
+  }
+  EXPECT_GT(refused, 500);
+}
+
 TEST(Tokenizer, CacheNeverChangesTheAnswer) {
   const Tokenizer warm = small();
   std::string text;
