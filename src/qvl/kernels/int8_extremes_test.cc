@@ -2,6 +2,7 @@
 // bits somewhere, this is where they would overflow (int8_kernels.h).
 #include <gtest/gtest.h>
 
+#include <initializer_list>
 #include <iterator>
 #include <random>
 #include <string>
@@ -20,6 +21,62 @@ struct Extreme {
   std::byte codes, zeros;
   int value;  // of every weight
 };
+
+// 8-bit weights of scale 1, all zero until they are set.
+struct UnitWeight {
+  UnitWeight(const Format& f, int64_t n, int64_t columns)
+      : format(f),
+        out(n),
+        k(columns),
+        data(f.data_bytes(n, columns), std::byte{128}),
+        scales(static_cast<size_t>(n * f.block_count(columns)), 1.0f),
+        values(static_cast<size_t>(n * columns)) {}
+  void set(int64_t n, int64_t i, int value) {
+    const auto stride = static_cast<int64_t>(data.size()) / out;
+    values[static_cast<size_t>(n * k + i)] = value;
+    data[static_cast<size_t>(n * stride + i)] = static_cast<std::byte>(value + 128);
+  }
+  Weight view(int activation_bits) const {
+    Weight w;
+    w.data = data.data();
+    w.out = out;
+    w.in = k;
+    w.format = format;
+    w.scales = reinterpret_cast<const std::byte*>(scales.data());
+    w.activation_bits = activation_bits;
+    return w;
+  }
+
+  Format format;
+  int64_t out, k;
+  std::vector<std::byte> data;
+  std::vector<float> scales;
+  std::vector<int> values;  // [out, k]
+};
+
+// x [rows, k], whose groups all have the scale 1, times `w` is exactly the integer sum of its codes times the weights: for so
+// many of its first rows, on both paths.
+void expect_exact_sums(const Context& ctx, const UnitWeight& w, int activation_bits, const std::vector<float>& x,
+                       const std::vector<int>& codes, std::initializer_list<int64_t> row_counts) {
+  for (const int64_t rows : row_counts) {
+    for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+      if (path == LinearPath::kGemv && rows > 16) continue;
+      std::vector<float> y(static_cast<size_t>(rows * w.out));
+      linear(ctx, path, {x.data(), DType::kF32, rows, w.k, w.k}, w.view(activation_bits), Activation::kNone, {},
+             {y.data(), DType::kF32, rows, w.out, w.out});
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t n = 0; n < w.out; ++n) {
+          int64_t sum = 0;
+          for (int64_t i = 0; i < w.k; ++i)
+            sum += static_cast<int64_t>(codes[static_cast<size_t>(r * w.k + i)]) * w.values[static_cast<size_t>(n * w.k + i)];
+          ASSERT_EQ(y[static_cast<size_t>(r * w.out + n)], static_cast<float>(sum))
+              << w.format.name() << " k " << w.k << " row " << r << " of " << rows << ", output " << n
+              << (path == LinearPath::kGemm ? " gemm" : " gemv");
+        }
+      }
+    }
+  }
+}
 
 class Int8Extremes : public testing::TestWithParam<std::string_view> {};
 
@@ -77,55 +134,25 @@ TEST_P(Int8Extremes, SumsOfProductsAtTheEdgeOf16Bits) {
                                Format::row8()}) {
     for (const int64_t k : {128, 132, 512, 1100}) {
       std::mt19937 rng(7);
-      std::vector<std::byte> data(format.data_bytes(kOut, k), std::byte{128});
-      const auto stride = static_cast<int64_t>(data.size()) / kOut;
-      std::vector<int> values(static_cast<size_t>(kOut * k));
+      UnitWeight w(format, kOut, k);
       for (int64_t n = 0; n < kOut; ++n) {
         for (int64_t i = 0; i < k; i += 4) {
           const auto& four = kFours[rng() % std::size(kFours)];
           // One step in eight has some of them, in one output in eight.
           const bool edge = (i / 4 + static_cast<int64_t>(rng() % 2)) % 8 == 0 && rng() % 8 == 0;
-          for (int64_t j = 0; j < 4; ++j) {
-            const int value = edge ? four[j] : static_cast<int>(rng() % 31) - 15;
-            values[static_cast<size_t>(n * k + i + j)] = value;
-            data[static_cast<size_t>(n * stride + i + j)] = static_cast<std::byte>(value + 128);
-          }
+          for (int64_t j = 0; j < 4; ++j) w.set(n, i + j, edge ? four[j] : static_cast<int>(rng() % 31) - 15);
         }
       }
-      const std::vector<float> scales(static_cast<size_t>(kOut * format.block_count(k)), 1.0f);
-      Weight w;
-      w.data = data.data();
-      w.out = kOut;
-      w.in = k;
-      w.format = format;
-      w.scales = reinterpret_cast<const std::byte*>(scales.data());
-      std::vector<float> x(static_cast<size_t>(kRows * k));
+      std::vector<int> codes(static_cast<size_t>(kRows * k));
       for (int64_t r = 0; r < kRows; ++r) {
         for (int64_t i = 0; i < k; ++i) {
           // 127 somewhere in each group makes its scale 1.
           const int any = static_cast<int>(rng() % 255) - 127;
-          x[static_cast<size_t>(r * k + i)] =
-              static_cast<float>(r % 3 == 0 || i % 128 == 0 ? 127 : r % 3 == 1 ? -127 : any);
+          codes[static_cast<size_t>(r * k + i)] = r % 3 == 0 || i % 128 == 0 ? 127 : r % 3 == 1 ? -127 : any;
         }
       }
-      for (const int64_t rows : {kRows, int64_t{1}, int64_t{18}}) {
-        for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
-          if (path == LinearPath::kGemv && rows > 16) continue;
-          std::vector<float> y(static_cast<size_t>(rows * kOut));
-          linear(ctx, path, {x.data(), DType::kF32, rows, k, k}, w, Activation::kNone, {},
-                 {y.data(), DType::kF32, rows, kOut, kOut});
-          for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t n = 0; n < kOut; ++n) {
-              int64_t sum = 0;
-              for (int64_t i = 0; i < k; ++i)
-                sum += static_cast<int64_t>(x[static_cast<size_t>(r * k + i)]) * values[static_cast<size_t>(n * k + i)];
-              ASSERT_EQ(y[static_cast<size_t>(r * kOut + n)], static_cast<float>(sum))
-                  << format.name() << " k " << k << " row " << r << " of " << rows << ", output " << n
-                  << (path == LinearPath::kGemm ? " gemm" : " gemv");
-            }
-          }
-        }
-      }
+      const std::vector<float> x(codes.begin(), codes.end());
+      ASSERT_NO_FATAL_FAILURE(expect_exact_sums(ctx, w, 8, x, codes, {kRows, 1, 18}));
     }
   }
 }
@@ -148,29 +175,15 @@ TEST_P(Int8Extremes, SevenBitCodesAtTheEdgeOf16Bits) {
                                Format::blocks(8, 32, false, DType::kF32), Format::row8()}) {
     for (const int64_t k : {128, 512, 1024}) {
       std::mt19937 rng(11);
-      std::vector<std::byte> data(format.data_bytes(kOut, k), std::byte{128});
-      const auto stride = static_cast<int64_t>(data.size()) / kOut;
-      std::vector<int> values(static_cast<size_t>(kOut * k));
+      UnitWeight w(format, kOut, k);
       for (int64_t n = 0; n < kOut; ++n) {
         for (int64_t i = 0; i < k; i += 4) {
           // In most groups one output in eight has large weights: in all of them no step would fit with another.
           const bool edge = i / 128 % 4 == 3 || rng() % 8 == 0;
           const auto& four = kFours[rng() % std::size(kFours)];
-          for (int64_t j = 0; j < 4; ++j) {
-            const int value = edge ? four[j] : static_cast<int>(rng() % 5) - 2;
-            values[static_cast<size_t>(n * k + i + j)] = value;
-            data[static_cast<size_t>(n * stride + i + j)] = static_cast<std::byte>(value + 128);
-          }
+          for (int64_t j = 0; j < 4; ++j) w.set(n, i + j, edge ? four[j] : static_cast<int>(rng() % 5) - 2);
         }
       }
-      const std::vector<float> scales(static_cast<size_t>(kOut * format.block_count(k)), 1.0f);
-      Weight w;
-      w.data = data.data();
-      w.out = kOut;
-      w.in = k;
-      w.format = format;
-      w.scales = reinterpret_cast<const std::byte*>(scales.data());
-      w.activation_bits = 7;
       std::vector<float> x(static_cast<size_t>(kRows * k));
       std::vector<int> codes(x.size());
       for (int64_t r = 0; r < kRows; ++r) {
@@ -183,24 +196,7 @@ TEST_P(Int8Extremes, SevenBitCodesAtTheEdgeOf16Bits) {
           codes[at] = low ? range.least_code : range.greatest_code;
         }
       }
-      for (const int64_t rows : {kRows, int64_t{1}, int64_t{16}}) {
-        for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
-          if (path == LinearPath::kGemv && rows > 16) continue;
-          std::vector<float> y(static_cast<size_t>(rows * kOut));
-          linear(ctx, path, {x.data(), DType::kF32, rows, k, k}, w, Activation::kNone, {},
-                 {y.data(), DType::kF32, rows, kOut, kOut});
-          for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t n = 0; n < kOut; ++n) {
-              int64_t sum = 0;
-              for (int64_t i = 0; i < k; ++i)
-                sum += static_cast<int64_t>(codes[static_cast<size_t>(r * k + i)]) * values[static_cast<size_t>(n * k + i)];
-              ASSERT_EQ(y[static_cast<size_t>(r * kOut + n)], static_cast<float>(sum))
-                  << format.name() << " k " << k << " row " << r << " of " << rows << ", output " << n
-                  << (path == LinearPath::kGemm ? " gemm" : " gemv");
-            }
-          }
-        }
-      }
+      ASSERT_NO_FATAL_FAILURE(expect_exact_sums(ctx, w, 7, x, codes, {kRows, 1, 16}));
     }
   }
 }

@@ -100,8 +100,8 @@ struct Int8GemmKernel {
 // take x as q - least code of the group: 0..128, whose products with two weights of 8 bits add up in 16 bits.
 struct Int8SevenBitKernel {
   bool (*fits)(const Int8Weight& w) = nullptr;
-  // q [padded k] of one row to q - least[padded k / group].
-  void (*shift)(int8_t* q, int64_t padded_k, int64_t group, int32_t* least) = nullptr;
+  // q [padded k] of one row to q - least[padded k / kInt8Pad]: groups are that wide.
+  void (*shift)(int8_t* q, int64_t padded_k, int32_t* least) = nullptr;
   Int8GemmKernel kernel;
 };
 

@@ -41,7 +41,7 @@ bool fits(const Int8Weight& w) {
   return w.bits == 8 && w.x_bits == 7 && w.zero_points == nullptr && w.group() == kInt8Pad;
 }
 
-void shift(int8_t* q, int64_t padded_k, int64_t, int32_t* least) {
+void shift(int8_t* q, int64_t padded_k, int32_t* least) {
   for (int64_t g = 0; g < padded_k / kInt8Pad; ++g, q += kInt8Pad) {
     __m256i v[4];
     for (int i = 0; i < 4; ++i) v[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + 32 * i));
@@ -134,10 +134,9 @@ inline void add_group(const uint8_t* x, int64_t x_stride, const float* x_scale, 
     for (int m = 0; m < kM; ++m)
       dot[m][v] = _mm256_madd_epi16(sums, _mm256_set1_epi32(least[m * x_scale_stride] & 0xffff));
   }
-  const std::byte* const order = group + kOrderOffset;
-  const int pairs = static_cast<int>(order[offsetof(StepOrder, pairs)]);
-  const int singles = static_cast<int>(order[offsetof(StepOrder, singles)]);
-  const std::byte* step = order + offsetof(StepOrder, step);
+  const StepOrder& order = step_order(group + kOrderOffset);
+  const int pairs = order.pairs, singles = order.singles;
+  const uint8_t* step = order.step;
   const std::byte* p = group + kStepsOffset;
   for (int i = 0; i < pairs; ++i, step += 2, p += 2 * kStepBytes) {
     const uint8_t* const first = x + 4 * static_cast<int64_t>(step[0]);

@@ -30,6 +30,11 @@ QVL_VEC_INLINE __m256i load_vector(const std::byte* p) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
 }
 
+// What pair_steps() left there.
+QVL_VEC_INLINE const StepOrder& step_order(const std::byte* at) {
+  return *reinterpret_cast<const StepOrder*>(at);
+}
+
 // Pairs the steps of a group, kBytes each, which stand in the order of their columns, and writes the order. What two steps
 // are judged by: Sums(step), fit_together(Sums, Sums).
 template <typename Sums, int kBytes>

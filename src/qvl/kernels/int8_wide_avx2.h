@@ -41,10 +41,9 @@ QVL_VEC_INLINE bool fit_together(const Magnitudes& a, const Magnitudes& b) {
 template <int kM>
 QVL_VEC_INLINE void add_paired_group(const int8_t* x, int64_t x_stride, const std::byte* group,
                                      __m256i (&dot)[kM][kStepVectors]) {
-  const std::byte* const order = group + kOrderOffset;
-  const int pairs = static_cast<int>(order[offsetof(StepOrder, pairs)]);
-  const int singles = static_cast<int>(order[offsetof(StepOrder, singles)]);
-  const std::byte* step = order + offsetof(StepOrder, step);
+  const StepOrder& order = step_order(group + kOrderOffset);
+  const int pairs = order.pairs, singles = order.singles;
+  const uint8_t* step = order.step;
   const std::byte* p = group + kStepsOffset;
   for (int i = 0; i < pairs; ++i, step += 2, p += 2 * kStepBytes) {
     const int8_t* const first = x + 4 * static_cast<int64_t>(step[0]);

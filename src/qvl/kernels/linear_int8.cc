@@ -119,7 +119,7 @@ QuantizedRows quantized_rows(const Context& ctx, const Int8Kernels& kernels, con
       uint8_t* q = reinterpret_cast<uint8_t*>(room) + r * x.stride;
       quantize(at(matrix, r, 0), matrix.cols, group, w.x_bits, reinterpret_cast<int8_t*>(q), scales + r * x.scale_stride);
       if (seven) {
-        kernels.gemm_seven.shift(reinterpret_cast<int8_t*>(q), x.stride, group, least + r * x.scale_stride);
+        kernels.gemm_seven.shift(reinterpret_cast<int8_t*>(q), x.stride, least + r * x.scale_stride);
         continue;
       }
       for (int64_t i = 0; i < x.stride && !is_signed; i += 8) {

@@ -130,38 +130,37 @@ void dot_int16(int64_t rounds) {
   for (int64_t i = 0; i < rounds; ++i) QVL_CHAINS("vpdpwssd", "zmm");
 }
 
+// Sums of four products, those of `product` and `other`, widened and added; four of such chains.
+#define QVL_WIDEN(product, other, sum)                                                                   \
+  "vpaddw %%ymm" other ", %%ymm" product ", %%ymm" product "\n\tvpmaddwd %%ymm12, %%ymm" product          \
+  ", %%ymm" product "\n\tvpaddd %%ymm" product ", %%ymm" sum ", %%ymm" sum "\n\t"
+#define QVL_FOUR_CHAINS(step)                                                                            \
+  asm volatile(step("8", "9", "0") step("10", "11", "1") step("8", "9", "2") step("10", "11", "3")::     \
+                   : "xmm0", "xmm1", "xmm2", "xmm3", "xmm8", "xmm9", "xmm10", "xmm11")
+
 // Of bytes that may have any value: the sign moves to the other factor, and 16 bits hold the sums of two products at the
 // most (int8_wide_avx2.h).
 void signed_maddubs256(int64_t rounds) {
   zero_factors();
-#define QVL_PAIRS(product, other, sum)                                                                     \
-  "vpsignb %%ymm12, %%ymm13, %%ymm" product "\n\tvpsignb %%ymm12, %%ymm13, %%ymm" other                    \
-  "\n\tvpmaddubsw %%ymm" product ", %%ymm13, %%ymm" product "\n\tvpmaddubsw %%ymm" other                  \
-  ", %%ymm13, %%ymm" other "\n\tvpaddw %%ymm" other ", %%ymm" product ", %%ymm" product                    \
-  "\n\tvpmaddwd %%ymm12, %%ymm" product ", %%ymm" product "\n\tvpaddd %%ymm" product ", %%ymm" sum         \
-  ", %%ymm" sum "\n\t"
-  for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile(QVL_PAIRS("8", "9", "0") QVL_PAIRS("10", "11", "1") QVL_PAIRS("8", "9", "2")
-                     QVL_PAIRS("10", "11", "3")::
-                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm8", "xmm9", "xmm10", "xmm11");
-  }
-#undef QVL_PAIRS
+#define QVL_SIGNED(product, other, sum)                                                                  \
+  "vpsignb %%ymm12, %%ymm13, %%ymm" product "\n\tvpsignb %%ymm12, %%ymm13, %%ymm" other                  \
+  "\n\tvpmaddubsw %%ymm" product ", %%ymm13, %%ymm" product "\n\tvpmaddubsw %%ymm" other                \
+  ", %%ymm13, %%ymm" other "\n\t" QVL_WIDEN(product, other, sum)
+  for (int64_t i = 0; i < rounds; ++i) QVL_FOUR_CHAINS(QVL_SIGNED);
+#undef QVL_SIGNED
 }
 
 // Of any bytes with codes of 7 bits, 0 to 128 (int8_seven_avx2.cc).
 void seven_maddubs256(int64_t rounds) {
   zero_factors();
-#define QVL_PAIRS(product, other, sum)                                                                       \
-  "vpmaddubsw %%ymm12, %%ymm13, %%ymm" product "\n\tvpmaddubsw %%ymm13, %%ymm12, %%ymm" other                 \
-  "\n\tvpaddw %%ymm" other ", %%ymm" product ", %%ymm" product "\n\tvpmaddwd %%ymm12, %%ymm" product           \
-  ", %%ymm" product "\n\tvpaddd %%ymm" product ", %%ymm" sum ", %%ymm" sum "\n\t"
-  for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile(QVL_PAIRS("8", "9", "0") QVL_PAIRS("10", "11", "1") QVL_PAIRS("8", "9", "2")
-                     QVL_PAIRS("10", "11", "3")::
-                         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm8", "xmm9", "xmm10", "xmm11");
-  }
-#undef QVL_PAIRS
+#define QVL_SEVEN(product, other, sum)                                                                   \
+  "vpmaddubsw %%ymm12, %%ymm13, %%ymm" product "\n\tvpmaddubsw %%ymm13, %%ymm12, %%ymm" other "\n\t"     \
+  QVL_WIDEN(product, other, sum)
+  for (int64_t i = 0; i < rounds; ++i) QVL_FOUR_CHAINS(QVL_SEVEN);
+#undef QVL_SEVEN
 }
+#undef QVL_FOUR_CHAINS
+#undef QVL_WIDEN
 
 constexpr Chains kFma512{fma512, 12 * 16 * 2, "FMA, 512 bits"};
 constexpr Chains kFma256{fma256, 12 * 8 * 2, "FMA, 256 bits"};
