@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "qvl/text/load_word.h"
 #include "qvl/text/unicode.h"
 
 namespace qvl::text {
@@ -11,18 +12,6 @@ namespace {
 
 // Up to this many bytes a plain scan for the lowest rank beats the heap.
 constexpr size_t kMaxScanBytes = 64;
-
-uint64_t load64(const char* p) {
-  uint64_t v;
-  std::memcpy(&v, p, 8);
-  return v;
-}
-
-uint64_t load32(const char* p) {
-  uint32_t v;
-  std::memcpy(&v, p, 4);
-  return v;
-}
 
 }  // namespace
 

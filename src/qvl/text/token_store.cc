@@ -2,22 +2,11 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
+
+#include "qvl/text/load_word.h"
 
 namespace qvl::text {
 namespace {
-
-uint64_t load64(const char* p) {
-  uint64_t v;
-  std::memcpy(&v, p, 8);
-  return v;
-}
-
-uint64_t load32(const char* p) {
-  uint32_t v;
-  std::memcpy(&v, p, 4);
-  return v;
-}
 
 uint64_t mix(uint64_t h, uint64_t word) {
   h = (h ^ word) * 0x9E3779B97F4A7C15u;
