@@ -272,7 +272,7 @@ const Int8Kernels& int8_kernels_avx2() {
                                       quantize<BF16>,
                                       int8_gemv_avx2(),
                                       {kTileRows, kPanelCols, true, panel_bytes, pack, tile},
-                                      int8_gemv_one_avx2(),
+                                      int8_few_rows_avx2(),
                                       int8_seven_avx2()};
   return kernels;
 }

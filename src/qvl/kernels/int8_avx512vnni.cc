@@ -1,12 +1,8 @@
-// Integer linear kernels for AVX-512 with VNNI: VPDPBUSD multiplies 64 pairs of bytes into 16 sums.
-//
-// GEMV. A vector of weights is 64 bytes in address order: 128 values of 4 bits, the even ones in the low nibbles, or
-// 64 values of 8 bits. x lies prepared in the same order, beside the sums that the zero point needs and the scales,
-// spread over the 16 lanes. Everything of a lane belongs to one block, since blocks are 16 or more columns.
+// Integer linear kernels for AVX-512 with VNNI: VPDPBUSD multiplies 64 pairs of bytes into 16 sums. GEMVs stand in
+// int8_gemv_avx512vnni.cc and int8_few_rows_avx512vnni.cc.
 //
 // GEMM. Panel: for each group of columns [32] weight scales, [32] corrections, [group / 4][32][4] signed values. Tile:
 // 6 rows x 32 outputs; x is unsigned (q + 128), what that adds is in the corrections.
-#include "qvl/kernels/int8_gemv_loop.h"
 #include "qvl/kernels/int8_kernels.h"
 #include "qvl/kernels/int8_weight.h"
 
@@ -69,162 +65,6 @@ template <typename X>
 void quantize(const void* x, int64_t k, int64_t group, int bits, int8_t* q, float* scales) {
   bits == 7 ? quantize_codes<X, 7>(x, k, group, q, scales) : quantize_codes<X, 8>(x, k, group, q, scales);
 }
-
-// ---- GEMV ----
-
-// Prepared x, 4 bits: for each 128 columns [64] even q, [64] odd q, [16] -8 * sums, [16] scales.
-// 8 bits: for each 64 columns [64] q, [16] -128 * sums, [16] scales.
-constexpr int64_t kRecord4 = 256, kRecord8 = 192;
-
-size_t prepared_bytes(const Int8Weight& w) {
-  return static_cast<size_t>(w.bits == 4 ? int8_padded(w.k) / 128 * kRecord4 : int8_padded(w.k) / 64 * kRecord8);
-}
-
-void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byte* dst) {
-  const int shift = std::countr_zero(static_cast<uint64_t>(w.group()));
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i ones = _mm512_set1_epi8(1);
-  if (w.bits == 8) {
-    for (int64_t i = 0; i < int8_padded(w.k); i += 64, dst += kRecord8) {
-      const __m512i v = _mm512_loadu_si512(q + i);
-      const __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, v);
-      const __m512i column =
-          _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(i)), _mm512_slli_epi32(lanes, 2));
-      _mm512_store_si512(dst, v);
-      _mm512_store_si512(dst + 64, _mm512_mullo_epi32(sums, _mm512_set1_epi32(-128)));
-      _mm512_store_ps(reinterpret_cast<float*>(dst + 128),
-                      _mm512_i32gather_ps(_mm512_srl_epi32(column, _mm_cvtsi32_si128(shift)), scales, 4));
-    }
-    return;
-  }
-  // Bytes 0, 2, 4, ... of two vectors, or 1, 3, 5, ...
-  const __m512i low = _mm512_set1_epi16(0xff);
-  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-  for (int64_t i = 0; i < int8_padded(w.k); i += 128, dst += kRecord4) {
-    const __m512i a = _mm512_loadu_si512(q + i), b = _mm512_loadu_si512(q + i + 64);
-    const __m512i even = _mm512_permutexvar_epi64(
-        order, _mm512_packus_epi16(_mm512_and_si512(a, low), _mm512_and_si512(b, low)));
-    const __m512i odd = _mm512_permutexvar_epi64(
-        order, _mm512_packus_epi16(_mm512_srli_epi16(a, 8), _mm512_srli_epi16(b, 8)));
-    const __m512i sums =
-        _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, even), ones, odd);
-    const __m512i column =
-        _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(i)), _mm512_slli_epi32(lanes, 3));
-    _mm512_store_si512(dst, even);
-    _mm512_store_si512(dst + 64, odd);
-    _mm512_store_si512(dst + 128, _mm512_mullo_epi32(sums, _mm512_set1_epi32(-8)));
-    _mm512_store_ps(reinterpret_cast<float*>(dst + 192),
-                    _mm512_i32gather_ps(_mm512_srl_epi32(column, _mm_cvtsi32_si128(shift)), scales, 4));
-  }
-}
-
-// 16 zero points from nibbles, as floats; `count` of them are there.
-inline __m512 load_zero_points(const std::byte* p, int64_t count) {
-  uint64_t nibbles = 0;
-  std::memcpy(&nibbles, p, static_cast<size_t>(std::min<int64_t>(8, (count + 1) / 2)));
-  const __m128i bytes = _mm_cvtsi64_si128(static_cast<int64_t>(nibbles));
-  const __m128i low = _mm_and_si128(bytes, _mm_set1_epi8(15));
-  const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(low, high)));
-}
-
-constexpr int64_t kPrefetchBytes = 2048;
-
-// See int8_gemv_loop.h.
-template <typename Scale, int kBits, bool kZero, int kM, int kN>
-inline void gemv_rows(const std::byte* x, int64_t x_stride, const Int8Weight& w, int64_t apart, float* c,
-                      int64_t ldc) {
-  constexpr int64_t kColumns = kBits == 4 ? 128 : 64;  // of one vector of weights
-  constexpr int64_t kRecord = kBits == 4 ? kRecord4 : kRecord8;
-  const int shift = std::countr_zero(static_cast<uint64_t>(w.block));
-  const __m128i shift_count = _mm_cvtsi32_si128(shift);
-  const int64_t blocks = w.blocks();
-  const int64_t columns_a_load = w.block * 16;  // that 16 scales cover
-  const int64_t row_bytes = w.data_stride;
-  const __m512i nibble = _mm512_set1_epi8(15);
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i lane_columns = _mm512_slli_epi32(lanes, kBits == 4 ? 3 : 2);
-
-  __m512 acc[kM][kN];
-#pragma GCC unroll 4
-  for (int m = 0; m < kM; ++m) {
-#pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) acc[m][n] = _mm512_setzero_ps();
-  }
-  int64_t byte = 0;
-  for (int64_t first = 0; first < w.k; first += columns_a_load) {
-    const int64_t block = first >> shift;
-    const __mmask16 mask = first_lanes(std::min<int64_t>(16, blocks - block));
-    __m512 scales[kN], zeros[kN];
-#pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) {
-      const auto* row = reinterpret_cast<const typename Scale::Element*>(w.scales + n * apart * w.scale_stride);
-      scales[n] = Scale::load(row + block, mask);
-      if constexpr (kZero) {
-        zeros[n] = load_zero_points(w.zero_points + n * apart * w.zero_stride + block / 2, blocks - block);
-      }
-    }
-    const int64_t end = std::min(w.k, first + columns_a_load);
-    __m512i columns = lane_columns;
-    const auto step = [&](int64_t left) __attribute__((always_inline)) {
-      const __m512i index = _mm512_srl_epi32(columns, shift_count);
-#pragma GCC unroll 4
-      for (int n = 0; n < kN; ++n) {
-        const std::byte* p = w.data + n * apart * row_bytes + byte;
-        const __m512i v = left >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8(first_bytes(left), p);
-        const __m512i low = kBits == 4 ? _mm512_and_si512(v, nibble) : v;
-        const __m512i high = kBits == 4 ? _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble) : v;
-        const __m512 scale = _mm512_permutexvar_ps(index, scales[n]);
-        const __m512 zero = kZero ? _mm512_permutexvar_ps(index, zeros[n]) : scale;
-#pragma GCC unroll 4
-        for (int m = 0; m < kM; ++m) {
-          const std::byte* record = x + m * x_stride;
-          const __m512i correction = _mm512_load_si512(record + kRecord - 128);
-          __m512i dot = kZero ? _mm512_setzero_si512() : correction;
-          dot = _mm512_dpbusd_epi32(dot, low, _mm512_load_si512(record));
-          if constexpr (kBits == 4) dot = _mm512_dpbusd_epi32(dot, high, _mm512_load_si512(record + 64));
-          __m512 sum = _mm512_cvtepi32_ps(dot);
-          if constexpr (kZero) {
-            // correction = -8 * sum of x
-            const __m512 x_sum = _mm512_mul_ps(_mm512_cvtepi32_ps(correction), _mm512_set1_ps(0.125f));
-            sum = _mm512_fmadd_ps(zero, x_sum, sum);
-          }
-          const __m512 x_scale = _mm512_load_ps(reinterpret_cast<const float*>(record + kRecord - 64));
-          acc[m][n] = _mm512_fmadd_ps(sum, _mm512_mul_ps(x_scale, scale), acc[m][n]);
-        }
-      }
-      x += kRecord;
-      byte += 64;
-      columns = _mm512_add_epi32(columns, _mm512_set1_epi32(static_cast<int>(kColumns)));
-    };
-    int64_t column = first;
-    for (; column + kColumns <= end && byte + 64 <= row_bytes; column += kColumns) {
-#pragma GCC unroll 4
-      for (int n = 0; n < kN; ++n) {
-        _mm_prefetch(reinterpret_cast<const char*>(w.data + n * apart * row_bytes + byte + kPrefetchBytes), _MM_HINT_T0);
-      }
-      step(64);
-    }
-    for (; column < end; column += kColumns) step(row_bytes - byte);
-  }
-#pragma GCC unroll 4
-  for (int m = 0; m < kM; ++m) {
-#pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) c[m * ldc + n * apart] = sum_ps(acc[m][n]);
-  }
-}
-
-struct Avx512Vnni {
-  using F32 = avx512::F32;
-  using BF16 = avx512::BF16;
-  using F16 = avx512::F16;
-  template <typename Scale, int kBits, bool kZero, int kM, int kN>
-  static void rows(const std::byte* x, int64_t x_stride, const Int8Weight& w, int64_t apart, float* c, int64_t ldc) {
-    gemv_rows<Scale, kBits, kZero, kM, kN>(x, x_stride, w, apart, c, ldc);
-  }
-};
-
-// ---- GEMM ----
 
 constexpr int kTileRows = 6;
 constexpr int kVectors = 2;
@@ -429,8 +269,10 @@ void tile(const Int8TileArgs& t) {
 const Int8Kernels& int8_kernels_avx512vnni() {
   static const Int8Kernels kernels = {quantize<F32>,
                                       quantize<BF16>,
-                                      {prepared_bytes, prepare, int8_gemv<Avx512Vnni>},
-                                      {kTileRows, kPanelCols, false, panel_bytes, pack, tile}};
+                                      int8_gemv_avx512vnni(),
+                                      {kTileRows, kPanelCols, false, panel_bytes, pack, tile},
+                                      int8_few_rows_avx512vnni(),
+                                      {}};
   return kernels;
 }
 

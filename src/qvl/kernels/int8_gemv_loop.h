@@ -1,4 +1,4 @@
-// What the integer GEMVs of AVX-512 and NEON share: the order of rows and the choice by format (private to this room).
+// What the integer GEMVs of NEON share: the order of rows and the choice by format (private to this room).
 // `Isa` has F32, BF16 and F16 and
 //   rows<Scale, kBits, kZero, kM, kN>(x, x_stride, w, apart, c, ldc): c[m * ldc + n * apart] = sums of kM rows of x,
 //   x_stride bytes apart, with kN rows of w that lie `apart` rows apart; Scale is the scales' type, kZero: zero points

@@ -61,10 +61,11 @@ struct Int8GemvKernel {
   int64_t rows_as_gemm = 0;
 };
 
-// The same bits for one row of x, faster, for weights that it fits; `fits` is null where there is no such kernel.
-struct Int8GemvOneKernel {
+// The same bits for few rows of x, faster, for weights that it fits; `fits` is null where there is no such kernel.
+struct Int8FewRowsKernel {
   bool (*fits)(const Int8Weight& w) = nullptr;
-  Int8GemvKernel kernel;  // m is 1
+  int64_t max_rows = 0;   // of x
+  Int8GemvKernel kernel;
 };
 
 // c[rows, panel_cols] = x . panel, or += when `accumulate`.
@@ -111,16 +112,18 @@ struct Int8Kernels {
   void (*quantize_bf16)(const void* x, int64_t k, int64_t group, int bits, int8_t* q, float* scales) = nullptr;
   Int8GemvKernel gemv;
   Int8GemmKernel gemm;
-  Int8GemvOneKernel gemv_one;
+  Int8FewRowsKernel few_rows;
   Int8SevenBitKernel gemm_seven;
 };
 
 const Int8Kernels& int8_kernels_scalar();
 #if defined(__x86_64__)
 const Int8GemvKernel& int8_gemv_avx2();
-const Int8GemvOneKernel& int8_gemv_one_avx2();
+const Int8FewRowsKernel& int8_few_rows_avx2();
 const Int8SevenBitKernel& int8_seven_avx2();
 const Int8Kernels& int8_kernels_avx2();
+const Int8GemvKernel& int8_gemv_avx512vnni();
+const Int8FewRowsKernel& int8_few_rows_avx512vnni();
 const Int8Kernels& int8_kernels_avx512vnni();
 #elif defined(__aarch64__)
 const Int8Kernels& int8_kernels_neon();

@@ -144,7 +144,7 @@ void run_int8_gemv(const Context& ctx, std::span<const Call> calls) {
   const Int8Kernels& kernels = *ctx.table->int8;
   const ConstMatrix& x = calls[0].x;
   const int64_t rows = x.rows, k = x.cols;
-  const auto fits_one = [&](const Int8Weight& w) { return kernels.gemv_one.fits != nullptr && kernels.gemv_one.fits(w); };
+  const auto takes_few = [&](const Int8Weight& w) { return kernels.few_rows.fits != nullptr && kernels.few_rows.fits(w); };
 
   struct Operand {
     Int8Weight weight;
@@ -158,11 +158,11 @@ void run_int8_gemv(const Context& ctx, std::span<const Call> calls) {
   std::array<int64_t, kMaxCalls> row_bytes;
   for (size_t i = 0; i < calls.size(); ++i) {
     const Weight* const both[2] = {calls[i].first, calls[i].second};
-    const bool one = rows == 1 && fits_one(int8_view(*both[0])) && (both[1] == nullptr || fits_one(int8_view(*both[1])));
+    const bool few = rows <= kernels.few_rows.max_rows && takes_few(int8_view(*both[0])) && (both[1] == nullptr || takes_few(int8_view(*both[1])));
     for (size_t n = 0; n < 2 && both[n] != nullptr; ++n) {
       Operand& o = operands[2 * i + n];
       o.weight = int8_view(*both[n]);
-      o.gemv = one ? &kernels.gemv_one.kernel : &kernels.gemv;
+      o.gemv = few ? &kernels.few_rows.kernel : &kernels.gemv;
       // What kernels do to x depends on both bits and the group alone.
       for (o.shares = 0; o.shares < 2 * i + n; ++o.shares) {
         const Operand& other = operands[o.shares];

@@ -264,8 +264,8 @@ void run(const std::byte* x, int64_t, int64_t, const Int8Weight& w, int64_t n, f
 
 }  // namespace
 
-const Int8GemvOneKernel& int8_gemv_one_avx2() {
-  static const Int8GemvOneKernel kernel = {fits, {prepared_bytes, prepare, run, 0}};
+const Int8FewRowsKernel& int8_few_rows_avx2() {
+  static const Int8FewRowsKernel kernel = {fits, 1, {prepared_bytes, prepare, run, 0}};
   return kernel;
 }
 

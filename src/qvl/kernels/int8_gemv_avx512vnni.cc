@@ -1,0 +1,304 @@
+// Integer GEMV for AVX-512 with VNNI: weights are read once, unpacked once, and meet every row of x (int8_kernels.h, spec
+// 6.4, 10).
+//
+// A step is 16 bytes of sixteen rows of weights, one row a lane: transposed by words of four bytes, vector i holds word i of
+// every row, and meets word i of a row of x repeated in all lanes. So no sum crosses lanes, and each output is summed in
+// the order of tile() in int8_avx512vnni.cc: exactly within a group, then group after group. The bits are the GEMM's.
+#include "qvl/kernels/int8_kernels.h"
+
+#if defined(__x86_64__)
+
+// GCC 12 reports the deliberately undefined operands inside its own intrinsics.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "qvl/kernels/vec_math_avx512.h"
+
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+
+namespace qvl::kernels {
+namespace {
+
+using namespace avx512;
+
+constexpr int kLanes = 16;          // rows of weights
+constexpr int64_t kStepBytes = 16;  // of each of them
+constexpr int kWords = kStepBytes / 4;
+constexpr int64_t kLineBytes = 64, kStepsOfALine = kLineBytes / kStepBytes;
+constexpr int64_t kMaxRows = 16;  // of x in one pass
+// Sixteen streams are more than processors foresee.
+constexpr int64_t kPrefetchBytes = 256;
+constexpr int64_t kScales = 16;   // blocks whose scales are loaded at once
+
+// How steps and groups meet: two groups of 16 columns a step of 4-bit weights, one, or several steps a group.
+enum class Groups { kHalf, kOne, kSteps };
+
+template <int kBits>
+constexpr int64_t kColumns = kStepBytes * 8 / kBits;  // of a step
+
+// Prepared x, for each step. 4 bits: [16] even q, [16] odd q; 8 bits: [16] q. Then for each group of it what takes the zero
+// point off the products, -8 or -128 times the sum of q, and its scale.
+template <int kBits>
+constexpr int64_t record_bytes(bool halves) {
+  return kBits == 8 ? 24 : halves ? 48 : 40;
+}
+
+template <int kBits>
+int64_t steps(int64_t k) {
+  return (k + kColumns<kBits> - 1) / kColumns<kBits>;
+}
+
+size_t prepared_bytes(const Int8Weight& w) {
+  return static_cast<size_t>(w.bits == 4 ? steps<4>(w.k) * record_bytes<4>(w.group() == 16)
+                                         : steps<8>(w.k) * record_bytes<8>(false));
+}
+
+// The sum of 16 signed bytes.
+inline int32_t sum_bytes(__m128i v) {
+  const __m128i four = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), v);
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+
+void prepare(const Int8Weight& w, const int8_t* q, const float* scales, std::byte* dst) {
+  const int64_t group = w.group();
+  const auto load = [q](int64_t i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + i)); };
+  if (w.bits == 8) {
+    for (int64_t i = 0; i < w.k; i += kColumns<8>, dst += record_bytes<8>(false)) {
+      std::memcpy(dst, q + i, 16);
+      const int32_t correction = -128 * sum_bytes(load(i));
+      std::memcpy(dst + 16, &correction, 4);
+      std::memcpy(dst + 20, scales + i / group, 4);
+    }
+    return;
+  }
+  const int halves = group == 16 ? 2 : 1;
+  const __m128i split = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+  for (int64_t i = 0; i < w.k; i += kColumns<4>, dst += record_bytes<4>(halves == 2)) {
+    const __m128i first = load(i), second = load(i + 16);
+    const __m128i a = _mm_shuffle_epi8(first, split), b = _mm_shuffle_epi8(second, split);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), _mm_unpacklo_epi64(a, b));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + 16), _mm_unpackhi_epi64(a, b));
+    int32_t corrections[2] = {-8 * sum_bytes(first), -8 * sum_bytes(second)};
+    if (halves == 1) corrections[0] += corrections[1];
+    for (int64_t h = 0; h < halves; ++h) {
+      std::memcpy(dst + 32 + 4 * h, &corrections[h], 4);
+      std::memcpy(dst + 32 + 4 * (halves + h), scales + i / group + h, 4);
+    }
+  }
+}
+
+inline __m512i repeat_four(const std::byte* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof(four));
+  return _mm512_set1_epi32(four);
+}
+inline __m512 repeat_float(const std::byte* p) {
+  return _mm512_castsi512_ps(repeat_four(p));
+}
+
+// 64 bytes of sixteen rows `stride` apart, of which `left` are there, zeros behind them: vector i is word i of each of them.
+// A line of a row is touched once: rows may be so far apart that the nearest cache holds no two steps of all.
+inline void load_words(const std::byte* p, int64_t stride, int64_t left, __m512i* words) {
+  __m512 rows[kLanes];
+  if (left >= kLineBytes) [[likely]] {
+#pragma GCC unroll 16
+    for (int n = 0; n < kLanes; ++n) {
+      rows[n] = _mm512_loadu_ps(p + n * stride);
+      _mm_prefetch(reinterpret_cast<const char*>(p + n * stride + kPrefetchBytes), _MM_HINT_T0);
+    }
+  } else {
+    for (int n = 0; n < kLanes; ++n) {
+      alignas(64) std::byte room[kLineBytes] = {};
+      std::memcpy(room, p + n * stride, static_cast<size_t>(left));
+      rows[n] = _mm512_load_ps(room);
+    }
+  }
+  transpose_16x16(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) _mm512_store_si512(words + i, _mm512_castps_si512(rows[i]));
+}
+
+// The scales of the blocks of `mask` from `block` on, a vector of the sixteen rows each.
+template <typename Scale>
+inline void load_scales(const Int8Weight& w, int64_t apart, int64_t block, __mmask16 mask, __m512 (&scales)[kScales]) {
+#pragma GCC unroll 16
+  for (int n = 0; n < kLanes; ++n) {
+    scales[n] = Scale::load(reinterpret_cast<const typename Scale::Element*>(w.scales + n * apart * w.scale_stride) + block, mask);
+  }
+  transpose_16x16(scales);
+}
+
+// Their zero points.
+void load_zero_points(const Int8Weight& w, int64_t apart, int64_t block, int64_t count, __m512i (&zeros)[kScales]) {
+  const std::byte* p = w.zero_points + block / 2;
+  alignas(64) uint32_t rows[2][kLanes] = {};
+  for (int n = 0; n < kLanes; ++n) {
+    uint32_t nibbles[2] = {};
+    std::memcpy(nibbles, p + n * apart * w.zero_stride, static_cast<size_t>((count + 1) / 2));
+    rows[0][n] = nibbles[0];
+    rows[1][n] = nibbles[1];
+  }
+  for (unsigned b = 0; b < kScales; ++b) {
+    zeros[b] = _mm512_and_si512(_mm512_srli_epi32(_mm512_load_si512(rows[b / 8]), 4 * (b % 8)), _mm512_set1_epi32(15));
+  }
+}
+
+// Sums of `rows` rows of x, x_stride apart, with the sixteen rows of w that lie `apart` rows apart: [rows][16].
+template <int kBits, bool kZero, Groups kGroups>
+void lanes(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight& w, int64_t apart, __m512* sums) {
+  constexpr bool kHalves = kGroups == Groups::kHalf;
+  constexpr int64_t kRecord = record_bytes<kBits>(kHalves);
+  const int64_t stride = apart * w.data_stride, blocks = w.blocks(), group = w.group();
+  const __m512i nibble = _mm512_set1_epi8(15);
+
+  __m512i dots[kGroups == Groups::kSteps ? kMaxRows : 1];
+  for (int64_t m = 0; m < rows; ++m) {
+    sums[m] = _mm512_setzero_ps();
+    if constexpr (kGroups == Groups::kSteps) dots[m] = _mm512_setzero_si512();
+  }
+
+  __m512 scales[kScales];
+  __m512i zeros[kZero ? kScales : 1];
+  __m512i line[kLanes];
+  int64_t steps_done = 0;
+  // One step; `last` of its group. `b` is the block, counted from the first of the loaded scales.
+  const auto step = [&](int64_t b, bool last) __attribute__((always_inline)) {
+    const int64_t of_line = steps_done % kStepsOfALine;
+    if (of_line == 0) {
+      const int64_t at = steps_done * kStepBytes;
+      load_words(w.data + at, stride, w.data_stride - at, line);
+    }
+    ++steps_done;
+    __m512i words[kWords], high[kWords];
+#pragma GCC unroll 4
+    for (int i = 0; i < kWords; ++i) words[i] = _mm512_load_si512(line + of_line * kWords + i);
+    if constexpr (kBits == 4) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kWords; ++i) {
+        high[i] = _mm512_and_si512(_mm512_srli_epi16(words[i], 4), nibble);
+        words[i] = _mm512_and_si512(words[i], nibble);
+      }
+    }
+    // Products of words [begin, end) with a row of x at `q`, without the zero points; of group `half`.
+    const auto products = [&](__m512i dot, const std::byte* q, int begin, int end, int half) __attribute__((always_inline)) {
+      __m512i correction = repeat_four(q + (kBits == 4 ? 32 + 4 * half : 16));
+      // It has the usual zero point, 8, in it.
+      if constexpr (kZero) correction = _mm512_srai_epi32(_mm512_mullo_epi32(zeros[b + half], correction), 3);
+      dot = _mm512_add_epi32(dot, correction);
+#pragma GCC unroll 4
+      for (int i = begin; i < end; ++i) {
+        dot = _mm512_dpbusd_epi32(dot, words[i], repeat_four(q + 4 * i));
+        if constexpr (kBits == 4) dot = _mm512_dpbusd_epi32(dot, high[i], repeat_four(q + 16 + 4 * i));
+      }
+      return dot;
+    };
+    const auto add = [&](__m512 total, __m512i dot, __m512 scale, const std::byte* x_scale) __attribute__((always_inline)) {
+      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale, repeat_float(x_scale)), total);
+    };
+    const std::byte* q = x;
+#pragma GCC unroll 1
+    for (int64_t m = 0; m < rows; ++m, q += x_stride) {
+      const __m512i none = _mm512_setzero_si512();
+      if constexpr (kHalves) {
+        const __m512 total = add(sums[m], products(none, q, 0, 2, 0), scales[b], q + 40);
+        sums[m] = add(total, products(none, q, 2, 4, 1), scales[b + 1], q + 44);
+      } else if constexpr (kGroups == Groups::kOne) {
+        sums[m] = add(sums[m], products(none, q, 0, kWords, 0), scales[b], q + kRecord - 4);
+      } else {
+        const __m512i all = products(dots[m], q, 0, kWords, 0);
+        dots[m] = last ? none : all;
+        if (last) sums[m] = add(sums[m], all, scales[b], q + kRecord - 4);
+      }
+    }
+    x += kRecord;
+  };
+
+  for (int64_t block = 0; block < blocks; block += kScales) {
+    const int64_t count = std::min(kScales, blocks - block);
+    const __mmask16 mask = first_lanes(count);
+    if (w.scale_type == DType::kF32) load_scales<F32>(w, apart, block, mask, scales);
+    if (w.scale_type == DType::kBF16) load_scales<BF16>(w, apart, block, mask, scales);
+    if (w.scale_type == DType::kF16) load_scales<F16>(w, apart, block, mask, scales);
+    if constexpr (kZero) load_zero_points(w, apart, block, count, zeros);
+    if constexpr (kHalves) {
+      for (int64_t b = 0; b < count; b += 2) step(b, true);
+    } else {
+      for (int64_t b = 0; b < count; ++b) {
+        if constexpr (kGroups == Groups::kOne) {
+          step(b, true);
+          continue;
+        }
+        const int64_t end = std::min(w.k, (block + b + 1) * w.block);
+        for (int64_t column = (block + b) * w.block; column < end;) {
+          const int64_t group_end = std::min(end, column + group);
+          while (column < group_end) {
+            column += kColumns<kBits>;
+            step(b, column >= group_end);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <int kBits, bool kZero, Groups kGroups>
+void run_format(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
+  // The outputs of rows j, j + apart, ... of w.
+  const auto sixteen = [&](int64_t j, int64_t apart) {
+    const Int8Weight from = w.rows_from(j);
+    for (int64_t r = 0; r < m; r += kMaxRows) {
+      const int64_t rows = std::min(kMaxRows, m - r);
+      __m512 sums[kMaxRows];
+      lanes<kBits, kZero, kGroups>(x + r * x_stride, x_stride, rows, from, apart, sums);
+      for (int64_t i = 0; i < rows; ++i) {
+        float lane[kLanes];
+        _mm512_storeu_ps(lane, sums[i]);
+        for (int64_t l = 0; l < kLanes; ++l) c[(r + i) * ldc + j + l * apart] = lane[l];
+      }
+    }
+  };
+  const int64_t apart = n / kLanes;
+  for (int64_t j = 0; j < apart; ++j) sixteen(j, apart);
+  if (n >= kLanes && n % kLanes != 0) {
+    sixteen(n - kLanes, 1);  // some of them again: the same bits
+  } else if (n < kLanes) {
+    for (int64_t j = 0; j < n; ++j) sixteen(j, 0);  // one row in all lanes
+  }
+}
+
+template <int kBits, bool kZero>
+void run_bits(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
+  const int64_t group = w.group();
+  if (group == kColumns<kBits>) return run_format<kBits, kZero, Groups::kOne>(x, x_stride, m, w, n, c, ldc);
+  if constexpr (kBits == 4) {
+    if (group == 16) return run_format<kBits, kZero, Groups::kHalf>(x, x_stride, m, w, n, c, ldc);
+  }
+  run_format<kBits, kZero, Groups::kSteps>(x, x_stride, m, w, n, c, ldc);
+}
+
+void run(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
+  if (w.bits == 8) {
+    run_bits<8, false>(x, x_stride, m, w, n, c, ldc);
+  } else if (w.zero_points != nullptr) {
+    run_bits<4, true>(x, x_stride, m, w, n, c, ldc);
+  } else {
+    run_bits<4, false>(x, x_stride, m, w, n, c, ldc);
+  }
+}
+
+}  // namespace
+
+const Int8GemvKernel& int8_gemv_avx512vnni() {
+  static const Int8GemvKernel kernel = {prepared_bytes, prepare, run, kMaxRows};
+  return kernel;
+}
+
+}  // namespace qvl::kernels
+
+#endif  // __x86_64__
