@@ -74,24 +74,22 @@ size_t panel_bytes(int64_t depth, int64_t group) {
   return static_cast<size_t>(depth / group * kPanelCols * (8 + group));
 }
 
-// 64 columns from `column` of one row, `p` pointing at the row, as signed bytes; zeros beyond the last.
-template <int kBits, bool kZero>
+// 64 columns from `column` of one row, `p` pointing at the row, as signed bytes; zeros beyond the last. kWhole: all 64 are
+// there.
+template <int kBits, bool kZero, bool kWhole>
 inline __m512i unpack64(const Int8Weight& w, const std::byte* p, int64_t row, int64_t column) {
-  const int64_t left = w.k - column;
+  const int64_t left = kWhole ? 64 : w.k - column;
   if constexpr (kBits == 8) {
     const __m512i v = left >= 64 ? _mm512_loadu_si512(p + column) : _mm512_maskz_loadu_epi8(first_bytes(left), p + column);
     return _mm512_maskz_sub_epi8(first_bytes(left), v, _mm512_set1_epi8(static_cast<char>(128)));
   } else {
-    const int64_t bytes = w.data_stride - column / 2;
+    const int64_t bytes = kWhole ? 32 : w.data_stride - column / 2;
     const std::byte* from = p + column / 2;
     const __m256i packed = bytes >= 32 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
                                        : _mm256_maskz_loadu_epi8(static_cast<__mmask32>(first_bytes(bytes)), from);
-    const __m256i mask = _mm256_set1_epi8(15);
-    const __m256i low = _mm256_and_si256(packed, mask);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
-    const __m256i a = _mm256_unpacklo_epi8(low, high), b = _mm256_unpackhi_epi8(low, high);
-    const __m512i v = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_permute2x128_si256(a, b, 0x20)),
-                                         _mm256_permute2x128_si256(a, b, 0x31), 1);
+    // Byte i in lanes of 16 bits, its high nibble moved to the upper byte.
+    const __m512i wide = _mm512_cvtepu8_epi16(packed);
+    const __m512i v = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), _mm512_set1_epi8(15));
     if constexpr (kZero) {
       alignas(64) uint8_t zeros[64];
       for (int64_t i = 0; i < 64; i += 16) {
@@ -115,6 +113,8 @@ void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t gr
     __m512 scales[16];
     for (int64_t n = 0; n < 16; ++n) {
       const auto* row = reinterpret_cast<const typename Scale::Element*>(w.scales + n * w.scale_stride);
+      // Those of the next panel.
+      _mm_prefetch(reinterpret_cast<const char*>(w.scales + (n + kPanelCols) * w.scale_stride) + block * static_cast<int64_t>(sizeof(*row)), _MM_HINT_T0);
       scales[n] = n < present && left > 0 ? Scale::load(row + block, first_lanes(std::min<int64_t>(16, left)))
                                           : _mm512_setzero_ps();
     }
@@ -130,27 +130,43 @@ void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t gr
 template <int kBits, bool kZero>
 void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::byte* packed) {
   const int64_t group = w.group();
-  const int64_t group_bytes = kPanelCols * (8 + group);
+  const int64_t group_bytes = kPanelCols * (8 + group), group_words = group / 4;
   for (int v = 0; v < kVectors; ++v) {
     const int64_t present = std::clamp<int64_t>(cols - 16 * v, 0, 16);
+    std::byte* to = packed + v * 64;  // of the group
+    __m512i sums = _mm512_setzero_si512();
+    int64_t word = 0;  // of the group
     for (int64_t column = begin; column < begin + depth; column += 64) {
       const int64_t end = std::min(column + 64, begin + depth);
       __m512 words[16];
-      for (int64_t n = 0; n < 16; ++n) {
-        const int64_t row = 16 * v + n;
-        const std::byte* p = w.data + row * w.data_stride;
-        // The rows of a panel are too many streams for the processor to foresee: ask for those of the next one.
-        _mm_prefetch(reinterpret_cast<const char*>(p + kPanelCols * w.data_stride + column * kBits / 8), _MM_HINT_T0);
-        const bool inside = n < present && column < w.k;
-        words[n] = _mm512_castsi512_ps(inside ? unpack64<kBits, kZero>(w, p, row, column)
-                                              : _mm512_setzero_si512());
+      const std::byte* p = w.data + 16 * v * w.data_stride;
+      // The rows of a panel are too many streams for the processor to foresee: ask for those of the next one.
+      const std::byte* ahead = p + kPanelCols * w.data_stride + column * kBits / 8;
+      if (present == 16 && column + 64 <= w.k) [[likely]] {
+#pragma GCC unroll 16
+        for (int n = 0; n < 16; ++n, p += w.data_stride, ahead += w.data_stride) {
+          _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T0);
+          words[n] = _mm512_castsi512_ps(unpack64<kBits, kZero, true>(w, p, 16 * v + n, column));
+        }
+      } else {
+        for (int64_t n = 0; n < 16; ++n, p += w.data_stride) {
+          const bool inside = n < present && column < w.k;
+          words[n] = _mm512_castsi512_ps(inside ? unpack64<kBits, kZero, false>(w, p, 16 * v + n, column) : _mm512_setzero_si512());
+        }
       }
       transpose_16x16(words);
       // Word i of all 16 outputs: columns column + 4 i .. + 3.
       for (int64_t i = 0; i < (end - column) / 4; ++i) {
-        const int64_t from = column - begin + 4 * i;
-        std::byte* p = packed + from / group * group_bytes + kPanelCols * 8;
-        _mm512_store_si512(p + (from % group / 4 * kVectors + v) * 64, _mm512_castps_si512(words[i]));
+        const __m512i values = _mm512_castps_si512(words[i]);
+        _mm512_store_si512(to + kPanelCols * 8 + word * kVectors * 64, values);
+        sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(static_cast<char>(128)), values);
+        if (++word == group_words) {
+          // x has 128 too much: minus 128 times the sum of the weights.
+          _mm512_store_si512(to + kPanelCols * 4, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
+          sums = _mm512_setzero_si512();
+          word = 0;
+          to += group_bytes;
+        }
       }
     }
     const Int8Weight part = w.rows_from(16 * v);
@@ -160,16 +176,6 @@ void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth
       pack_scales<BF16>(part, present, begin, depth / group, packed + v * 64, group_bytes);
     } else {
       pack_scales<F16>(part, present, begin, depth / group, packed + v * 64, group_bytes);
-    }
-    for (int64_t g = 0; g < depth / group; ++g) {
-      // x has 128 too much: minus 128 times the sum of the weights.
-      std::byte* p = packed + g * group_bytes;
-      __m512i sums = _mm512_setzero_si512();
-      for (int64_t i = 0; i < group / 4; ++i) {
-        const __m512i values = _mm512_load_si512(p + kPanelCols * 8 + (i * kVectors + v) * 64);
-        sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(static_cast<char>(128)), values);
-      }
-      _mm512_store_si512(p + kPanelCols * 4 + v * 64, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
     }
   }
 }
@@ -183,9 +189,9 @@ void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::
   }
 }
 
-// kChunk: columns between two turns of the inner loop; the group or 32. The compiler moves every sum to another register
-// and back in each turn, so that groups of up to 32 have none.
-template <int kM, int kChunk>
+// kChunk: columns between two turns of the inner loop; the group or, kMore, a part of it. The compiler moves every sum to
+// another register and back in each turn, so that groups of up to 32 have none.
+template <int kM, int kChunk, bool kMore>
 inline void tile_rows(const Int8TileArgs& t) {
   __m512 acc[kM][kVectors];
 #pragma GCC unroll 6
@@ -213,8 +219,6 @@ inline void tile_rows(const Int8TileArgs& t) {
         __m512i w[kVectors];
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) w[v] = _mm512_load_si512(p + (s * kVectors + v) * 64);
-        _mm_prefetch(reinterpret_cast<const char*>(p + s * kVectors * 64 + 2048), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(p + s * kVectors * 64 + 2048 + 64), _MM_HINT_T0);
 #pragma GCC unroll 6
         for (int m = 0; m < kM; ++m) {
           int32_t four;
@@ -227,7 +231,7 @@ inline void tile_rows(const Int8TileArgs& t) {
       p += kVectors * (kChunk / 4) * 64;
     };
     chunk(0);
-    if constexpr (kChunk == 32) {
+    if constexpr (kMore) {
       for (int64_t i = kChunk; i < t.group; i += kChunk) chunk(i);
     }
     x += t.group;
@@ -250,7 +254,9 @@ inline void tile_rows(const Int8TileArgs& t) {
 
 template <int kM>
 inline void tile_group(const Int8TileArgs& t) {
-  t.group == 16 ? tile_rows<kM, 16>(t) : tile_rows<kM, 32>(t);
+  if (t.group == 16) return tile_rows<kM, 16, false>(t);
+  if (t.group == 32) return tile_rows<kM, 32, false>(t);
+  tile_rows<kM, 32, true>(t);
 }
 
 void tile(const Int8TileArgs& t) {
