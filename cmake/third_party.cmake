@@ -10,7 +10,7 @@ pkg_check_modules(qvl_png REQUIRED IMPORTED_TARGET libpng)
 pkg_check_modules(qvl_webp REQUIRED IMPORTED_TARGET libwebp libwebpdemux)
 find_package(GIF REQUIRED)
 find_package(OpenSSL 3 REQUIRED COMPONENTS Crypto)
-pkg_check_modules(qvl_xxhash REQUIRED IMPORTED_TARGET libxxhash)
+pkg_check_modules(qvl_xxhash REQUIRED IMPORTED_TARGET libxxhash>=0.8)  # XXH3
 find_package(Boost 1.81 REQUIRED)  # headers alone: Asio and Beast
 pkg_check_modules(qvl_curl REQUIRED IMPORTED_TARGET libcurl>=7.87)
 pkg_check_modules(qvl_pangocairo REQUIRED IMPORTED_TARGET pangocairo cairo fontconfig)

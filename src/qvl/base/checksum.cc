@@ -6,26 +6,26 @@
 namespace qvl {
 
 struct Checksum::State {
-  XXH64_state_t xxh;
+  XXH3_state_t xxh;
 };
 
 Checksum::Checksum() : state_(std::make_unique<State>()) {
-  XXH64_reset(&state_->xxh, 0);
+  XXH3_64bits_reset(&state_->xxh);
 }
 Checksum::~Checksum() = default;
 Checksum::Checksum(Checksum&&) noexcept = default;
 Checksum& Checksum::operator=(Checksum&&) noexcept = default;
 
 void Checksum::add(std::span<const std::byte> bytes) {
-  XXH64_update(&state_->xxh, bytes.data(), bytes.size());
+  XXH3_64bits_update(&state_->xxh, bytes.data(), bytes.size());
 }
 
 uint64_t Checksum::value() const {
-  return XXH64_digest(&state_->xxh);
+  return XXH3_64bits_digest(&state_->xxh);
 }
 
 uint64_t checksum(std::span<const std::byte> bytes) {
-  return XXH64(bytes.data(), bytes.size(), 0);
+  return XXH3_64bits(bytes.data(), bytes.size());
 }
 
 uint64_t checksum(std::string_view text) {

@@ -1,4 +1,4 @@
-// XXH64 by libxxhash: a fast 64-bit checksum against damage on the way to a disk and back. Not cryptographic: whoever
+// XXH3 (64 bits) by libxxhash: a checksum, about as fast as memory is read, against damage on the way to a disk and back. Not cryptographic: whoever
 // can choose the bytes can choose the checksum (sha256.h is for names that must not be forged).
 #pragma once
 

@@ -7,12 +7,11 @@
 namespace qvl {
 namespace {
 
-// Of the published implementation, seed 0.
+// Of the published implementation, without a seed.
 TEST(Checksum, PublishedValues) {
-  EXPECT_EQ(checksum(""), 0xEF46DB3751D8E999U);
-  EXPECT_EQ(checksum("a"), 0xD24EC4F1A98C6E5BU);
-  EXPECT_EQ(checksum("abc"), 0x44BC2CF5AD770999U);
-  EXPECT_EQ(checksum("Nobody inspects the spammish repetition"), 0xFBCEA83C8A378BF1U);
+  EXPECT_EQ(checksum(""), 0x2D06800538D394C2U);
+  EXPECT_EQ(checksum("a"), 0xE6C632B61E964E1FU);
+  EXPECT_EQ(checksum("abc"), 0x78AF5F94892F3950U);
 }
 
 TEST(Checksum, PiecesDoNotMatterAndEveryBitDoes) {
