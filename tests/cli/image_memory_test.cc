@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "fixture.h"
 #include "process.h"
@@ -73,6 +74,30 @@ TEST_F(ImageMemoryCli, ASecondProcessStartsBehindThePicture) {
   off.emplace_back("off");
   EXPECT_EQ(qvl(with).out, qvl(off).out);
   EXPECT_EQ(err_, "");
+}
+
+// Of a large picture whole blocks of keys and values are used where they lie in the file, by several processes at once.
+TEST_F(ImageMemoryCli, ProcessesUseALargePictureAtOnce) {
+  const auto about = [](const char* question) { return std::vector<std::string>{"-i", kShapes, question, "--min-pixels", "600000", "--max-pixels", "700000"}; };
+  ASSERT_TRUE(cold(kept(about("Describe this image."))));
+  constexpr const char* kQuestions[] = {"How many circles are there?", "What colour is the largest shape?", "Describe this image."};
+  std::vector<Json> expected, answers(6);
+  for (const char* question : kQuestions) expected.push_back(run(about(question), "off"));
+  std::vector<std::thread> users;
+  for (size_t i = 0; i < answers.size(); ++i) {
+    users.emplace_back([&, i] {
+      std::vector<std::string> arguments = {"run", "--json", "--greedy", "--max-tokens", "24", "--image-memory", memory_.string()};
+      for (const std::string& a : about(kQuestions[i % 3])) arguments.push_back(a);
+      const Outcome o = qvl(arguments);
+      if (o.exit_code == 0) answers[i] = parse_json(o.out, "stdout");
+    });
+  }
+  for (std::thread& u : users) u.join();
+  for (size_t i = 0; i < answers.size(); ++i) {
+    ASSERT_TRUE(answers[i].is_object()) << i;
+    EXPECT_EQ(answers[i]["token_ids"], expected[i % 3]["token_ids"]) << i;
+    EXPECT_GT(answers[i]["usage"]["cached_tokens"], 512) << i;
+  }
 }
 
 TEST_F(ImageMemoryCli, OtherSettingsNeverMeet) {

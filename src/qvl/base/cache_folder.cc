@@ -25,14 +25,15 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kMagic[8] = {'Q', 'V', 'L', 'C', 'A', 'C', 'H', 'E'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint32_t kMaxDescriptionBytes = 1 << 20;
 constexpr size_t kNameDigits = 64;
 constexpr std::string_view kInfix = ".partial-";
 constexpr size_t kRandomCharacters = 6;  // of mkostemp
 constexpr const char* kLockFile = "lock";
 
-// The start of a file; description and payload follow, and nothing after them. Little-endian.
+// The start of a file; description and payload follow, and nothing after them. Little-endian. Blanks at the description's end
+// make the payload begin at a multiple of kPayloadAlignment.
 struct Header {
   char magic[8];
   uint32_t version;
@@ -77,11 +78,12 @@ bool write_at(int fd, uint64_t offset, std::span<const std::byte> bytes) {
   return true;
 }
 
-// The order of use is that of these times; the file system's own clock ticks too slowly for it.
+// The order of use is that of the times of access; the file system's own clock ticks too slowly for it. The time of the last
+// change stays as it is: whoever has the file mapped tells by it that nobody wrote there.
 void mark_as_used(int fd) {
   timespec now{};
   ::clock_gettime(CLOCK_REALTIME, &now);
-  const timespec times[2] = {now, now};
+  const timespec times[2] = {now, {.tv_sec = 0, .tv_nsec = UTIME_OMIT}};
   ::futimens(fd, times);  // refused by a read-only folder: then there is no order
 }
 
@@ -149,6 +151,20 @@ class CacheFolder::Entry {
     next_ += bytes.size();
   }
   bool complete() const { return left() == 0 && sum_.value() == header_.payload_checksum; }
+
+  // The entry gives up its file; afterwards complete() tells of the mapped payload. Throws kIo.
+  Mapped map() {
+    std::shared_ptr<const GuardedMapping> file = GuardedMapping::map(std::move(fd_));
+    const uint64_t first = sizeof(Header) + header_.description_bytes;
+    if (file->bytes().size() < first || file->bytes().size() - first != header_.payload_bytes)
+      fail(ErrorCode::kFormat, "cache folder", "the entry is shorter than its contents");
+    const std::span<const std::byte> payload = file->bytes().subspan(first);
+    const Mapped out{std::move(file), payload};
+    sum_.add(out.payload);
+    next_ += out.payload.size();
+    if (!out.file->intact()) fail(ErrorCode::kFormat, "cache folder", "the entry was changed while it was read");
+    return out;
+  }
 
  private:
   uint64_t left() const { return sizeof(Header) + header_.description_bytes + header_.payload_bytes - next_; }
@@ -232,13 +248,11 @@ std::optional<Json> CacheFolder::describe(const std::string& name) {
   return entry ? std::optional<Json>(entry->description()) : std::nullopt;
 }
 
-bool CacheFolder::get(const std::string& name,
-                      const std::function<bool(const Json&, uint64_t, const Source&)>& take) {
+bool CacheFolder::use(const std::string& name, const std::function<bool(Entry&)>& take) {
   std::optional<Entry> entry = open(name);
   if (!entry) return false;
   try {
-    const bool taken = take(entry->description(), entry->payload_bytes(),
-                            [&entry](std::span<std::byte> bytes) { entry->read(bytes); });
+    const bool taken = take(*entry);
     if (taken && entry->complete()) return true;
     discard(name, taken ? "damaged" : "not what its name says");
   } catch (const Error& e) {
@@ -251,6 +265,24 @@ bool CacheFolder::get(const std::string& name,
     discard(name, e.what());
   }
   return false;
+}
+
+bool CacheFolder::get(const std::string& name,
+                      const std::function<bool(const Json&, uint64_t, const Source&)>& take) {
+  return use(name, [&take](Entry& entry) {
+    return take(entry.description(), entry.payload_bytes(), [&entry](std::span<std::byte> bytes) { entry.read(bytes); });
+  });
+}
+
+std::optional<CacheFolder::Mapped> CacheFolder::map(const std::string& name,
+                                                    const std::function<bool(const Json&, uint64_t)>& wanted) {
+  Mapped out;
+  const bool used = use(name, [&](Entry& entry) {
+    if (!wanted(entry.description(), entry.payload_bytes())) return false;
+    out = entry.map();
+    return true;
+  });
+  return used ? std::optional(std::move(out)) : std::nullopt;
 }
 
 void CacheFolder::stop_writing(const std::string& why) {
@@ -275,7 +307,7 @@ bool CacheFolder::make_room(uint64_t bytes) const {
     if ((!partial && !is_entry_name(name)) || ::lstat(it->path().c_str(), &status) != 0) continue;
     if (partial && remove_if_abandoned(it->path())) continue;
     total += static_cast<uint64_t>(status.st_size);
-    if (!partial) entries.push_back({name, static_cast<uint64_t>(status.st_size), status.st_mtim});
+    if (!partial) entries.push_back({name, static_cast<uint64_t>(status.st_size), status.st_atim});
   }
   std::sort(entries.begin(), entries.end(), [](const File& a, const File& b) {
     return std::pair(a.used.tv_sec, a.used.tv_nsec) < std::pair(b.used.tv_sec, b.used.tv_nsec);
@@ -324,7 +356,8 @@ bool CacheFolder::put(const std::string& name, const Json& description, uint64_t
   require_entry_name(name);
   Json described = description;
   described["name"] = name;
-  const std::string text = described.dump();
+  std::string text = described.dump();
+  text.append((kPayloadAlignment - (sizeof(Header) + text.size()) % kPayloadAlignment) % kPayloadAlignment, ' ');
   const uint64_t first = sizeof(Header) + text.size();
   if (text.size() > kMaxDescriptionBytes || payload_bytes > max_bytes_ || first + payload_bytes > max_bytes_)
     return false;

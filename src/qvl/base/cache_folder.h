@@ -9,12 +9,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "qvl/base/guarded_mapping.h"
 #include "qvl/base/json.h"
 
 namespace qvl {
@@ -42,6 +44,18 @@ class CacheFolder {
   bool get(const std::string& name,
            const std::function<bool(const Json& description, uint64_t payload_bytes, const Source& read)>& take);
 
+  // The payload of an entry where it lies, checked whole and aligned to kPayloadAlignment.
+  struct Mapped {
+    std::shared_ptr<const GuardedMapping> file;  // whoever uses the payload asks afterwards whether it is still intact
+    std::span<const std::byte> payload;          // valid while `file` lives
+  };
+  static constexpr size_t kPayloadAlignment = 64;
+
+  // As get(), without reading: nothing where the entry is absent, `wanted` returns false, or the checksum does not agree.
+  // What is mapped stays on the disk, beyond the bound, when it is removed meanwhile.
+  std::optional<Mapped> map(const std::string& name,
+                            const std::function<bool(const Json& description, uint64_t payload_bytes)>& wanted);
+
   // Stores an entry, in the place of one of this name; `write` gives exactly `payload_bytes` to the sink. Room is made
   // first. False when it was not stored: larger than the bound, or the folder cannot be written to. Throws what
   // `write` throws, and kInvalidArgument when it gives another number of bytes; nothing is then stored.
@@ -56,6 +70,8 @@ class CacheFolder {
   class Partial;  // a file being written
 
   std::optional<Entry> open(const std::string& name);
+  // True: `take` returned true. False: the entry is not used, nor is what `take` made of it.
+  bool use(const std::string& name, const std::function<bool(Entry& entry)>& take);
   void discard(const std::string& name, std::string_view why) const;
   // Makes room and creates the file at its full size, under the folder's lock.
   std::optional<Partial> create(const std::string& name, uint64_t file_bytes);

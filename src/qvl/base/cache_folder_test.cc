@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
@@ -64,6 +65,21 @@ State look(CacheFolder& folder, int i) {
   return payload == payload_of(i, payload.size()) && description["number"] == i ? State::kRight : State::kWrong;
 }
 
+// The same of what is mapped.
+State look_where_it_lies(CacheFolder& folder, int i) {
+  Json description;
+  uint64_t bytes = 0;
+  const auto mapped = folder.map(name_of(i), [&](const Json& d, uint64_t payload_bytes) {
+    description = d;
+    bytes = payload_bytes;
+    return true;
+  });
+  if (!mapped) return State::kAbsent;
+  const bool right = std::ranges::equal(mapped->payload, payload_of(i, bytes)) && description["number"] == i &&
+                     reinterpret_cast<uintptr_t>(mapped->payload.data()) % CacheFolder::kPayloadAlignment == 0;
+  return right && mapped->file->intact() ? State::kRight : State::kWrong;
+}
+
 class CacheFolderTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -103,6 +119,7 @@ class CacheFolderTest : public ::testing::Test {
 TEST_F(CacheFolderTest, ThereAndBack) {
   CacheFolder a = folder();
   EXPECT_EQ(look(a, 1), State::kAbsent);
+  EXPECT_EQ(look_where_it_lies(a, 1), State::kAbsent);
   EXPECT_FALSE(a.describe(name_of(1)));
   EXPECT_FALSE(fs::exists(folder_));  // nothing is made by asking
   for (size_t bytes : {0, 1, 1000, 300000}) {
@@ -111,6 +128,7 @@ TEST_F(CacheFolderTest, ThereAndBack) {
     EXPECT_TRUE(put(a, i, bytes));
     CacheFolder b = folder();
     EXPECT_EQ(look(b, i), State::kRight);
+    EXPECT_EQ(look_where_it_lies(b, i), State::kRight);
     EXPECT_EQ(b.describe(name_of(i))->at("number"), i);
   }
   EXPECT_TRUE(put(a, 1, 10));  // in the place of the old one
@@ -141,11 +159,13 @@ TEST_F(CacheFolderTest, DamageAnywhereIsAnAbsentEntry) {
     SCOPED_TRACE(i);
     std::string damaged = sound;
     damaged[i] = static_cast<char>(damaged[i] ^ 0x10);
-    write(1, damaged);
-    warnings_.clear();
-    EXPECT_EQ(look(a, 1), State::kAbsent);
-    EXPECT_FALSE(fs::exists(file(1)));
-    EXPECT_EQ(warnings_.size(), 1U);
+    for (const auto looking : {look, look_where_it_lies}) {
+      write(1, damaged);
+      warnings_.clear();
+      EXPECT_EQ(looking(a, 1), State::kAbsent);
+      EXPECT_FALSE(fs::exists(file(1)));
+      EXPECT_EQ(warnings_.size(), 1U);
+    }
   }
   write(1, sound);
   EXPECT_EQ(look(a, 1), State::kRight);
@@ -156,9 +176,11 @@ TEST_F(CacheFolderTest, CutShortOrTooLongIsAnAbsentEntry) {
   put(a, 1, 150);
   const std::string sound = bytes(1);
   for (size_t n = 0; n < sound.size(); ++n) {
-    write(1, sound.substr(0, n));
-    EXPECT_EQ(look(a, 1), State::kAbsent) << n;
-    EXPECT_FALSE(fs::exists(file(1))) << n;
+    for (const auto looking : {look, look_where_it_lies}) {
+      write(1, sound.substr(0, n));
+      EXPECT_EQ(looking(a, 1), State::kAbsent) << n;
+      EXPECT_FALSE(fs::exists(file(1))) << n;
+    }
   }
   write(1, sound + '\0');
   EXPECT_FALSE(a.describe(name_of(1)));
@@ -182,6 +204,12 @@ TEST_F(CacheFolderTest, ForeignContentsAreAnAbsentEntry) {
   EXPECT_TRUE(fs::is_directory(file(5)));
   // What the taker does not want.
   EXPECT_FALSE(a.get(name_of(1), [](const Json&, uint64_t, const CacheFolder::Source&) { return false; }));
+  EXPECT_FALSE(fs::exists(file(1)));
+  put(a, 1, 150);
+  EXPECT_FALSE(a.map(name_of(1), [](const Json&, uint64_t) { return false; }));
+  EXPECT_FALSE(fs::exists(file(1)));
+  put(a, 1, 150);
+  EXPECT_FALSE(a.map(name_of(1), [](const Json& d, uint64_t) { return d.at("absent").get<bool>(); }));
   EXPECT_FALSE(fs::exists(file(1)));
   put(a, 1, 150);
   EXPECT_FALSE(a.get(name_of(1), [](const Json& d, uint64_t, const CacheFolder::Source&) {
@@ -208,6 +236,35 @@ TEST_F(CacheFolderTest, TheLeastRecentlyUsedGoFirstAndTheBoundHolds) {
   EXPECT_TRUE(put(smaller, 5, 3000));
   EXPECT_LE(total_bytes(), 4000U);
   EXPECT_TRUE(warnings_.empty()) << warnings_.front();
+}
+
+TEST_F(CacheFolderTest, WhatIsMappedOutlivesItsEntry) {
+  CacheFolder a = folder(10000);
+  const auto any = [](const Json&, uint64_t) { return true; };
+  EXPECT_TRUE(put(a, 0, 3000));
+  EXPECT_TRUE(put(a, 1, 3000));
+  const auto mapped = a.map(name_of(0), any);  // a use: now 1 is the oldest
+  ASSERT_TRUE(mapped);
+  EXPECT_TRUE(put(a, 2, 3000));
+  EXPECT_TRUE(put(a, 3, 3000));
+  EXPECT_EQ(look(a, 1), State::kAbsent);
+  // Uses by others and a new entry of the name change nothing for whoever has it mapped; nor does its removal.
+  CacheFolder b = folder(10000);
+  EXPECT_EQ(look(b, 0), State::kRight);
+  EXPECT_TRUE(b.describe(name_of(0)));
+  EXPECT_TRUE(mapped->file->intact());
+  EXPECT_TRUE(put(b, 0, 2000));
+  fs::remove_all(folder_);
+  EXPECT_TRUE(mapped->file->intact());
+  EXPECT_TRUE(std::ranges::equal(mapped->payload, payload_of(0, 3000)));
+  // Only who writes into the file itself does.
+  EXPECT_TRUE(put(b, 4, 9000));
+  const auto cut = b.map(name_of(4), any);
+  ASSERT_TRUE(cut);
+  fs::resize_file(file(4), 100);
+  EXPECT_FALSE(std::ranges::equal(cut->payload, payload_of(4, 9000)));
+  EXPECT_FALSE(cut->file->intact());
+  EXPECT_EQ(look_where_it_lies(b, 4), State::kAbsent);
 }
 
 TEST_F(CacheFolderTest, FilesOfOthersAreNeitherCountedNorRemoved) {
@@ -307,7 +364,7 @@ TEST_F(CacheFolderTest, ProcessesShareAFolder) {
     int hits = 0;
     for (int r = 0; r < rounds; ++r) {
       const int i = static_cast<int>(random() % kEntries);
-      const State state = look(a, i);
+      const State state = r % 2 ? look_where_it_lies(a, i) : look(a, i);
       if (state == State::kWrong) ::_exit(2);
       hits += state == State::kRight;
       if (state == State::kAbsent) put(a, i, 10000 + static_cast<size_t>(i) * 700);

@@ -14,7 +14,7 @@ void KvCache::save(int64_t, const ByteSink&) const {
   fail(ErrorCode::kUnsupported, "kv cache", "a cache of this engine cannot be saved");
 }
 
-void KvCache::load(int64_t, const ByteSource&) {
+void KvCache::load(int64_t, const SavedCache&) {
   fail(ErrorCode::kUnsupported, "kv cache", "a cache of this engine cannot be loaded");
 }
 

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "qvl/base/guarded_mapping.h"
 #include "qvl/base/tensor.h"
 #include "qvl/image/grid.h"
 #include "qvl/model/tensor_table.h"
@@ -68,9 +69,14 @@ class EmbedStage {
   virtual Tensor embed(std::span<const int32_t> ids) const = 0;
 };
 
-// Where a saved cache goes to and comes from, piece by piece: the whole of `bytes` is taken or filled.
+// Where a saved cache goes to, piece by piece: the whole of `bytes` is taken.
 using ByteSink = std::function<void(std::span<const std::byte> bytes)>;
-using ByteSource = std::function<void(std::span<std::byte> bytes)>;
+
+// What save() wrote, in a file that others may change.
+struct SavedCache {
+  std::shared_ptr<const GuardedMapping> file;
+  std::span<const std::byte> bytes;  // of `file`; aligned to 64 bytes
+};
 
 // One timeline: keys and values of every position so far. Made by the decoder that uses it; not thread-safe.
 class KvCache {
@@ -94,11 +100,15 @@ class KvCache {
   // Bytes that save() writes for positions [0, length).
   virtual uint64_t saved_bytes(int64_t length) const;
   // Writes positions [0, length), bit for bit. Throws kInvalidArgument when length is above length(), kUnsupported
-  // without a saved_form(), and what the sink throws.
+  // without a saved_form(), kIo when not intact(), and what the sink throws.
   virtual void save(int64_t length, const ByteSink& sink) const;
-  // Makes an empty cache hold what was saved with this length. Throws kInvalidArgument when it is not empty,
-  // kUnsupported without a saved_form(), and what the source throws; it is then empty.
-  virtual void load(int64_t length, const ByteSource& source);
+  // Makes an empty cache hold what was saved with this length, where it lies if it can: the file is then held until the cache
+  // lets go of those positions. Throws kInvalidArgument when it is not empty or the saved bytes are not saved_bytes(length),
+  // kUnsupported without a saved_form(), and kIo when the file is not intact; it is then empty.
+  virtual void load(int64_t length, const SavedCache& saved);
+  // False when a file that positions lie in was changed: what was computed from them since is worth nothing. Decoders ask
+  // after each call.
+  virtual bool intact() const { return true; }
 };
 
 // Rows of a decode call, of all timelines together.
@@ -135,7 +145,7 @@ class DecoderStage {
   // then tokens can be guessed and checked in one call without changing any answer (generate/speculation.h).
   virtual bool decode_rows_are_independent() const { return false; }
   // Appends the S rows to the cache and returns float32 logits: [0, V], [1, V] or [S, V]. On any error the
-  // cache is as before the call.
+  // cache is as before the call. Throws kIo when the cache is not intact().
   virtual Tensor forward(const DecoderInput& input, KvCache& cache, LogitsMode logits,
                          const StageHooks& hooks = {}) const = 0;
   // One decode step of several timelines: input.decode is true, S <= kMaxDecodeRows rows of text, those of a timeline

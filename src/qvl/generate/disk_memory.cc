@@ -154,16 +154,14 @@ std::string DiskMemory::prefix_name(std::span<const int32_t> ids,
 bool DiskMemory::load_prefix(const std::string& name, int64_t length, engine::KvCache& cache) {
   if (name.empty() || cache.saved_form().empty()) return false;
   const Clock::time_point start = Clock::now();
-  const bool found =
-      folder_->get(name, [&](const Json& d, uint64_t payload_bytes, const CacheFolder::Source& read) {
-        if (d.at("positions") != length || d.at("form") != cache.saved_form() ||
-            payload_bytes != cache.saved_bytes(length))
-          return false;
-        cache.load(length, read);
-        return true;
-      });
-  if (!found) {
-    cache.truncate(0);
+  const std::optional<CacheFolder::Mapped> kept = folder_->map(name, [&](const Json& d, uint64_t payload_bytes) {
+    return d.at("positions") == length && d.at("form") == cache.saved_form() && payload_bytes == cache.saved_bytes(length);
+  });
+  if (!kept) return false;
+  try {
+    cache.load(length, {.file = kept->file, .bytes = kept->payload});
+  } catch (const Error& e) {
+    log_message(LogLevel::kWarning, cat("image memory: not used: ", e.what()));
     return false;
   }
   log_message(LogLevel::kInfo,
@@ -174,8 +172,13 @@ bool DiskMemory::load_prefix(const std::string& name, int64_t length, engine::Kv
 
 void DiskMemory::keep_prefix(const std::string& name, int64_t length, const engine::KvCache& cache) {
   if (name.empty() || cache.saved_form().empty() || folder_->describe(name)) return;
-  folder_->put(name, {{"positions", length}, {"form", cache.saved_form()}}, cache.saved_bytes(length),
-               [&](const CacheFolder::Sink& sink) { cache.save(length, sink); });
+  try {
+    folder_->put(name, {{"positions", length}, {"form", cache.saved_form()}}, cache.saved_bytes(length),
+                 [&](const CacheFolder::Sink& sink) { cache.save(length, sink); });
+  } catch (const Error& e) {
+    if (e.code() != ErrorCode::kIo) throw;
+    log_message(LogLevel::kWarning, cat("image memory: nothing kept: ", e.what()));
+  }
 }
 
 }  // namespace qvl::generate

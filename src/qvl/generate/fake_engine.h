@@ -4,6 +4,7 @@
 // split into chunks does not.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <functional>
 #include <memory>
@@ -35,10 +36,9 @@ struct FakeCache final : engine::KvCache {
   void save(int64_t length, const engine::ByteSink& sink) const override {
     sink(std::as_bytes(std::span(hashes).first(static_cast<size_t>(length))));
   }
-  void load(int64_t length, const engine::ByteSource& source) override {
-    std::vector<uint64_t> loaded(static_cast<size_t>(length));
-    source(std::as_writable_bytes(std::span(loaded)));
-    hashes = std::move(loaded);
+  void load(int64_t length, const engine::SavedCache& saved) override {
+    hashes.resize(static_cast<size_t>(length));
+    std::ranges::copy(saved.bytes, std::as_writable_bytes(std::span(hashes)).begin());
   }
   bool share_prefix(const engine::KvCache& other, int64_t length) override {
     const auto& from = dynamic_cast<const FakeCache&>(other);

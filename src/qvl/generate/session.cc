@@ -133,7 +133,7 @@ Session::Layout Session::layout(const Prompt& prompt) const {
 }
 
 int64_t Session::common_prefix(const Prompt& prompt, const Layout& layout) const {
-  if (prompt.ids.empty()) return 0;
+  if (prompt.ids.empty() || (cache_ && !cache_->intact())) return 0;
   const size_t limit = std::min(static_cast<size_t>(reusable_tokens()), prompt.ids.size() - 1);
   size_t n = 0;
   while (n < limit && ids_[n] == prompt.ids[n]) {

@@ -230,6 +230,7 @@ Tensor NativeDecoder::run(const DecoderInput& input, std::span<const DecodeShare
     if (hooks.trace) hooks.trace("layer" + std::to_string(i), copy_of(x, DType::kF32));
   }
   Tensor result = logits(x, mode, path);
+  for (const Timeline& t : timelines) t.cache->check_intact();
   for (const Timeline& t : timelines) t.cache->set_length(t.past + t.rows);
   if (hooks.progress) hooks.progress(config_.num_layers, config_.num_layers);
   return result;

@@ -8,6 +8,13 @@
 #include "qvl/base/format.h"
 
 namespace qvl::engine::native {
+namespace {
+
+[[noreturn]] void fail_changed() {
+  fail(ErrorCode::kIo, "image memory", "a file with kept keys and values was changed while it was in use (ask again)");
+}
+
+}  // namespace
 
 NativeKvCache::NativeKvCache(const void* owner, DType dtype, int64_t layers, int64_t kv_heads,
                              int64_t head_dim)
@@ -33,26 +40,35 @@ void NativeKvCache::truncate(int64_t length) {
 
 size_t NativeKvCache::size_bytes() const {
   size_t total = 0;
-  for (const auto& b : blocks_) total += b->size_bytes() / static_cast<size_t>(b.use_count());
+  for (const auto& b : blocks_) total += block_bytes() / static_cast<size_t>(b.use_count());
   return total;
 }
 
-std::shared_ptr<AlignedBuffer> NativeKvCache::make_block(const AlignedBuffer* source, int64_t tokens) const {
-  const size_t half_bytes = kernels::kv_block_bytes(shape());
-  auto block = std::make_shared<AlignedBuffer>(half_bytes * 2 * layers_.size());
-  if (source == nullptr) return block;
-  for (size_t half = 0; half < 2 * layers_.size(); ++half) {
-    for_each_piece_of_half(block->data() + half * half_bytes, tokens, [&](std::span<std::byte> piece) {
-      std::memcpy(piece.data(), source->data() + (piece.data() - block->data()), piece.size());
-    });
-  }
+size_t NativeKvCache::block_bytes() const { return kernels::kv_block_bytes(shape()) * 2 * layers_.size(); }
+
+std::shared_ptr<NativeKvCache::Block> NativeKvCache::make_block() const {
+  auto block = std::make_shared<Block>();
+  block->own = AlignedBuffer(block_bytes());
+  block->data = block->own.data();
   return block;
 }
 
-void NativeKvCache::set_block(size_t index, std::shared_ptr<AlignedBuffer> block) {
+std::shared_ptr<NativeKvCache::Block> NativeKvCache::copy_of(const Block& source, int64_t tokens) const {
+  const size_t half_bytes = kernels::kv_block_bytes(shape());
+  std::shared_ptr<Block> block = make_block();
+  for (size_t half = 0; half < 2 * layers_.size(); ++half) {
+    for_each_piece_of_half(block->data + half * half_bytes, tokens, [&](std::span<std::byte> piece) {
+      std::memcpy(piece.data(), source.data + (piece.data() - block->data), piece.size());
+    });
+  }
+  if (source.file && !source.file->intact()) fail_changed();
+  return block;
+}
+
+void NativeKvCache::set_block(size_t index, std::shared_ptr<Block> block) {
   const size_t half_bytes = kernels::kv_block_bytes(shape());
   const size_t count = std::max(blocks_.size(), index + 1);
-  std::byte* p = block->data();
+  std::byte* p = block->data;
   for (Layer& layer : layers_) {
     layer.keys.resize(count);
     layer.values.resize(count);
@@ -67,10 +83,10 @@ void NativeKvCache::set_block(size_t index, std::shared_ptr<AlignedBuffer> block
 void NativeKvCache::reserve(int64_t length) {
   // The block that the next position falls into, where it is there already: others end before it or begin behind it.
   const auto next = static_cast<size_t>(length_ / kBlockTokens);
-  if (length > length_ && next < blocks_.size() && blocks_[next].use_count() > 1) {
-    set_block(next, make_block(blocks_[next].get(), length_ % kBlockTokens));
+  if (length > length_ && next < blocks_.size() && (blocks_[next].use_count() > 1 || blocks_[next]->file)) {
+    set_block(next, copy_of(*blocks_[next], length_ % kBlockTokens));
   }
-  while (static_cast<int64_t>(blocks_.size()) * kBlockTokens < length) set_block(blocks_.size(), make_block(nullptr, 0));
+  while (static_cast<int64_t>(blocks_.size()) * kBlockTokens < length) set_block(blocks_.size(), make_block());
 }
 
 bool NativeKvCache::share_prefix(const KvCache& other, int64_t length) {
@@ -88,7 +104,7 @@ bool NativeKvCache::share_prefix(const KvCache& other, int64_t length) {
   const int64_t rest = length % kBlockTokens;
   try {
     for (size_t b = 0; b < whole; ++b) set_block(b, from->blocks_[b]);
-    if (rest > 0) set_block(whole, make_block(from->blocks_[whole].get(), rest));
+    if (rest > 0) set_block(whole, copy_of(*from->blocks_[whole], rest));
   } catch (...) {
     truncate(0);
     throw;
@@ -134,21 +150,55 @@ void NativeKvCache::save(int64_t length, const ByteSink& sink) const {
     fail(ErrorCode::kInvalidArgument, "kv cache", "length to save", cat("0..", length_), cat(length));
   }
   for_each_piece(length, [&sink](std::span<std::byte> piece) { sink(piece); });
+  check_intact();
 }
 
-void NativeKvCache::load(int64_t length, const ByteSource& source) {
-  if (length_ != 0 || length < 0) {
-    fail(ErrorCode::kInvalidArgument, "kv cache", "load", "an empty cache and a length of 0 or more",
-         cat("a cache of ", length_, " positions and a length of ", length));
+void NativeKvCache::load(int64_t length, const SavedCache& saved) {
+  if (length_ != 0 || length < 0 || saved.bytes.size() != saved_bytes(length)) {
+    fail(ErrorCode::kInvalidArgument, "kv cache", "load",
+         cat("an empty cache and ", saved_bytes(std::max<int64_t>(length, 0)), " bytes"),
+         cat("a cache of ", length_, " positions, a length of ", length, " and ", saved.bytes.size(), " bytes"));
   }
+  truncate(0);
+  const auto whole = static_cast<size_t>(length / kBlockTokens);
+  const int64_t rest = length % kBlockTokens;
   try {
-    reserve(length);
-    for_each_piece(length, source);
+    for (size_t b = 0; b < whole; ++b) {
+      // Never written: reserve() copies first.
+      auto* data = const_cast<std::byte*>(saved.bytes.data()) + b * block_bytes();
+      set_block(b, std::make_shared<Block>(Block{AlignedBuffer(), saved.file, data}));
+    }
+    if (rest > 0) {
+      set_block(whole, make_block());
+      const std::byte* next = saved.bytes.data() + whole * block_bytes();
+      for (std::byte* half = blocks_[whole]->data, *end = half + block_bytes(); half < end;
+           half += kernels::kv_block_bytes(shape())) {
+        for_each_piece_of_half(half, rest, [&next](std::span<std::byte> piece) {
+          std::memcpy(piece.data(), next, piece.size());
+          next += piece.size();
+        });
+      }
+    }
+    if (!saved.file->intact()) fail_changed();
   } catch (...) {
     truncate(0);
     throw;
   }
   length_ = length;
+}
+
+bool NativeKvCache::intact() const {
+  const GuardedMapping* asked = nullptr;  // neighbours mostly lie in one file
+  for (const auto& b : blocks_) {
+    if (!b->file || b->file.get() == asked) continue;
+    asked = b->file.get();
+    if (!asked->intact()) return false;
+  }
+  return true;
+}
+
+void NativeKvCache::check_intact() const {
+  if (!intact()) fail_changed();
 }
 
 kernels::KvView NativeKvCache::layer(int64_t index) const {

@@ -1,6 +1,7 @@
 // The native decoder's KV cache: blocks of positions, allocated as the timeline grows (spec 6.4; keys are
 // stored rotated). Memory is proportional to the positions in use; nothing is moved when it grows. Caches whose
-// timelines begin alike share whole blocks; whoever is about to write into one takes a copy first.
+// timelines begin alike share whole blocks, and whole blocks of a saved cache are used in its file; whoever is about to write
+// into either takes a copy first.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,11 @@ class NativeKvCache : public KvCache {
   std::string saved_form() const override;
   uint64_t saved_bytes(int64_t length) const override;
   void save(int64_t length, const ByteSink& sink) const override;
-  void load(int64_t length, const ByteSource& source) override;
+  // Whole blocks stay in the file, a last one that is not full is copied.
+  void load(int64_t length, const SavedCache& saved) override;
+  bool intact() const override;
+  // Throws kIo when it is not.
+  void check_intact() const;
 
   // Makes room for positions up to `length` (exclusive) in every layer and the blocks behind length() this cache's own;
   // length() is unchanged.
@@ -55,10 +60,20 @@ class NativeKvCache : public KvCache {
     std::vector<void*> values;
   };
 
-  // A new block with the `tokens` first positions of `source`, which may be null.
-  std::shared_ptr<AlignedBuffer> make_block(const AlignedBuffer* source, int64_t tokens) const;
+  // kBlockTokens positions, keys and values of all layers.
+  struct Block {
+    AlignedBuffer own;                           // empty where it lies in a file
+    std::shared_ptr<const GuardedMapping> file;  // null where it is this cache's own
+    std::byte* data = nullptr;                   // not to be written where it lies in a file
+  };
+
+  size_t block_bytes() const;
+  // A new block.
+  std::shared_ptr<Block> make_block() const;
+  // A new block with the `tokens` first positions of `source`. Throws kIo when its file is not intact.
+  std::shared_ptr<Block> copy_of(const Block& source, int64_t tokens) const;
   // Block `index`, or the one behind the last, is this from now on.
-  void set_block(size_t index, std::shared_ptr<AlignedBuffer> block);
+  void set_block(size_t index, std::shared_ptr<Block> block);
 
   // A view without blocks.
   kernels::KvView shape() const { return {nullptr, nullptr, dtype_, kBlockTokens, kv_heads_, head_dim_}; }
@@ -69,8 +84,7 @@ class NativeKvCache : public KvCache {
   int64_t head_dim_;
   int64_t length_ = 0;
   std::vector<Layer> layers_;
-  // One per kBlockTokens positions, holding keys and values of all layers.
-  std::vector<std::shared_ptr<AlignedBuffer>> blocks_;
+  std::vector<std::shared_ptr<Block>> blocks_;
 };
 
 }  // namespace qvl::engine::native

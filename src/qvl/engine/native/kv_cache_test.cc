@@ -3,7 +3,10 @@
 #include "qvl/engine/native/kv_cache.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <random>
@@ -40,6 +43,23 @@ void for_each_row(int64_t length, const std::function<void(int64_t, bool, int64_
         for (int64_t position = 0; position < length; ++position) visit(layer, value, head, position);
 }
 
+// A file in memory, whose name nobody else has.
+struct SavedFile {
+  explicit SavedFile(std::span<const std::byte> bytes) : fd(::memfd_create("saved", MFD_CLOEXEC)) {
+    EXPECT_EQ(::pwrite(fd.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
+    const auto file = GuardedMapping::map(FileDescriptor(::dup(fd.get())));
+    saved = {file, file->bytes()};
+  }
+  FileDescriptor fd;
+  SavedCache saved;
+};
+
+std::vector<std::byte> contents(const NativeKvCache& cache, int64_t length) {
+  std::vector<std::byte> out;
+  cache.save(length, [&](std::span<const std::byte> piece) { out.insert(out.end(), piece.begin(), piece.end()); });
+  return out;
+}
+
 TEST(NativeKvCacheSaved, ComesBackBitForBit) {
   for (DType dtype : {DType::kBF16, DType::kF32, DType::kI8}) {
     const size_t row_bytes = kHeadDim * dtype_size_bytes(dtype);
@@ -54,17 +74,11 @@ TEST(NativeKvCacheSaved, ComesBackBitForBit) {
     });
     for (int64_t length : {0, 1, 255, 256, 257, 512, 699, 700}) {
       SCOPED_TRACE(length);
-      std::vector<std::byte> saved;
-      full.save(length, [&](std::span<const std::byte> piece) { saved.insert(saved.end(), piece.begin(), piece.end()); });
+      const std::vector<std::byte> saved = contents(full, length);
       ASSERT_EQ(saved.size(), full.saved_bytes(length));
       NativeKvCache other(nullptr, dtype, kLayers, kHeads, kHeadDim);
       EXPECT_EQ(other.saved_form(), full.saved_form());
-      size_t next = 0;
-      other.load(length, [&](std::span<std::byte> piece) {
-        std::memcpy(piece.data(), saved.data() + next, piece.size());
-        next += piece.size();
-      });
-      EXPECT_EQ(next, saved.size());
+      other.load(length, SavedFile(saved).saved);
       ASSERT_EQ(other.length(), length);
       for_each_row(length, [&](int64_t l, bool v, int64_t h, int64_t p) {
         ASSERT_EQ(std::memcmp(row(other, l, v, h, p), row(full, l, v, h, p), row_bytes), 0) << l << v << h << p;
@@ -85,21 +99,19 @@ TEST(NativeKvCacheSaved, FormsDifferWhereBytesWould) {
   EXPECT_NE(a.saved_form(), NativeKvCache(nullptr, DType::kBF16, 3, 2, 16).saved_form());
 }
 
-TEST(NativeKvCacheSaved, ASourceThatFailsLeavesAnEmptyCache) {
+TEST(NativeKvCacheSaved, WhatDoesNotFitIsRefused) {
   NativeKvCache cache(nullptr, DType::kBF16, kLayers, kHeads, kHeadDim);
-  int pieces = 0;
-  EXPECT_THROW(cache.load(300,
-                          [&](std::span<std::byte>) {
-                            if (++pieces == 4) fail(ErrorCode::kFormat, "test", "torn");
-                          }),
-               Error);
+  const std::vector<std::byte> bytes(cache.saved_bytes(300));
+  const SavedFile file(bytes);
+  EXPECT_THROW(cache.load(299, file.saved), Error);
+  EXPECT_THROW(cache.load(-1, file.saved), Error);
   EXPECT_EQ(cache.length(), 0);
   EXPECT_EQ(cache.size_bytes(), 0U);
-  cache.reserve(10);
-  cache.set_length(10);
-  EXPECT_THROW(cache.load(5, [](std::span<std::byte>) {}), Error);
-  EXPECT_EQ(cache.length(), 10);
-  EXPECT_THROW(cache.save(11, [](std::span<const std::byte>) {}), Error);
+  cache.reserve(300);
+  cache.set_length(300);
+  EXPECT_THROW(cache.load(300, file.saved), Error);
+  EXPECT_EQ(cache.length(), 300);
+  EXPECT_THROW(cache.save(301, [](std::span<const std::byte>) {}), Error);
 }
 
 // ---- sharing
@@ -119,10 +131,80 @@ void append(NativeKvCache& cache, DType dtype, int64_t to, int seed) {
   cache.set_length(to);
 }
 
-std::vector<std::byte> contents(const NativeKvCache& cache, int64_t length) {
-  std::vector<std::byte> out;
-  cache.save(length, [&](std::span<const std::byte> piece) { out.insert(out.end(), piece.begin(), piece.end()); });
-  return out;
+// What lies in a file is used there and never written to, whoever goes on from it in whatever way.
+TEST(NativeKvCacheSaved, WhoGoesOnFromAFileLeavesItAsItIs) {
+  for (DType dtype : {DType::kBF16, DType::kF32, DType::kI8}) {
+    NativeKvCache full(nullptr, dtype, kLayers, kHeads, kHeadDim);
+    append(full, dtype, 700, 1);
+    const std::vector<std::byte> bytes = contents(full, 700);
+    const SavedFile file(bytes);
+    for (int64_t cut : {int64_t{0}, int64_t{1}, kBlock - 1, kBlock, kBlock + 44, 2 * kBlock, int64_t{600}, int64_t{700}}) {
+      SCOPED_TRACE(::testing::Message() << static_cast<int>(dtype) << " cut " << cut);
+      NativeKvCache cache(nullptr, dtype, kLayers, kHeads, kHeadDim), other(nullptr, dtype, kLayers, kHeads, kHeadDim);
+      cache.load(700, file.saved);
+      const kernels::KvView layer = cache.layer(0);
+      EXPECT_EQ(layer.key_blocks[0], file.saved.bytes.data());
+      EXPECT_EQ(layer.key_blocks[1], file.saved.bytes.data() + cache.saved_bytes(kBlock));
+      EXPECT_EQ(cache.size_bytes(), full.size_bytes());
+      ASSERT_TRUE(other.share_prefix(cache, 690));
+      cache.truncate(cut);
+      append(cache, dtype, 740, 2);
+      other.truncate(std::min<int64_t>(cut, 690));
+      append(other, dtype, 730, 3);
+      NativeKvCache fresh(nullptr, dtype, kLayers, kHeads, kHeadDim);
+      append(fresh, dtype, 700, 1);
+      fresh.truncate(cut);
+      append(fresh, dtype, 740, 2);
+      EXPECT_EQ(contents(cache, 740), contents(fresh, 740));
+      EXPECT_TRUE(std::ranges::equal(file.saved.bytes, bytes));
+      EXPECT_TRUE(cache.intact());
+    }
+  }
+}
+
+TEST(NativeKvCacheSaved, AFileThatChangesIsNoticed) {
+  NativeKvCache full(nullptr, DType::kBF16, kLayers, kHeads, kHeadDim);
+  append(full, DType::kBF16, 700, 1);
+  const std::vector<std::byte> bytes = contents(full, 700);
+  const auto is_io = [](const std::function<void()>& act) {
+    try {
+      act();
+    } catch (const Error& e) {
+      return e.code() == ErrorCode::kIo;
+    }
+    return false;
+  };
+  for (const bool cut : {true, false}) {
+    SCOPED_TRACE(cut);
+    const SavedFile file(bytes);
+    NativeKvCache cache(nullptr, DType::kBF16, kLayers, kHeads, kHeadDim), fork(nullptr, DType::kBF16, kLayers, kHeads, kHeadDim);
+    cache.load(700, file.saved);
+    ::usleep(20000);  // the clock of the file system
+    if (cut) {
+      ASSERT_EQ(::ftruncate(file.fd.get(), 0), 0);
+    } else {
+      ASSERT_EQ(::pwrite(file.fd.get(), "x", 1, 5000), 1);
+    }
+    EXPECT_FALSE(cache.intact());
+    EXPECT_TRUE(is_io([&] { cache.check_intact(); }));
+    EXPECT_TRUE(is_io([&] { contents(cache, 700); }));
+    EXPECT_TRUE(is_io([&] { fork.share_prefix(cache, 300); }));  // copies a part of a block
+    EXPECT_EQ(fork.length(), 0);
+    EXPECT_TRUE(fork.intact());
+    EXPECT_TRUE(is_io([&] { fork.load(700, file.saved); }));
+    EXPECT_EQ(fork.length(), 0);
+    EXPECT_EQ(fork.size_bytes(), 0U);
+    // Whole blocks are shared, and with them what became of the file.
+    fork.share_prefix(cache, 2 * kBlock);
+    EXPECT_FALSE(fork.intact());
+    cache.truncate(300);
+    EXPECT_TRUE(is_io([&] { cache.reserve(301); }));  // copies the block first
+    EXPECT_EQ(cache.length(), 300);
+    cache.truncate(0);  // nothing of the file is left
+    EXPECT_TRUE(cache.intact());
+    append(cache, DType::kBF16, 700, 1);
+    EXPECT_EQ(contents(cache, 700), bytes);
+  }
 }
 
 TEST(NativeKvCacheShared, NeitherNoticesWhatTheOtherDoes) {
