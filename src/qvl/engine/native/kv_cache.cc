@@ -1,6 +1,9 @@
 #include "qvl/engine/native/kv_cache.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <string>
 
@@ -12,6 +15,13 @@ namespace {
 
 [[noreturn]] void fail_changed() {
   fail(ErrorCode::kIo, "image memory", "a file with kept keys and values was changed while it was in use (ask again)");
+}
+
+// Few of its positions are there yet, and more may never come: a huge page would have to be cleared for each few rows.
+void touch_in_small_pages(AlignedBuffer& buffer) {
+  constexpr size_t kPage = size_t{64} << 10;  // of all systems; less than the shortest buffer in huge pages
+  const auto at = reinterpret_cast<uintptr_t>(buffer.data());
+  if (at % kPage == 0) ::madvise(buffer.data(), buffer.size_bytes() / kPage * kPage, MADV_NOHUGEPAGE);  // advice: may fail
 }
 
 }  // namespace
@@ -170,6 +180,7 @@ void NativeKvCache::load(int64_t length, const SavedCache& saved) {
     }
     if (rest > 0) {
       set_block(whole, make_block());
+      touch_in_small_pages(blocks_[whole]->own);
       const std::byte* next = saved.bytes.data() + whole * block_bytes();
       for (std::byte* half = blocks_[whole]->data, *end = half + block_bytes(); half < end;
            half += kernels::kv_block_bytes(shape())) {
