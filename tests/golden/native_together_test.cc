@@ -1,11 +1,15 @@
 // Several timelines on one native decoder: stepped together, forked from each other, and stepped while another prompt or a
 // picture is being computed. All of it to the bit what each is alone.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <numeric>
 #include <optional>
 
 #include "golden.h"
 #include "qvl/base/error.h"
+#include "qvl/base/guarded_mapping.h"
 
 namespace qvl::golden {
 namespace {
@@ -74,17 +78,16 @@ Timeline start(const engine::Engine& engine, const Prompt& prompt, int seed, int
   return out;
 }
 
-// The same with memory of its own.
+// The same in memory of its own: whole blocks lie in a file that nobody else has.
 Timeline copy(const engine::Engine& engine, const Timeline& timeline) {
   std::vector<std::byte> saved;
   timeline.cache->save(timeline.length(),
                        [&](std::span<const std::byte> piece) { saved.insert(saved.end(), piece.begin(), piece.end()); });
   Timeline out{engine.decoder().new_cache(), timeline.delta, timeline.seed};
-  size_t at = 0;
-  out.cache->load(timeline.length(), [&](std::span<std::byte> piece) {
-    std::copy_n(saved.begin() + static_cast<ptrdiff_t>(at), piece.size(), piece.begin());
-    at += piece.size();
-  });
+  FileDescriptor fd(::memfd_create("saved", MFD_CLOEXEC));
+  EXPECT_EQ(::pwrite(fd.get(), saved.data(), saved.size(), 0), static_cast<ssize_t>(saved.size()));
+  const auto file = GuardedMapping::map(std::move(fd));
+  out.cache->load(timeline.length(), {.file = file, .bytes = file->bytes()});
   return out;
 }
 

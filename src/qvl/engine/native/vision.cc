@@ -64,18 +64,19 @@ void NativeVision::embed_patches(std::span<const float> pixels, std::span<const 
 
   const model::VisionTaps taps =
       model::vision_taps(grids, config_.position_side(), config_.spatial_merge_size);
-  const auto table = weights_.position_table.as<float>();
   const bool bf16 = activation_ == DType::kBF16;
   Tensor traced;
   if (hooks.trace) traced = Tensor(DType::kF32, {patches, dim});
   // Weights, products and sums are rounded in a bf16 model, in this order (spec 5.2 and B).
   const auto r = [bf16](float v) { return bf16 ? round_to_bf16(v) : v; };
-  context_.pool->parallel_for(patches, [&](int64_t p, int) {
-    const float* e[4];
+  Tensor taken(DType::kF32, {context_.pool->threads(), 4 * dim});  // rows of the table, which is used where it lies
+  context_.pool->parallel_for(patches, [&](int64_t p, int thread) {
+    float* e[4];
     float w[4];
     for (int64_t k = 0; k < 4; ++k) {
       const size_t tap = static_cast<size_t>(k * patches + p);
-      e[k] = table.data() + taps.index[tap] * dim;
+      e[k] = taken.as<float>().data() + (thread * 4 + k) * dim;
+      kernels::weight_row(weights_.position_table, taps.index[tap], DType::kF32, e[k]);
       w[k] = r(taps.weight[tap]);
     }
     for (int64_t d = 0; d < dim; ++d) {

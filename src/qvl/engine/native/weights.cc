@@ -94,16 +94,10 @@ std::span<const float> WeightBinder::vector(TensorRole role, int layer) {
   return own(rounded(find(role, layer))).as<float>();
 }
 
-Tensor WeightBinder::table(TensorRole role) {
-  Tensor copy = rounded(find(role, -1));
-  owned_bytes_ += static_cast<int64_t>(copy.size_bytes());
-  return copy;
-}
-
 VisionWeights bind_vision(WeightBinder& b, const model::VisionConfig& config) {
   VisionWeights w;
   w.patch_embed = b.matrix(TensorRole::kPatchEmbedWeight, TensorRole::kPatchEmbedBias);
-  w.position_table = b.table(TensorRole::kVisionPosEmbed);
+  w.position_table = b.matrix(TensorRole::kVisionPosEmbed);
   for (int i = 0; i < config.depth; ++i) {
     VisionBlockWeights block;
     block.norm1 = {b.vector(TensorRole::kVisionNorm1Weight, i), b.vector(TensorRole::kVisionNorm1Bias, i)};

@@ -39,8 +39,8 @@ struct MergerWeights {
 };
 
 struct VisionWeights {
-  kernels::Weight patch_embed;  // [Dv, 1536]
-  Tensor position_table;        // float32 [S*S, Dv], values rounded to the stage's precision
+  kernels::Weight patch_embed;     // [Dv, 1536]
+  kernels::Weight position_table;  // [S*S, Dv]
   std::vector<VisionBlockWeights> blocks;
   MergerWeights merger;
   std::vector<MergerWeights> deepstack;
@@ -73,8 +73,6 @@ class WeightBinder {
   kernels::Weight matrix(model::TensorRole role, model::TensorRole bias, int layer = -1);
   // A vector in float32, rounded to the activation type first, as the reference holds it.
   std::span<const float> vector(model::TensorRole role, int layer = -1);
-  // A float32 copy with values rounded to the activation type.
-  Tensor table(model::TensorRole role);
 
   // Moves the owned copies out; they must outlive every view handed out.
   std::vector<Tensor> take_owned() { return std::move(owned_); }
