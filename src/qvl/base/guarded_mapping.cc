@@ -1,6 +1,7 @@
 #include "qvl/base/guarded_mapping.h"
 
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -46,9 +47,8 @@ void GuardedMapping::Guard::on_signal(int signal, siginfo_t* info, void* context
     if (begin == 0 || at < begin || at - begin >= size) continue;
     const uintptr_t page = at / page_bytes * page_bytes;
     g->lost.store(true, std::memory_order_release);
-    if (::mmap(reinterpret_cast<void*>(page), begin + size - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
-        MAP_FAILED)
-      break;
+    // The system call itself: what wraps it, as sanitizers do, is not made for signals.
+    if (::syscall(SYS_mmap, page, begin + size - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == -1) break;
     errno = error;
     return;
   }
