@@ -175,9 +175,22 @@ TEST(NativeTextDecode, TokensCheckedTogetherHaveTheLogitsOfSingleSteps) {
     constexpr int64_t kTokens = 20;
     for (const int64_t start : {length, int64_t{245}}) {
       const auto id = [&](int64_t i) { return static_cast<int32_t>((i * 37 + start) % 50); };
+      const auto forward = [&](const std::vector<int32_t>& ids, int64_t begin, bool decode, engine::LogitsMode mode,
+                               engine::KvCache& cache) {
+        std::vector<int64_t> positions(ids.size());
+        std::iota(positions.begin(), positions.end(), begin + prompt.positions.delta);
+        const Tensor embeds = engine->embed().embed(ids);
+        engine::DecoderInput input;
+        input.embeds = &embeds;
+        for (auto& axis : input.positions) axis = positions;
+        input.decode = decode;
+        return engine->decoder().forward(input, cache, mode);
+      };
       const auto fill = [&](engine::KvCache& cache) {
         feed(*engine, prompt, 0, length, cache, engine::LogitsMode::kNone);
-        for (int64_t i = length; i < start; ++i) step(*engine, id(i), i + prompt.positions.delta, cache);
+        std::vector<int32_t> ids;
+        for (int64_t i = length; i < start; ++i) ids.push_back(id(i));
+        if (!ids.empty()) forward(ids, length, false, engine::LogitsMode::kNone, cache);
       };
       const auto single = engine->decoder().new_cache();
       fill(*single);
@@ -193,17 +206,8 @@ TEST(NativeTextDecode, TokensCheckedTogetherHaveTheLogitsOfSingleSteps) {
           const int64_t right = std::min(rows, start + kTokens - begin);
           // With wrong tokens behind the right ones.
           std::vector<int32_t> ids;
-          std::vector<int64_t> positions;
-          for (int64_t i = begin; i < begin + rows; ++i) {
-            ids.push_back(i < begin + right ? id(i) : 49);
-            positions.push_back(i + prompt.positions.delta);
-          }
-          const Tensor embeds = engine->embed().embed(ids);
-          engine::DecoderInput input;
-          input.embeds = &embeds;
-          for (auto& axis : input.positions) axis = positions;
-          input.decode = true;
-          const Tensor logits = engine->decoder().forward(input, *cache, engine::LogitsMode::kAll);
+          for (int64_t i = begin; i < begin + rows; ++i) ids.push_back(i < begin + right ? id(i) : 49);
+          const Tensor logits = forward(ids, begin, true, engine::LogitsMode::kAll, *cache);
           const auto width = static_cast<size_t>(logits.dim(1));
           for (int64_t r = 0; r < right; ++r) {
             EXPECT_TRUE(std::ranges::equal(logits.as<float>().subspan(static_cast<size_t>(r) * width, width),
