@@ -2,19 +2,25 @@
 # *_test.cc, which become one test program, <room>_test. Which room may include which is checked by
 # tests/arch_test.cc; the libraries named here must agree with that table.
 #
-#   qvl_room(text DEPS base THIRD_PARTY PkgConfig::qvl_simdjson [TEST_DEPS ...] [LABEL unit] [EXCLUDE regex])
+# With QVL_UNITY a room's sources are compiled several at once. ALONE names those that are not: they give a name of another
+# file's unnamed namespace a second meaning. Files for one instruction set set it for all that follows, and are never together.
+#
+#   qvl_room(text DEPS base THIRD_PARTY PkgConfig::qvl_simdjson [TEST_DEPS ...] [LABEL unit] [EXCLUDE regex] [ALONE x_test.cc ...])
 function(qvl_room path)
-  cmake_parse_arguments(ROOM "" "LABEL;EXCLUDE" "DEPS;THIRD_PARTY;TEST_DEPS" ${ARGN})
+  cmake_parse_arguments(ROOM "" "LABEL;EXCLUDE" "DEPS;THIRD_PARTY;TEST_DEPS;ALONE" ${ARGN})
   string(REPLACE "/" "_" name ${path})
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/qvl/${path}/*.cc)
   if(ROOM_EXCLUDE)
     list(FILTER sources EXCLUDE REGEX ${ROOM_EXCLUDE})
   endif()
+  list(TRANSFORM ROOM_ALONE PREPEND ${CMAKE_SOURCE_DIR}/src/qvl/${path}/)
+  set_source_files_properties(${ROOM_ALONE} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   set(tests ${sources})
   list(FILTER sources EXCLUDE REGEX "_test\\.cc$")
   list(FILTER tests INCLUDE REGEX "_test\\.cc$")
   if(sources)
     add_library(qvl_${name} STATIC ${sources})
+    qvl_unity(qvl_${name})
     target_include_directories(qvl_${name} PUBLIC ${CMAKE_SOURCE_DIR}/src)
     foreach(dep ${ROOM_DEPS})
       string(REPLACE "/" "_" dep_name ${dep})
@@ -40,6 +46,16 @@ function(qvl_room path)
   endif()
 endfunction()
 
+# qvl_unity(target): compiles its sources together if QVL_UNITY says so.
+function(qvl_unity target)
+  if(QVL_UNITY AND NOT target MATCHES "^(qvl_kernels|kernels_test)$")
+    get_target_property(sources ${target} SOURCES)
+    list(FILTER sources INCLUDE REGEX "_(avx2|avx512[a-z0-9]*)\\.cc$")
+    set_source_files_properties(${sources} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 6)
+  endif()
+endfunction()
+
 # qvl_test(name SOURCES ... DEPS ... LABEL unit|kernel|golden|parity|cli|http|arch|onnx [TIMEOUT s] [WHOLE])
 # WHOLE: one entry of ctest for the whole program, where its tests share what is costly to make.
 function(qvl_test name)
@@ -48,6 +64,7 @@ function(qvl_test name)
     set(TEST_TIMEOUT 300)
   endif()
   add_executable(${name} ${TEST_SOURCES})
+  qvl_unity(${name})
   target_link_libraries(${name} PRIVATE ${TEST_DEPS} GTest::gtest GTest::gtest_main)
   # A third of the time to compile them; what they test is compiled as it ships.
   target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)

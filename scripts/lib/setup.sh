@@ -96,6 +96,8 @@ with_llguidance() {
 configure() {
   local preset=$1
   shift
+  # Built whole as a rule; who changes and rebuilds works with the presets themselves.
+  [ "$preset" != release ] || set -- "$@" -DQVL_UNITY=ON
   [ -d build/third_party/onnxruntime/include/onnxruntime ] &&
     set -- "$@" "-DQVL_ONNXRUNTIME_INCLUDE=$QVL_ROOT/build/third_party/onnxruntime/include/onnxruntime"
   [ -f build/third_party/llguidance/lib/libqvl_llguidance.a ] && set -- "$@" "-DQVL_LLGUIDANCE=$QVL_ROOT/build/third_party/llguidance"

@@ -40,7 +40,7 @@ struct ExportCommandOptions {
   int threads = 0;
 };
 
-exporting::StaticImage parse_size(const std::string& text) {
+exporting::StaticImage parse_static_size(const std::string& text) {
   std::smatch match;
   if (!std::regex_match(text, match, std::regex(R"((\d{1,6})[xX](\d{1,6}))"))) {
     throw UsageError(fmt::format("--static: expected WIDTHxHEIGHT in pixels such as 1024x768, got {}", text));
@@ -66,7 +66,7 @@ exporting::ExportOptions export_options(const ExportCommandOptions& o) {
   options.opset = o.opset;
   options.accuracy_level = o.accuracy_level;
   if (!o.static_size.empty()) {
-    options.static_image = parse_size(o.static_size);
+    options.static_image = parse_static_size(o.static_size);
     options.static_sequence = o.static_sequence;
     options.static_context = o.static_context;
   }

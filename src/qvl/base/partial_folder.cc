@@ -50,8 +50,8 @@ bool not_supported() {
 
 // Tells a folder of ours from one that somebody named alike: only those with it are ever removed.
 constexpr const char* kMarker = ".qvl-partial";
-constexpr std::string_view kInfix = ".partial-";
-constexpr size_t kRandomCharacters = 6;  // of mkdtemp
+constexpr std::string_view kFolderInfix = ".partial-";
+constexpr size_t kFolderCharacters = 6;  // of mkdtemp
 
 fs::path without_slash(const fs::path& target) {
   return target.has_filename() ? target : target.parent_path();  // "out/" means "out"
@@ -92,13 +92,13 @@ bool same_folder(int fd, const fs::path& path) {
 }
 
 void remove_leftovers(const fs::path& target) {
-  const std::string prefix = target.filename().string() + std::string(kInfix);
+  const std::string prefix = target.filename().string() + std::string(kFolderInfix);
   std::error_code ignored;
   std::vector<fs::path> leftovers;
   for (fs::directory_iterator it(parent_of(target), ignored), end; !ignored && it != end;
        it.increment(ignored)) {
     const std::string name = it->path().filename().string();
-    if (name.starts_with(prefix) && name.size() == prefix.size() + kRandomCharacters)
+    if (name.starts_with(prefix) && name.size() == prefix.size() + kFolderCharacters)
       leftovers.push_back(it->path());
   }
   for (const fs::path& leftover : leftovers) {
@@ -145,7 +145,7 @@ void PartialFolder::create() {
   // Another process may take a folder that is not locked yet for a leftover: then once more.
   constexpr int kAttempts = 16;
   for (int i = 0; i < kAttempts; ++i) {
-    std::string pattern = target_.string() + std::string(kInfix) + std::string(kRandomCharacters, 'X');
+    std::string pattern = target_.string() + std::string(kFolderInfix) + std::string(kFolderCharacters, 'X');
     if (!::mkdtemp(pattern.data())) fail_errno(target_.string(), "cannot create a folder");
     lock_ = open_locked(pattern);
     if (lock_ < 0 && is_there(pattern)) {
