@@ -1,14 +1,18 @@
-// A decode step at several lengths of context, without reading long prompts first: 256 positions are read and then repeated.
+// A decode step at several lengths of context, without reading long prompts first: 256 positions are read and then repeated, in
+// a file as kept keys and values lie in.
 //
 //   decode_context_bench MODEL [CONTEXTS [ROUNDS [THREADS [auto|bf16|int8]]]]      # CONTEXTS: 256,768,4096
 //
 // MODEL: a checkpoint or a package, in the native engine. CONTEXTS: multiples of 256. In every round each context has three
 // steps of one token, and memory is read as fast as it goes, so that a busy machine disturbs all alike; prints medians and the
 // best of all, and at which rate the keys and values were read that a longer context has more than the first.
+#include <unistd.h>
+
 #include <cstdlib>
 #include <cstring>
 
 #include "native_bench.h"
+#include "qvl/base/guarded_mapping.h"
 #include "qvl/kernels/machine_limits.h"
 
 namespace {
@@ -23,6 +27,25 @@ struct Timeline {
   std::unique_ptr<engine::KvCache> cache;
   std::vector<double> ms;
 };
+
+// What was saved, so many times, in a file without a name. Written as the product writes such files, so that the page cache
+// holds them in large pages.
+engine::SavedCache repeated(std::span<const std::byte> saved, int64_t times) {
+  std::string name = (std::filesystem::temp_directory_path() / "decode_context_bench.XXXXXX").string();
+  FileDescriptor file(::mkstemp(name.data()));
+  if (!file.valid()) fail_errno(name, "cannot create");
+  ::unlink(name.c_str());
+  std::vector<std::byte> all;
+  for (int64_t i = 0; i < times; ++i) all.insert(all.end(), saved.begin(), saved.end());
+  constexpr size_t kPiece = size_t{2} << 20;
+  for (size_t at = 0; at < all.size();) {
+    const ssize_t written = ::write(file.get(), all.data() + at, std::min(kPiece, all.size() - at));
+    if (written < 0) fail_errno(name, "cannot write");
+    at += static_cast<size_t>(written);
+  }
+  const auto mapped = GuardedMapping::map(std::move(file));
+  return {mapped, mapped->bytes()};
+}
 
 int run(const std::filesystem::path& folder, const std::string& contexts, int rounds, int threads, engine::KvType kv) {
   const auto engine = open_native(folder, threads, kv);
@@ -40,11 +63,7 @@ int run(const std::filesystem::path& folder, const std::string& contexts, int ro
     if (context < 1 || context % kRepeated != 0)
       fail(ErrorCode::kInvalidArgument, "decode_context_bench", "context", "a multiple of 256", cat(context));
     timelines.push_back({context, engine->decoder().new_cache(), {}});
-    size_t read = 0;
-    timelines.back().cache->load(context, [&](std::span<std::byte> piece) {
-      std::memcpy(piece.data(), saved.data() + read, piece.size());
-      read = (read + piece.size()) % saved.size();
-    });
+    timelines.back().cache->load(context, repeated(saved, context / kRepeated));
     at = comma + 1;
   }
 
