@@ -30,6 +30,9 @@ constexpr int kRows = 4;              // of weights
 constexpr int64_t kVectorBytes = 64;  // of each of them
 constexpr int64_t kScales = 16;       // groups whose scales are made at once
 constexpr int kMaxRows = 4;           // of x
+// Processors foresee four streams, and asking for what comes later only costs then; but not beside an x that fills the nearest
+// cache.
+constexpr int64_t kLongX = 8192, kPrefetchBytes = 2048;
 
 template <int kBits>
 constexpr int64_t kColumns = kVectorBytes * 8 / kBits;  // of a vector
@@ -219,6 +222,15 @@ inline void four(const std::byte* x, int64_t x_stride, const Int8Weight& w, int6
   };
 
   const std::byte* p = w.data;
+  const bool asks = kM * records_bytes(w) > kLongX;
+  const auto next = [&](int64_t v) __attribute__((always_inline)) {
+    if (asks) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kRows; ++n) _mm_prefetch(reinterpret_cast<const char*>(p + n * stride + kPrefetchBytes), _MM_HINT_T1);
+    }
+    vector(p, stride, v);
+    p += kVectorBytes;
+  };
   const int64_t whole = std::min(all, w.data_stride / kVectorBytes);
   for (int64_t v = 0; v < all;) {
     const int64_t group = v * kColumns<kBits> / kGroup;
@@ -227,9 +239,9 @@ inline void four(const std::byte* x, int64_t x_stride, const Int8Weight& w, int6
     int64_t i = 0;
     if (end == 4) {
 #pragma GCC unroll 4
-      for (; i < 4; ++i, p += kVectorBytes) vector(p, stride, i);
+      for (; i < 4; ++i) next(i);
     } else {
-      for (; i < end; ++i, p += kVectorBytes) vector(p, stride, i);
+      for (; i < end; ++i) next(i);
     }
     v += i;
     if (i < kVectorsOfScales && v < all) {  // the last one, not whole
@@ -261,8 +273,7 @@ void run_rows(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight&
   const auto at = [&](int64_t j, int64_t apart) __attribute__((always_inline)) {
     four<Scale, kBits, kGroup, kM>(x, x_stride, w.rows_from(j), apart, c + j, ldc);
   };
-  // Four streams, each in address order: memory serves streams of different pages faster than one, and the processor
-  // foresees them; asking for what comes later makes it slower.
+  // Four streams, each in address order: memory serves streams of different pages faster than one.
   const int64_t apart = n / kRows;
   for (int64_t j = 0; j < apart; ++j) at(j, apart);
   if (n >= kRows && n % kRows != 0) {
