@@ -173,6 +173,12 @@ def fields(p):
     equal(p.answered(p.ask("GET", "/v1/models/small"))["id"], "small", "GET /v1/models/small")
 
 
+def one_name(p):
+    p.refused(p.chat("Hi", model="gpt-99"), "model_not_found", "model")
+    equal(p.answered(p.chat("Hi", model="mine"))["model"], "mine", "model of a reply")
+    equal(p.answered(p.chat("Hi"))["model"], "mine", "model of a reply")
+
+
 def http(p):
     p.refused(p.ask("GET", "/v1/nowhere"), "unknown_url")
     reply = p.ask("GET", CHAT)
@@ -467,7 +473,8 @@ def run_without_server(options, extra, log):
             no_grace(p)
         with p.serving(["--slots", "1", "--queue", "1", "--request-timeout", "2", "--context", "200000"], model=endless(folder / "small")):
             busy(p)
-        with p.serving(["--connections", "6", "--max-body", "400M"]):
+        with p.serving(["--connections", "6", "--max-body", "400M", "--model-id", "mine", "--only-model-id"]):
+            one_name(p)
             crowded(p)
     finally:
         shutil.rmtree(folder)

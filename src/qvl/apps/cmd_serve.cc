@@ -29,6 +29,7 @@ struct ServeOptions {
   std::string host = "127.0.0.1";
   int64_t port = 8080;
   std::string model_id;
+  bool only_model_id = false;
   int64_t slots = 4;
   int64_t queue = 64;
   int64_t context = 32768;
@@ -140,6 +141,7 @@ serve::ServiceOptions service_options(const ServeOptions& o, const fs::path& fol
   out.media.max_bytes = size_option("--max-image-size", o.max_image);
   if (!o.image_root.empty()) out.media.file_root = fs::path(o.image_root);
   out.model_id = !o.model_id.empty() ? o.model_id : fs::canonical(folder).filename().string();
+  out.only_model_id = o.only_model_id;
   Sha256 identity;
   identity.add(cat(QVL_VERSION, "\n", model.engine->info().vision_identity, "\n", model.engine->info().text_identity));
   out.fingerprint = "qvl-" + identity.finish().substr(0, 12);
@@ -220,6 +222,7 @@ Registration register_serve(CLI::App& app) {
   command->add_flag("--open-metrics", o->open_metrics, "/metrics asks for no key")->group("Network");
   command->add_flag("--no-page", o->no_page, "Only the API")->group("Network");
   command->add_option("--model-id", o->model_id, "Name in /v1/models and replies (default: the folder's)")->type_name("NAME")->group("Answers");
+  command->add_flag("--only-model-id", o->only_model_id, "Refuse requests that name another model (default: any name gets this one, and replies say which)")->group("Answers");
   command->add_option("--max-tokens", o->max_tokens, "Tokens of an answer where the request says nothing")->check(whole_between(1, INT64_MAX))->group("Answers");
   add_speculate_option(*command, o->speculate);
   command->add_option("--slots", o->slots, "Answers in the making at once; they share each decode step")->check(whole_between(1, 64))->group("Load");

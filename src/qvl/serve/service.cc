@@ -77,6 +77,7 @@ struct Service::Impl {
         engine_json(generate::engine_info_json(engine->info())),
         scheduler(the_engine, the_assets, std::move(memory), std::move(disk), options.scheduler) {
     facts.model_ids = {options.model_id};
+    facts.accept_any_model = !options.only_model_id;
     facts.variant = assets->chat_template.variant;
     facts.has_grammar = grammar.valid();
     facts.vocabulary = assets->tokenizer.vocab_size();

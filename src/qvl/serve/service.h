@@ -23,6 +23,7 @@ struct ServiceOptions {
   SchedulerOptions scheduler;
   MediaPolicy media;
   std::string model_id;                 // in /v1/models and replies
+  bool only_model_id = false;           // requests that name another model: 404
   std::string fingerprint;              // system_fingerprint
   generate::AnswerOptions defaults;     // what a request leaves open: sampling comes from the checkpoint, max_tokens, speculation
   image::PixelOverrides pixels;         // what a request leaves open; max_pixels is also the most that one may ask for
