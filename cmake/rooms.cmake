@@ -53,6 +53,8 @@ function(qvl_unity target)
     list(FILTER sources INCLUDE REGEX "_(avx2|avx512[a-z0-9]*)\\.cc$")
     set_source_files_properties(${sources} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
     set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 6)
+    # A type of one source with a member of its unnamed namespace looks as if it came from a header.
+    target_compile_options(${target} PRIVATE -Wno-subobject-linkage)
   endif()
 endfunction()
 
