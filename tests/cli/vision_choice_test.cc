@@ -36,10 +36,10 @@ class VisionChoice : public FolderTest {
   }
 };
 
-// The small model with one column of every qkv matrix `factor` times as large, a power of two, its input as much smaller: the
-// same function in floats. 8 bits a row leave nothing of the other columns where it is large, nor codes of the other inputs
-// where it is small.
-std::string lopsided_model(const fs::path& folder, float factor) {
+// The small model with the first `count` columns of every qkv matrix `factor` times as large, a power of two, their inputs as
+// much smaller: the same function in floats. 8 bits a row leave nothing of the other columns where these are large, nor codes
+// of the other inputs where they are small.
+std::string lopsided_model(const fs::path& folder, float factor, size_t count) {
   fs::create_directories(folder);
   for (const auto& entry : fs::directory_iterator(kSmall)) fs::copy(entry.path(), folder);
   const fs::path weights = folder / "model.safetensors";
@@ -52,7 +52,7 @@ std::string lopsided_model(const fs::path& folder, float factor) {
     std::vector<BFloat16> values(tensor.bytes.size() / sizeof(BFloat16));
     std::memcpy(values.data(), bytes.data() + offset, tensor.bytes.size());
     for (size_t i = 0; i < values.size(); i += static_cast<size_t>(columns))
-      values[i] = to_bfloat16(to_float(values[i]) * by);
+      for (size_t column = 0; column < count; ++column) values[i + column] = to_bfloat16(to_float(values[i + column]) * by);
     std::memcpy(bytes.data() + offset, values.data(), tensor.bytes.size());
   };
   for (int block = 0;; ++block) {
@@ -85,7 +85,7 @@ TEST_F(VisionChoice, EightBitsWhereFeaturesStayAndTheScoreDoes) {
 }
 
 TEST_F(VisionChoice, ActivationsOfEightBitsWhereSevenAreTooFew) {
-  const package::Manifest m = exported(lopsided_model(folder_ / "uneven", 1.0f / 64), "eight", {"--text", "bf16"});
+  const package::Manifest m = exported(lopsided_model(folder_ / "uneven", 1.0f / 16, 8), "eight", {"--text", "bf16"});
   EXPECT_EQ(m.vision.precision, "int8");
   EXPECT_EQ(m.vision.activation_bits, 8);
   EXPECT_EQ(m.vision.verdict["passed"], true);
@@ -94,7 +94,7 @@ TEST_F(VisionChoice, ActivationsOfEightBitsWhereSevenAreTooFew) {
 }
 
 TEST_F(VisionChoice, Bf16WhereTheyDoNot) {
-  const std::string lopsided = lopsided_model(folder_ / "lopsided", 1024);
+  const std::string lopsided = lopsided_model(folder_ / "lopsided", 1024, 1);
   const package::Manifest m = exported(lopsided, "refused", {});
   EXPECT_EQ(m.vision.precision, "bf16");
   ASSERT_TRUE(m.vision.verdict.is_object());

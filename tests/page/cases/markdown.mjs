@@ -165,7 +165,15 @@ pageTest('a long answer costs its length, and settled blocks are left alone', as
       return { ms, replaced, count };
     };
     time(10);
-    return { short: time(30), long: time(240) };
+    // Other work on the machine makes a run longer, never shorter: the best of three of each, in turns.
+    const best = (a, b) => (b.ms < a.ms ? { ...b, replaced: a.replaced + b.replaced } : { ...a, replaced: a.replaced + b.replaced });
+    let short = time(30);
+    let long = time(240);
+    for (let again = 0; again < 2; ++again) {
+      short = best(short, time(30));
+      long = best(long, time(240));
+    }
+    return { short, long };
   });
   assert.equal(result.long.count, 480);
   assert.equal(result.short.replaced + result.long.replaced, 0);
