@@ -295,7 +295,7 @@ void run(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, i
 }  // namespace
 
 const Int8GemvKernel& int8_gemv_avx512vnni() {
-  static const Int8GemvKernel kernel = {prepared_bytes, prepare, run, kMaxRows};
+  static const Int8GemvKernel kernel = {prepared_bytes, prepare, run, 2 * kMaxRows};
   return kernel;
 }
 

@@ -203,7 +203,7 @@ void run_int8(const Context& ctx, LinearPath path, const Call& call) {
   const Int8Kernels& kernels = *ctx.table->int8;
   const int64_t rows = call.x.rows, k = call.first->in;
   // Where the bits are the same the faster of the two is taken.
-  if (path == LinearPath::kGemv || rows <= std::min(kMaxGemvRows, kernels.gemv.rows_as_gemm)) return run_int8_gemv(ctx, {&call, 1});
+  if (path == LinearPath::kGemv || rows <= std::min(kMaxFewRows, kernels.gemv.rows_as_gemm)) return run_int8_gemv(ctx, {&call, 1});
 
   const Int8Weight first = int8_view(*call.first);
   const Int8Weight second = call.second == nullptr ? Int8Weight{} : int8_view(*call.second);

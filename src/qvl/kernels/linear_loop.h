@@ -20,6 +20,8 @@
 namespace qvl::kernels {
 
 constexpr int64_t kMaxGemvRows = 16;
+// Rows of kGemm that run_gemv takes where a kernel's bits and speed allow it.
+constexpr int64_t kMaxFewRows = 32;
 // Packed panels of one task: half of the second-level cache, the rest is for x and the results.
 inline size_t packed_budget_bytes() {
   return cpu_features().second_level_cache_bytes / 2;
@@ -238,7 +240,7 @@ void run_gemv(const Context& ctx, std::span<const Call> calls, std::span<const i
     tasks += div_up(cols, task_cols);
   }
   ctx.pool->parallel_for(tasks, [&](int64_t task, int) {
-    constexpr int64_t kSums = kMaxGemvRows * kMaxGemvTaskCols;
+    constexpr int64_t kSums = kMaxFewRows * kMaxGemvTaskCols;
     float* c = reinterpret_cast<float*>(scratch<Scratch::kTask>(sizeof(float) * 2 * kSums));
     size_t i = calls.size() - 1;
     while (task < parts[i].first_task) --i;
