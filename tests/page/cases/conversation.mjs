@@ -86,7 +86,7 @@ pageTest('a conversation is there again after a reload and in another tab', asyn
   await ask(page, 'Long?', { finished: false });
   await page.locator('.answer-text', { hasText: 'Begun' }).waitFor();
   await page.reload();
-  await page.getByText('Stopped. The answer is not complete.').waitFor();
+  await answers(page).last().getByText('Stopped. The answer is not complete.').waitFor();
 });
 
 pageTest('several conversations: new, open, delete', async ({ page, shot }) => {
