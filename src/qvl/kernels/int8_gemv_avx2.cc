@@ -6,6 +6,7 @@
 //
 // VPMADDUBSW adds two products in 16 bits. With weights of 4 bits the sums of 32 columns still fit (15 * 127 * 8 pairs);
 // with 8 bits those of two do once the sign has moved from the weight to x (128 * 127 * 2), and are widened at once.
+#include "qvl/kernels/int8_gemv_lanes.h"
 #include "qvl/kernels/int8_kernels.h"
 
 #if defined(__x86_64__)
@@ -25,29 +26,16 @@ namespace qvl::kernels {
 namespace {
 
 using namespace avx2;
+using namespace gemv_lanes;
 
-constexpr int kLanes = 8;         // rows of weights
-constexpr int64_t kStepBytes = 16;  // of each of them
-constexpr int64_t kWords = kStepBytes / 4;
-constexpr int64_t kMaxRows = 16;  // of x in one pass
+constexpr int kLanes = 8;  // rows of weights
 constexpr int64_t kPrefetchBytes = 384, kPrefetchScaleBytes = 128;
-
-// How steps and groups meet: two groups of 16 columns a step of 4-bit weights, one, or several steps a group.
-enum class Groups { kHalf, kOne, kSteps };
-
-template <int kBits>
-constexpr int64_t kColumns = kStepBytes * 8 / kBits;  // of a step
 
 // Prepared x, for each step. 4 bits: [16] even q, [16] odd q, then for each group of it 8 * sum of q; 8 bits: [16] q.
 // Then a scale for each group of it.
 template <int kBits>
 constexpr int64_t record_bytes(bool halves) {
   return kBits == 8 ? 20 : halves ? 48 : 40;
-}
-
-template <int kBits>
-int64_t steps(int64_t k) {
-  return (k + kColumns<kBits> - 1) / kColumns<kBits>;
 }
 
 size_t prepared_bytes(const Int8Weight& w) {
@@ -264,62 +252,26 @@ void lanes(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight&
   if constexpr (kSingle) sums[0] = sum;
 }
 
-template <int kBits, bool kZero, Groups kGroups>
-void run_format(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
-  // The outputs of rows j, j + apart, ... of w.
-  const auto eight = [&](int64_t j, int64_t apart) {
-    const Int8Weight from = w.rows_from(j);
-    for (int64_t r = 0; r < m; r += kMaxRows) {
-      const int64_t rows = std::min(kMaxRows, m - r);
-      __m256 sums[kMaxRows];
-      if (rows == 1) {
-        lanes<kBits, kZero, kGroups, true>(x + r * x_stride, x_stride, 1, from, apart, sums);
-      } else {
-        lanes<kBits, kZero, kGroups, false>(x + r * x_stride, x_stride, rows, from, apart, sums);
-      }
-      for (int64_t i = 0; i < rows; ++i) {
-        float lane[kLanes];
-        _mm256_storeu_ps(lane, sums[i]);
-        for (int64_t lane_index = 0; lane_index < kLanes; ++lane_index) {
-          c[(r + i) * ldc + j + lane_index * apart] = lane[lane_index];
-        }
-      }
+// See int8_gemv_lanes.h.
+struct Avx2 {
+  static constexpr int64_t kOutputs = kLanes;
+
+  template <int kBits, bool kZero, Groups kGroups>
+  static void sums(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight& w, int64_t apart, float* out) {
+    __m256 all[kMaxRows];
+    if (rows == 1) {
+      lanes<kBits, kZero, kGroups, true>(x, x_stride, 1, w, apart, all);
+    } else {
+      lanes<kBits, kZero, kGroups, false>(x, x_stride, rows, w, apart, all);
     }
-  };
-  // Eight streams, each in address order: memory serves streams of different pages faster than one.
-  const int64_t apart = n / kLanes;
-  for (int64_t j = 0; j < apart; ++j) eight(j, apart);
-  if (n >= kLanes && n % kLanes != 0) {
-    eight(n - kLanes, 1);  // some of them again: the same bits
-  } else if (n < kLanes) {
-    for (int64_t j = 0; j < n; ++j) eight(j, 0);  // one row in all lanes
+    for (int64_t i = 0; i < rows; ++i) _mm256_store_ps(out + i * kLanes, all[i]);
   }
-}
-
-template <int kBits, bool kZero>
-void run_bits(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
-  const int64_t group = w.group();
-  if (group == kColumns<kBits>) return run_format<kBits, kZero, Groups::kOne>(x, x_stride, m, w, n, c, ldc);
-  if constexpr (kBits == 4) {
-    if (group == 16) return run_format<kBits, kZero, Groups::kHalf>(x, x_stride, m, w, n, c, ldc);
-  }
-  run_format<kBits, kZero, Groups::kSteps>(x, x_stride, m, w, n, c, ldc);
-}
-
-void run(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
-  if (w.bits == 8) {
-    run_bits<8, false>(x, x_stride, m, w, n, c, ldc);
-  } else if (w.zero_points != nullptr) {
-    run_bits<4, true>(x, x_stride, m, w, n, c, ldc);
-  } else {
-    run_bits<4, false>(x, x_stride, m, w, n, c, ldc);
-  }
-}
+};
 
 }  // namespace
 
 const Int8GemvKernel& int8_gemv_avx2() {
-  static const Int8GemvKernel kernel = {prepared_bytes, prepare, run, kMaxRows};
+  static const Int8GemvKernel kernel = {prepared_bytes, prepare, run<Avx2>, kMaxRows};
   return kernel;
 }
 

@@ -4,6 +4,7 @@
 // A step is 16 bytes of sixteen rows of weights, one row a lane: transposed by words of four bytes, vector i holds word i of
 // every row, and meets word i of a row of x repeated in all lanes. So no sum crosses lanes, and each output is summed in
 // the order of tile() in int8_avx512vnni.cc: exactly within a group, then group after group. The bits are the GEMM's.
+#include "qvl/kernels/int8_gemv_lanes.h"
 #include "qvl/kernels/int8_kernels.h"
 
 #if defined(__x86_64__)
@@ -25,32 +26,19 @@ namespace qvl::kernels {
 namespace {
 
 using namespace avx512;
+using namespace gemv_lanes;
 
-constexpr int kLanes = 16;          // rows of weights
-constexpr int64_t kStepBytes = 16;  // of each of them
-constexpr int kWords = kStepBytes / 4;
+constexpr int kLanes = 16;  // rows of weights
 constexpr int64_t kLineBytes = 64, kStepsOfALine = kLineBytes / kStepBytes;
-constexpr int64_t kMaxRows = 16;  // of x in one pass
 // Sixteen streams are more than processors foresee.
 constexpr int64_t kPrefetchBytes = 256;
 constexpr int64_t kScales = 16;   // blocks whose scales are loaded at once
-
-// How steps and groups meet: two groups of 16 columns a step of 4-bit weights, one, or several steps a group.
-enum class Groups { kHalf, kOne, kSteps };
-
-template <int kBits>
-constexpr int64_t kColumns = kStepBytes * 8 / kBits;  // of a step
 
 // Prepared x, for each step. 4 bits: [16] even q, [16] odd q; 8 bits: [16] q. Then for each group of it what takes the zero
 // point off the products, -8 or -128 times the sum of q, and its scale.
 template <int kBits>
 constexpr int64_t record_bytes(bool halves) {
   return kBits == 8 ? 24 : halves ? 48 : 40;
-}
-
-template <int kBits>
-int64_t steps(int64_t k) {
-  return (k + kColumns<kBits> - 1) / kColumns<kBits>;
 }
 
 size_t prepared_bytes(const Int8Weight& w) {
@@ -247,55 +235,22 @@ void lanes(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight&
   }
 }
 
-template <int kBits, bool kZero, Groups kGroups>
-void run_format(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
-  // The outputs of rows j, j + apart, ... of w.
-  const auto sixteen = [&](int64_t j, int64_t apart) {
-    const Int8Weight from = w.rows_from(j);
-    for (int64_t r = 0; r < m; r += kMaxRows) {
-      const int64_t rows = std::min(kMaxRows, m - r);
-      __m512 sums[kMaxRows];
-      lanes<kBits, kZero, kGroups>(x + r * x_stride, x_stride, rows, from, apart, sums);
-      for (int64_t i = 0; i < rows; ++i) {
-        float lane[kLanes];
-        _mm512_storeu_ps(lane, sums[i]);
-        for (int64_t l = 0; l < kLanes; ++l) c[(r + i) * ldc + j + l * apart] = lane[l];
-      }
-    }
-  };
-  const int64_t apart = n / kLanes;
-  for (int64_t j = 0; j < apart; ++j) sixteen(j, apart);
-  if (n >= kLanes && n % kLanes != 0) {
-    sixteen(n - kLanes, 1);  // some of them again: the same bits
-  } else if (n < kLanes) {
-    for (int64_t j = 0; j < n; ++j) sixteen(j, 0);  // one row in all lanes
-  }
-}
+// See int8_gemv_lanes.h.
+struct Avx512Vnni {
+  static constexpr int64_t kOutputs = kLanes;
 
-template <int kBits, bool kZero>
-void run_bits(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
-  const int64_t group = w.group();
-  if (group == kColumns<kBits>) return run_format<kBits, kZero, Groups::kOne>(x, x_stride, m, w, n, c, ldc);
-  if constexpr (kBits == 4) {
-    if (group == 16) return run_format<kBits, kZero, Groups::kHalf>(x, x_stride, m, w, n, c, ldc);
+  template <int kBits, bool kZero, Groups kGroups>
+  static void sums(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight& w, int64_t apart, float* out) {
+    __m512 all[kMaxRows];
+    lanes<kBits, kZero, kGroups>(x, x_stride, rows, w, apart, all);
+    for (int64_t i = 0; i < rows; ++i) _mm512_store_ps(out + i * kLanes, all[i]);
   }
-  run_format<kBits, kZero, Groups::kSteps>(x, x_stride, m, w, n, c, ldc);
-}
-
-void run(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
-  if (w.bits == 8) {
-    run_bits<8, false>(x, x_stride, m, w, n, c, ldc);
-  } else if (w.zero_points != nullptr) {
-    run_bits<4, true>(x, x_stride, m, w, n, c, ldc);
-  } else {
-    run_bits<4, false>(x, x_stride, m, w, n, c, ldc);
-  }
-}
+};
 
 }  // namespace
 
 const Int8GemvKernel& int8_gemv_avx512vnni() {
-  static const Int8GemvKernel kernel = {prepared_bytes, prepare, run, 2 * kMaxRows};
+  static const Int8GemvKernel kernel = {prepared_bytes, prepare, run<Avx512Vnni>, 2 * kMaxRows};
   return kernel;
 }
 
