@@ -25,6 +25,7 @@
 namespace qvl::bench {
 namespace {
 
+using kernels::AttentionProducts;
 using kernels::ConstMatrix;
 using kernels::Context;
 using kernels::KernelTable;
@@ -70,9 +71,11 @@ class Bench {
 
   int failures() const { return failures_; }
 
-  void full(const char* name, DType dtype, int64_t patches, int64_t heads, int64_t hd) {
-    const std::string title = label("vision", name, dtype);
-    if (!wanted(title)) return;
+  void full(const char* name, DType dtype, int64_t patches, int64_t heads, int64_t hd,
+            AttentionProducts products = AttentionProducts::kActivations) {
+    const bool int8 = products == AttentionProducts::kInt8;
+    const std::string title = label("vision", name, dtype) + (int8 ? " int8" : "");
+    if (!wanted(title) || (int8 && !kernels::has_int8_attention(table_))) return;
     const int64_t width = heads * hd;
     const Tensor qkv = random_tensor(dtype, {patches, 3 * width}, 1);
     const float scale = 1.0f / std::sqrt(static_cast<float>(hd));
@@ -84,7 +87,7 @@ class Bench {
       };
       const int64_t lengths[] = {rows};
       attention_full({&pool_, &table}, part(0), part(1), part(2), heads, hd, lengths, scale,
-                     {out.data(), dtype, rows, width, width});
+                     {out.data(), dtype, rows, width, width}, products);
     };
     const int64_t checked = std::min<int64_t>(patches, 300);
     Tensor expected(dtype, {checked, width}), got(dtype, {checked, width}), out(dtype, {patches, width});
@@ -93,7 +96,7 @@ class Bench {
     if (!valid(title, dtype, largest_difference(expected, got))) return;
     const double flop =
         4.0 * static_cast<double>(patches) * static_cast<double>(patches) * static_cast<double>(width);
-    report_flops(title, flop, dtype, [&] { call(table_, patches, out); });
+    report_flops(title, flop, dtype, [&] { call(table_, patches, out); }, int8);
   }
 
   void prefill(const char* name, DType dtype, int64_t rows, int64_t past, int64_t heads, int64_t kv_heads,
@@ -135,13 +138,14 @@ class Bench {
     return best;
   }
 
-  void report_flops(const std::string& title, double flop, DType dtype, const std::function<void()>& fn) {
+  void report_flops(const std::string& title, double flop, DType dtype, const std::function<void()>& fn, bool int8 = false) {
     // The peak is measured before and after every run: on a shared machine it moves.
     const bool use_dot = table_.name == "avx512bf16" && dtype == DType::kBF16 &&
                          kernels::peak_bf16_dot_gflops() > kernels::peak_fma_gflops(table_.name);
     const bool codes = dtype == DType::kBF16 && table_.attention->tile_bf16.int16;
     const auto peak_now = [&] {
-      const double one = use_dot ? kernels::peak_bf16_dot_gflops()
+      const double one = int8      ? kernels::peak_int8_gops(table_.name)
+                         : use_dot ? kernels::peak_bf16_dot_gflops()
                          : codes ? kernels::peak_int16_gops(table_.name)
                                  : kernels::peak_fma_gflops(table_.name);
       return one * options_.threads;
@@ -163,7 +167,7 @@ class Bench {
     std::printf(
         "%-44s %8.1f GFLOPS, best of %d: %5.1f %% of %.0f (%s); median share %.1f %% of %.0f; %.2f ms\n",
         title.c_str(), flop / best * 1e-9, options_.repeat, top > 0 ? 100 * flop / best * 1e-9 / top : 0.0,
-        top, use_dot ? "bf16 dot" : codes ? "int16" : "fma", 100 * share, peak, best * 1e3);
+        top, int8 ? "int8" : use_dot ? "bf16 dot" : codes ? "int16" : "fma", 100 * share, peak, best * 1e3);
     std::fflush(stdout);
   }
 
@@ -275,6 +279,11 @@ int run(int argc, char** argv) {
     bench.full("3072 x 2 x 64", dtype, 3072, 2, 64);
     bench.full("3072 x 2 x 72", dtype, 3072, 2, 72);
     bench.full("400 x 16 x 64", dtype, 400, 16, 64);
+    if (dtype == DType::kBF16) {
+      bench.full("3072 x 2 x 64", dtype, 3072, 2, 64, AttentionProducts::kInt8);
+      bench.full("3072 x 2 x 72", dtype, 3072, 2, 72, AttentionProducts::kInt8);
+      bench.full("400 x 16 x 64", dtype, 400, 16, 64, AttentionProducts::kInt8);
+    }
     bench.prefill("512 at 0, 32/8 x 128", dtype, 512, 0, 32, 8, 128);
     bench.prefill("512 at 3584, 4/1 x 128", dtype, 512, 3584, 4, 1, 128);
     bench.prefill("64 at 800, 32/8 x 128", dtype, 64, 800, 32, 8, 128);

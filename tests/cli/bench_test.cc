@@ -10,6 +10,7 @@
 
 #include "process.h"
 #include "qvl/base/json.h"
+#include "qvl/kernels/ops.h"
 
 namespace qvl::cli {
 namespace {
@@ -115,14 +116,17 @@ TEST_F(Bench, AShapeNeedsNoWeightsAndIsUsedAgain) {
   const Outcome o = bench({"--shape", "TINY", "--text", "int8", "--vision", "int8,native", "--work", work, "--json", "-"});
   ASSERT_EQ(o.exit_code, 0) << o.err;
   const Json j = parse_json(o.out, "stdout");
-  EXPECT_EQ(j["engine"]["vision"], "native int8 (7-bit activations)");
+  const bool attention = kernels::has_int8_attention(kernels::active_table());
+  EXPECT_EQ(j["engine"]["vision"], attention ? "native int8 (7-bit activations, int8 attention)" : "native int8 (7-bit activations)");
   EXPECT_EQ(j["engine"]["text"], "native int8");
   EXPECT_NE(j["model"].get<std::string>().find("tiny"), std::string::npos);
   const fs::path package = fs::path(work) / "tiny-text-int8-vision-int8";
   ASSERT_TRUE(fs::exists(package / "qvl.json"));
   const auto written = fs::last_write_time(package / "qvl.json");
   EXPECT_EQ(std::distance(fs::directory_iterator(work), fs::directory_iterator()), 1);
-  EXPECT_EQ(bench({"--shape", "tiny", "--text", "int8", "--vision", "int8", "--work", work}).exit_code, 0);
+  const Outcome again = bench({"--shape", "tiny", "--text", "int8", "--vision", "int8", "--work", work});
+  EXPECT_EQ(again.exit_code, 0);
+  EXPECT_EQ(again.out.find("% of int8 peak") != again.out.npos, attention) << again.out;
   EXPECT_EQ(fs::last_write_time(package / "qvl.json"), written);
   // What is damaged is made anew.
   std::ofstream(package / "qvl.json") << "{";

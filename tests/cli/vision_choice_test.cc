@@ -4,12 +4,16 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <functional>
+#include <memory>
 
 #include "fixture.h"
 #include "process.h"
 #include "qvl/base/dtype.h"
 #include "qvl/base/json.h"
 #include "qvl/checkpoint/safetensors.h"
+#include "qvl/engine/native/open.h"
+#include "qvl/kernels/ops.h"
 #include "qvl/package/manifest.h"
 
 namespace qvl::cli {
@@ -35,6 +39,18 @@ class VisionChoice : public FolderTest {
     return parse_json(o.out, "eval")["score"].get<double>();
   }
 };
+
+engine::EngineOptions with(const std::function<void(engine::EngineOptions&)>& change) {
+  engine::EngineOptions options;
+  change(options);
+  return options;
+}
+
+// What the native engine calls the vision stage of a package.
+std::string vision_name(const std::string& package, const engine::EngineOptions& options) {
+  const auto opened = std::make_shared<const package::Package>(package::Package::open(package));
+  return engine::native::open_package(opened, options, {.vision = true, .text = false}, std::make_shared<ThreadPool>(1)).vision_name;
+}
 
 // The small model with the first `count` columns of every qkv matrix `factor` times as large, a power of two, their inputs as
 // much smaller: the same function in floats. 8 bits a row leave nothing of the other columns where these are large, nor codes
@@ -76,12 +92,38 @@ TEST_F(VisionChoice, EightBitsWhereFeaturesStayAndTheScoreDoes) {
   EXPECT_LT(m.vision.verdict["cosine"].get<double>(), 1);
   EXPECT_EQ(m.vision.verdict["pictures"], 3);
   EXPECT_EQ(m.vision.activation_bits, 7);
-  EXPECT_EQ(m.vision.verdict["cosines_by_activation_bits"].size(), 1u);
+  EXPECT_EQ(m.vision.verdict["cosines_by_activation_bits"]["7"], m.vision.verdict["cosine"]);
   const Outcome info = qvl({"info", at("auto")});
   EXPECT_NE(info.out.find("8 bits with activations in 7 keep"), std::string::npos) << info.out;
   EXPECT_NE(info.out.find("0.999 is the limit"), std::string::npos) << info.out;
   // Of 100 points, of which a question is 0.3: what it may lose.
   EXPECT_GE(100 * score(at("auto")), 100 * score(kSmall) - 0.5);
+
+  // Attention in 8 bits where this processor has kernels for it, and only then is anything said about it.
+  const bool kernels_have_it = kernels::has_int8_attention(kernels::active_table());
+  EXPECT_EQ(m.vision.int8_attention, kernels_have_it ? 7 : 0);
+  EXPECT_EQ(m.vision.verdict.contains("cosines_with_int8_attention"), kernels_have_it);
+  if (!kernels_have_it) return;
+  EXPECT_GE(m.vision.verdict["cosines_with_int8_attention"]["7"].get<double>(), 0.999);
+  EXPECT_NE(m.vision.verdict["cosines_with_int8_attention"]["7"], m.vision.verdict["cosine"]);
+  EXPECT_NE(info.out.find("attention multiplies 8 bits too (activations in 7): 0.99"), std::string::npos) << info.out;
+  EXPECT_EQ(vision_name(at("auto"), {}), "native int8 (7-bit activations, int8 attention)");
+  EXPECT_EQ(vision_name(at("auto"), with([](auto& o) { o.vision_precision = engine::Precision::kBF16; })), "native bf16");
+  EXPECT_EQ(vision_name(at("auto"), with([](auto& o) { o.vision_int8_attention = false; })), "native int8 (7-bit activations)");
+  EXPECT_EQ(vision_name(at("auto"), with([](auto& o) { o.vision_activation_bits = 8; })), "native int8 (int8 attention)");
+}
+
+// A package that says so, on kernels that have it and on those that have not.
+TEST_F(VisionChoice, AttentionInEightBitsIsTakenWhereKernelsHaveIt) {
+  package::Manifest m = exported(kSmall, "said", {"--text", "bf16", "--vision", "int8", "--verify", "none"});
+  EXPECT_EQ(vision_name(at("said"), {}), "native int8");
+  m.vision.int8_attention = 7;
+  m.save(at("said"));
+  for (std::string_view table : kernels::runnable_tables()) {
+    EXPECT_EQ(vision_name(at("said"), with([&](auto& o) { o.kernels = table; })),
+              kernels::has_int8_attention(kernels::table_by_name(table)) ? "native int8 (7-bit activations, int8 attention)" : "native int8")
+        << table;
+  }
 }
 
 TEST_F(VisionChoice, ActivationsOfEightBitsWhereSevenAreTooFew) {

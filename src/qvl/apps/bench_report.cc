@@ -35,6 +35,7 @@ StageLimit stage_limit(const std::string& stage, bool vision, const kernels::Mac
   const kernels::Peak* attention = bf16 ? &limits.attention : &limits.fp32;
   const std::string name = !bf16 ? "fp32" : attention_by_codes(limits) ? "int16" : "bf16";
   if (integers) {
+    if (stage.find("int8 attention") != stage.npos) return {&limits.int8_wide, &limits.int8_wide, "int8 peak"};
     const bool seven = stage.find("7-bit") != stage.npos;
     const kernels::Peak* linear = !vision ? &limits.int8 : seven ? &limits.int8_seven : &limits.int8_wide;
     return {linear, attention, "int8 and " + name + " peaks"};

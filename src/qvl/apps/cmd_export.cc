@@ -12,6 +12,7 @@
 #include "qvl/export/exporter.h"
 #include "qvl/generate/calibrate.h"
 #include "qvl/generate/vision_gate.h"
+#include "qvl/kernels/ops.h"
 
 namespace qvl::apps {
 namespace {
@@ -109,20 +110,31 @@ std::vector<image::RgbImage> gate_pictures(const ExportCommandOptions& o) {
   return pictures.empty() ? generate::vision_gate_pictures() : pictures;
 }
 
-generate::VisionGate vision_gate(const ExportCommandOptions& o, const std::filesystem::path& folder, int activation_bits,
-                                 ProgressBar& bar) {
+// How an 8-bit vision stage may compute.
+struct VisionArithmetic {
+  int activation_bits;
+  bool int8_attention;
+};
+
+std::vector<generate::VisionGate> vision_gates(const ExportCommandOptions& o, const std::filesystem::path& folder,
+                                               std::span<const VisionArithmetic> ways, ProgressBar& bar) {
   const auto package = std::make_shared<const package::Package>(package::Package::open(folder));
   const auto source = std::make_shared<const source::Source>(source::Source::open(o.checkpoint));
   const auto pool = std::make_shared<ThreadPool>(resolve_threads(o.threads, "export"));
   engine::EngineOptions options;
   options.threads = o.threads;
-  options.vision_activation_bits = activation_bits;
-  const engine::OpenedStages candidate =
-      engine::native::open_package(package, options, {.vision = true, .text = false}, pool);
+  std::vector<engine::OpenedStages> opened;
+  std::vector<const engine::VisionStage*> candidates;
+  for (const VisionArithmetic& way : ways) {
+    options.vision_activation_bits = way.activation_bits;
+    options.vision_int8_attention = way.int8_attention;
+    opened.push_back(engine::native::open_package(package, options, {.vision = true, .text = false}, pool));
+    candidates.push_back(opened.back().vision.get());
+  }
   options.vision_precision = engine::Precision::kF32;
   const std::shared_ptr<const engine::Engine> reference = engine::native::open_checkpoint(source, options);
-  return generate::measure_vision_gate(
-      reference->vision(), *candidate.vision, image::ImageProcessorConfig::load(folder), gate_pictures(o), pool.get(),
+  return generate::measure_vision_gates(
+      reference->vision(), candidates, image::ImageProcessorConfig::load(folder), gate_pictures(o), pool.get(),
       [&](int64_t done, int64_t total) {
         package->drop_all();
         source->checkpoint.drop_all();
@@ -132,18 +144,25 @@ generate::VisionGate vision_gate(const ExportCommandOptions& o, const std::files
 }
 
 // The fewest bits of activations with which the 8-bit vision stage of the folder passes the gate, in `manifest` and, with
-// the figures, in its verdict; 8 where none does.
-void decide_activations(const ExportCommandOptions& o, const std::filesystem::path& folder, package::Manifest& manifest,
-                        ProgressBar& bar) {
-  Json cosines = Json::object();
-  for (const int bits : {7, 8}) {
-    const generate::VisionGate gate = vision_gate(o, folder, bits, bar);
-    cosines[std::to_string(bits)] = gate.cosine;
-    manifest.vision.activation_bits = bits;
-    manifest.vision.verdict = gate.to_json();
-    if (gate.passed()) break;
+// the figures, in its verdict; 8 where none does. The same for attention in 8 bits, if this processor has kernels for it.
+void decide_arithmetic(const ExportCommandOptions& o, const std::filesystem::path& folder, package::Manifest& manifest,
+                       ProgressBar& bar) {
+  std::vector<VisionArithmetic> ways = {{7, false}, {8, false}};
+  if (kernels::has_int8_attention(kernels::active_table())) ways.insert(ways.end(), {{7, true}, {8, true}});
+  const std::vector<generate::VisionGate> gates = vision_gates(o, folder, ways, bar);
+  Json plain = Json::object(), attention = Json::object();
+  for (size_t i = ways.size(); i-- > 0;) {
+    const auto [bits, int8_attention] = ways[i];
+    (int8_attention ? attention : plain)[std::to_string(bits)] = gates[i].cosine;
+    if (int8_attention) {
+      if (gates[i].passed()) manifest.vision.int8_attention = bits;
+    } else if (gates[i].passed() || bits == 8) {
+      manifest.vision.activation_bits = bits;
+      manifest.vision.verdict = gates[i].to_json();
+    }
   }
-  manifest.vision.verdict["cosines_by_activation_bits"] = cosines;
+  manifest.vision.verdict["cosines_by_activation_bits"] = plain;
+  if (!attention.empty()) manifest.vision.verdict["cosines_with_int8_attention"] = attention;
 }
 
 // Ends an export whose 8-bit vision stage is not good enough.
@@ -185,8 +204,13 @@ void print_result(const ExportCommandOptions& o, const exporting::ExportResult& 
   const package::StageEntry& vision = result.manifest.vision;
   fmt::print(stderr, "qvl: vision {}", vision.precision);
   if (!vision.verdict.is_null()) {
-    fmt::print(stderr, " (8-bit features have a cosine of {:.5f}{}, {} is the limit)", vision.verdict["cosine"].get<double>(),
-               vision.activation_bits == 7 ? " with activations in 7 bits" : "", generate::kVisionGateCosine);
+    fmt::print(stderr, " (8-bit features have a cosine of {:.5f}{}{}, {} is the limit)", vision.verdict["cosine"].get<double>(),
+               vision.activation_bits == 7 ? " with activations in 7 bits" : "",
+               vision.int8_attention == 0
+                   ? std::string()
+                   : fmt::format(", {:.5f} with attention in 8 bits too",
+                                 vision.verdict["cosines_with_int8_attention"][std::to_string(vision.int8_attention)].get<double>()),
+               generate::kVisionGateCosine);
   }
   fmt::print(stderr, ", text {}", result.manifest.text.precision);
   if (!result.manifest.quantisation.is_null()) {
@@ -241,7 +265,7 @@ int run_export(const ExportCommandOptions& o) {
   options.verify = [&](const std::filesystem::path& folder, package::Manifest& manifest) {
     const auto start = Clock::now();
     if (decides_vision(o) && verdict.is_null()) {
-      decide_activations(o, folder, manifest, bar);
+      decide_arithmetic(o, folder, manifest, bar);
       verdict = manifest.vision.verdict;
       if (!verdict["passed"].get<bool>()) throw VisionRefused();
       manifest.save(folder);  // what is verified computes with these bits

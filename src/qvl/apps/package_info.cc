@@ -47,6 +47,7 @@ Json stage_facts(const package::Package& p, const package::StageEntry& stage, bo
   }
   Json out = {{"precision", stage.precision}, {"recipe", stage.recipe}};
   if (stage.activation_bits != 8) out["activation_bits"] = stage.activation_bits;
+  if (stage.int8_attention != 0) out["int8_attention"] = stage.int8_attention;
   if (!stage.verdict.is_null()) out["verdict"] = stage.verdict;
   out.update(all.to_json());
   out["formats"] = Json::object();
@@ -144,6 +145,10 @@ void stage_text(const std::string& name, const Json& s,
                          v.value("pictures", 0),
                          s.value("activation_bits", 8) == 7 ? " with activations in 7" : "", v.value("cosine", 0.0),
                          v.value("limit", 0.0)));
+    if (const int bits = s.value("int8_attention", 0); bits != 0) {
+      line("", fmt::format("where kernels can, attention multiplies 8 bits too{}: {:.5f}", bits == 7 ? " (activations in 7)" : "",
+                           v.value("cosines_with_int8_attention", Json::object()).value(std::to_string(bits), 0.0)));
+    }
   }
   for (const auto& [format, f] : s["formats"].items()) {
     line("", fmt::format("{:<26} {:>5} tensors {:>14} weights {:>12}  {:>5.2f} bits each", format,

@@ -43,7 +43,8 @@ bool usable(const fs::path& folder, bool vision_integers) {
   try {
     const package::Manifest manifest = package::Package::open(folder).manifest();
     return manifest.qvl_version == QVL_VERSION &&
-           (!vision_integers || manifest.vision.activation_bits == kVisionActivationBits);
+           (!vision_integers || (manifest.vision.activation_bits == kVisionActivationBits &&
+                                 manifest.vision.int8_attention == kVisionActivationBits));
   } catch (const Error&) {
     return false;  // another version's, or damaged: made anew
   }
@@ -71,7 +72,7 @@ fs::path shape_package(const ShapeOptions& o, const fs::path& work,
   options.version = QVL_VERSION;
   options.progress = progress;
   options.verify = [vision_integers](const fs::path&, package::Manifest& manifest) {
-    if (vision_integers) manifest.vision.activation_bits = kVisionActivationBits;
+    if (vision_integers) manifest.vision.activation_bits = manifest.vision.int8_attention = kVisionActivationBits;
   };
   exporting::export_package(options);
   return folder;

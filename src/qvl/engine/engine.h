@@ -39,6 +39,9 @@ struct EngineOptions {
   // Of the codes that the native vision stage rounds activations to before integer weights, 8 or 7 (kernels/ops.h); absent:
   // what the package says.
   std::optional<int> vision_activation_bits;
+  // Whether that stage's attention multiplies 8-bit codes where its kernels can, beside integer weights; absent: what the package
+  // says.
+  std::optional<bool> vision_int8_attention;
   KvType kv = KvType::kAuto;  // native decoder only
   // Kernel table of the native stages ("scalar", "avx2", ...); empty: QVL_KERNELS, else the best one of this
   // processor.
@@ -48,7 +51,8 @@ struct EngineOptions {
 };
 
 struct EngineInfo {
-  std::string vision;  // "native bf16", "native int8" (products with integer weights), "native int8 (7-bit activations)"
+  // "native bf16", "native int8" (products with integer weights), "native int8 (7-bit activations, int8 attention)"
+  std::string vision;
   std::string text;    // "native f32"
   std::string isa;     // kernel table, "avx512bf16"
   int threads = 0;

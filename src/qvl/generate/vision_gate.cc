@@ -23,44 +23,54 @@ std::vector<image::RgbImage> vision_gate_pictures() {
   return pictures;
 }
 
-VisionGate measure_vision_gate(const engine::VisionStage& reference, const engine::VisionStage& candidate,
-                               const image::ImageProcessorConfig& processor,
-                               std::span<const image::RgbImage> pictures, ThreadPool* pool,
-                               const engine::ProgressFn& progress) {
+namespace {
+
+// Takes up what one output's cosine says.
+void compare(const Tensor& expected, const Tensor& given, const std::string& where, VisionGate& gate) {
+  if (expected.shape() != given.shape()) fail(ErrorCode::kMismatch, where, "features of the two stages differ in shape");
+  const Tensor x = expected.to(DType::kF32), y = given.to(DType::kF32);
+  const double cosine = compare_tensors(where, x.as<float>(), y.as<float>()).cosine;
+  if (cosine >= gate.cosine && !gate.worst.empty()) return;
+  gate.cosine = std::min(gate.cosine, cosine);
+  gate.worst = where;
+}
+
+}  // namespace
+
+std::vector<VisionGate> measure_vision_gates(const engine::VisionStage& reference,
+                                             std::span<const engine::VisionStage* const> candidates,
+                                             const image::ImageProcessorConfig& processor,
+                                             std::span<const image::RgbImage> pictures, ThreadPool* pool,
+                                             const engine::ProgressFn& progress) {
   if (pictures.empty()) fail(ErrorCode::kInvalidArgument, "vision gate", "pictures", "at least one", "none");
-  VisionGate gate;
+  std::vector<VisionGate> gates(candidates.size());
   const auto total = static_cast<int64_t>(pictures.size());
-  const auto report = [&](int64_t done) {
+  int64_t done = 0;
+  const auto report = [&] {
     if (progress && !progress(done, total)) fail(ErrorCode::kCancelled, "vision gate", "cancelled");
   };
+  engine::StageHooks hooks;
+  hooks.progress = [&](int64_t, int64_t) { return !progress || progress(done, total); };
   for (const image::RgbImage& picture : pictures) {
-    report(gate.pictures);
+    report();
     const image::PreprocessedImage prepared = image::preprocess_image(picture, processor, {}, pool);
-    engine::StageHooks hooks;
-    hooks.progress = [&](int64_t, int64_t) { return !progress || progress(gate.pictures, total); };
     const std::span<const float> pixels = prepared.pixel_values.as<float>();
     const engine::VisionFeatures x = reference.encode(pixels, {&prepared.grid, 1}, hooks);
-    const engine::VisionFeatures y = candidate.encode(pixels, {&prepared.grid, 1}, hooks);
-    gate.pictures += 1;
-    gate.patches += prepared.grid.patches();
-    const auto compare = [&](const Tensor& a, const Tensor& b, const std::string& output) {
-      const std::string where =
-          fmt::format("{} of picture {} ({}x{})", output, gate.pictures, picture.width, picture.height);
-      if (a.shape() != b.shape()) fail(ErrorCode::kMismatch, where, "features of the two stages differ in shape");
-      const Tensor expected = a.to(DType::kF32), given = b.to(DType::kF32);
-      const double cosine = compare_tensors(where, expected.as<float>(), given.as<float>()).cosine;
-      if (cosine >= gate.cosine && !gate.worst.empty()) return;
-      gate.cosine = std::min(gate.cosine, cosine);
-      gate.worst = where;
-    };
-    if (x.deepstack.size() != y.deepstack.size())
-      fail(ErrorCode::kMismatch, "vision gate", "DeepStack levels of the two stages differ in number");
-    compare(x.merged, y.merged, "merged");
-    for (size_t i = 0; i < x.deepstack.size(); ++i)
-      compare(x.deepstack[i], y.deepstack[i], fmt::format("deepstack{}", i));
+    const std::string of = fmt::format(" of picture {} ({}x{})", done + 1, picture.width, picture.height);
+    for (size_t c = 0; c < candidates.size(); ++c) {
+      const engine::VisionFeatures y = candidates[c]->encode(pixels, {&prepared.grid, 1}, hooks);
+      gates[c].pictures += 1;
+      gates[c].patches += prepared.grid.patches();
+      if (x.deepstack.size() != y.deepstack.size())
+        fail(ErrorCode::kMismatch, "vision gate", "DeepStack levels of the two stages differ in number");
+      compare(x.merged, y.merged, "merged" + of, gates[c]);
+      for (size_t i = 0; i < x.deepstack.size(); ++i)
+        compare(x.deepstack[i], y.deepstack[i], fmt::format("deepstack{}{}", i, of), gates[c]);
+    }
+    ++done;
   }
-  report(total);
-  return gate;
+  report();
+  return gates;
 }
 
 }  // namespace qvl::generate

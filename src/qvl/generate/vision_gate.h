@@ -32,12 +32,14 @@ struct VisionGate {
 // Drawn pictures of some sizes, the same on every machine, for a model that nobody gave samples for.
 std::vector<image::RgbImage> vision_gate_pictures();
 
-// Encodes every picture with both stages; the cosines are of whole outputs (merged, each DeepStack level). Throws
-// kInvalidArgument without pictures, kMismatch where the stages' outputs differ in shape, kCancelled when `progress`
-// (pictures done, in all) returns false, and what preparing a picture and the stages throw. `pool` may be null.
-VisionGate measure_vision_gate(const engine::VisionStage& reference, const engine::VisionStage& candidate,
-                               const image::ImageProcessorConfig& processor,
-                               std::span<const image::RgbImage> pictures, ThreadPool* pool,
-                               const engine::ProgressFn& progress = {});
+// Encodes every picture with the reference and with each candidate, in their order; the cosines are of whole outputs (merged,
+// each DeepStack level). Throws kInvalidArgument without pictures, kMismatch where the stages' outputs differ in shape,
+// kCancelled when `progress` (pictures done, in all) returns false, and what preparing a picture and the stages throw. `pool`
+// may be null.
+std::vector<VisionGate> measure_vision_gates(const engine::VisionStage& reference,
+                                             std::span<const engine::VisionStage* const> candidates,
+                                             const image::ImageProcessorConfig& processor,
+                                             std::span<const image::RgbImage> pictures, ThreadPool* pool,
+                                             const engine::ProgressFn& progress = {});
 
 }  // namespace qvl::generate

@@ -43,7 +43,8 @@ class FakeVision final : public engine::VisionStage {
 };
 
 VisionGate measure(const FakeVision& reference, const FakeVision& candidate, const engine::ProgressFn& progress = {}) {
-  return measure_vision_gate(reference, candidate, {}, vision_gate_pictures(), nullptr, progress);
+  const engine::VisionStage* const candidates[] = {&candidate};
+  return measure_vision_gates(reference, candidates, {}, vision_gate_pictures(), nullptr, progress).at(0);
 }
 
 TEST(VisionGate, EqualStagesPass) {
@@ -71,6 +72,16 @@ TEST(VisionGate, NoiseInOneOutputDecidesAndIsNamed) {
   }
 }
 
+TEST(VisionGate, CandidatesAreMeasuredEachForItself) {
+  const FakeVision reference, equal, little(0.01, 0), much(0.1, 2);
+  const engine::VisionStage* const candidates[] = {&much, &equal, &little};
+  const std::vector<VisionGate> gates = measure_vision_gates(reference, candidates, {}, vision_gate_pictures(), nullptr);
+  ASSERT_EQ(gates.size(), 3u);
+  EXPECT_EQ(gates[0].to_json(), measure(reference, much).to_json());
+  EXPECT_EQ(gates[1].to_json(), measure(reference, equal).to_json());
+  EXPECT_EQ(gates[2].to_json(), measure(reference, little).to_json());
+}
+
 TEST(VisionGate, WhatIsNotFiniteDoesNotPass) {
   EXPECT_EQ(measure(FakeVision(), FakeVision(std::numeric_limits<double>::quiet_NaN(), 1)).cosine, 0);
   EXPECT_FALSE(measure(FakeVision(), FakeVision(std::numeric_limits<double>::infinity())).passed());
@@ -78,7 +89,7 @@ TEST(VisionGate, WhatIsNotFiniteDoesNotPass) {
 
 TEST(VisionGate, RefusesStagesThatDoNotFitTogetherAndNoPictures) {
   EXPECT_THROW(measure(FakeVision(), FakeVision(0, 0, 1)), Error);
-  EXPECT_THROW(measure_vision_gate(FakeVision(), FakeVision(), {}, {}, nullptr), Error);
+  EXPECT_THROW(measure_vision_gates(FakeVision(), {}, {}, {}, nullptr), Error);
 }
 
 TEST(VisionGate, StopsWhenAskedBetweenPicturesAndInThem) {

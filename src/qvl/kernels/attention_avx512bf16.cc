@@ -93,6 +93,7 @@ const AttentionKernels& attention_kernels_avx512bf16() {
   static const AttentionKernels kernels = [] {
     AttentionKernels k = attention_kernels_avx512();
     k.tile_bf16 = simd::attention_tile<Kernel>(pack_query, pack_keys, pack_values, Kernel::finish<BFloat16>);
+    k.tile_int8 = attention_tile_int8_avx512vnni();
     return k;
   }();
   return kernels;

@@ -62,6 +62,7 @@ const AttentionKernels& attention_kernels_avx512vnni() {
   static const AttentionKernels kernels = [] {
     AttentionKernels k = attention_kernels_avx512();
     k.tile_bf16 = simd::attention_tile_int16<WordsAvx512Vnni, BFloat16>(k.tile_bf16.finish);
+    k.tile_int8 = attention_tile_int8_avx512vnni();
     return k;
   }();
   return kernels;

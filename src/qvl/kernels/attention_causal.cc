@@ -247,8 +247,8 @@ void attention_causal(const Context& ctx, LinearPath path, ConstMatrix q, const 
   if (q.rows == 0) return;
   const Causal causal{q, kv, heads / kv.kv_heads, past, out};
   if (path == LinearPath::kGemm) {
-    run_attention_tiles(ctx, q.dtype, kv.head_dim, scale, CausalUnits(causal, row_kernels(ctx, q.dtype)),
-                        pause);
+    run_attention_tiles(ctx, attention_tile(ctx, q.dtype), q.dtype, kv.head_dim, scale,
+                        CausalUnits(causal, row_kernels(ctx, q.dtype)), pause);
   } else {
     const AttentionKernels& kernels = *ctx.table->attention;
     const bool f32 = q.dtype == DType::kF32;

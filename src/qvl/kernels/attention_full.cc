@@ -57,9 +57,13 @@ class FullUnits final : public AttentionUnits {
 
 }  // namespace
 
+bool has_int8_attention(const KernelTable& table) {
+  return table.attention->tile_int8.attend != nullptr;
+}
+
 void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads,
                     int64_t head_dim, std::span<const int64_t> segment_lengths, float scale, Matrix out,
-                    const Pause& pause) {
+                    AttentionProducts products, const Pause& pause) {
   constexpr std::string_view kWhere = "attention_full";
   check_matrix(kWhere, "q", q);
   check_like(kWhere, "k", q, k);
@@ -76,7 +80,9 @@ void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatri
   }
   check_size(kWhere, "sum of the segment lengths", q.rows, total);
   if (total == 0) return;
-  run_attention_tiles(ctx, q.dtype, head_dim, scale,
+  const bool int8 =
+      products == AttentionProducts::kInt8 && q.dtype == DType::kBF16 && has_int8_attention(*ctx.table);
+  run_attention_tiles(ctx, int8 ? ctx.table->attention->tile_int8 : attention_tile(ctx, q.dtype), q.dtype, head_dim, scale,
                       FullUnits(q, k, v, heads, head_dim, segment_lengths, out), pause);
 }
 

@@ -10,8 +10,24 @@ namespace {
 using testing::Activations;
 using testing::VariantTest;
 
+// With a cache of int8: attention in 8-bit codes.
+std::vector<testing::Variant> variants() {
+  std::vector<testing::Variant> v = testing::all_variants();
+  for (std::string_view name : runnable_tables()) {
+    if (has_int8_attention(table_by_name(name))) v.push_back({std::string(name), DType::kBF16, DType::kI8});
+  }
+  return v;
+}
+std::string name_of(const ::testing::TestParamInfo<testing::Variant>& info) {
+  const testing::Variant& v = info.param;
+  return v.table + "_" + std::string(dtype_name(v.dtype)) + (v.cache == DType::kI8 ? "_int8" : "");
+}
+
 class AttentionFull : public VariantTest {
  protected:
+  AttentionProducts products() const { return int8() ? AttentionProducts::kInt8 : AttentionProducts::kActivations; }
+  bool int16() { return VariantTest::int16() && !int8(); }
+
   // Packed qkv [P, 3, heads, hd] as the encoder has it.
   struct Case {
     int64_t heads, head_dim;
@@ -26,7 +42,7 @@ class AttentionFull : public VariantTest {
     const int64_t p = tokens(c), width = c.heads * c.head_dim;
     Activations out(dtype(), p, width, 3);
     attention_full(ctx, qkv.view(0, p, 0, width), qkv.view(0, p, width, width),
-                   qkv.view(0, p, 2 * width, width), c.heads, c.head_dim, c.segments, scale, out.matrix());
+                   qkv.view(0, p, 2 * width, width), c.heads, c.head_dim, c.segments, scale, out.matrix(), products());
     return out;
   }
 
@@ -43,8 +59,9 @@ class AttentionFull : public VariantTest {
             length, c.head_dim, [&](int64_t i, int64_t d) { return qkv.at(start + i, width + column + d); },
             [&](int64_t i, int64_t d) { return qkv.at(start + i, 2 * width + column + d); });
         for (int64_t row = start; row < start + length; row += (row + step < start + length ? step : 1)) {
-          const auto e = testing::attend_in_double(head, length, scale, bf16(),
-                                                   [&](int64_t d) { return qkv.at(row, column + d); }, false, int16());
+          const auto query = [&](int64_t d) { return qkv.at(row, column + d); };
+          const auto e = int8() ? testing::attend_int8_in_double(head, static_cast<double>(scale), query)
+                                : testing::attend_in_double(head, length, scale, bf16(), query, false, int16());
           for (int64_t d = 0; d < c.head_dim; ++d) {
             const auto i = static_cast<size_t>(d);
             ASSERT_NEAR(out.at(row, column + d), e.out[i], e.tolerance[i])
@@ -138,7 +155,9 @@ TEST_P(AttentionFull, OneKeyReturnsItsValue) {
     const Activations out = run(context(), c, qkv, 0.125f);
     for (int64_t d = 0; d < 256; ++d) {
       const float v = qkv.at(0, 512 + d);
-      if (int16()) {
+      if (int8()) {
+        ASSERT_EQ(out.at(0, d), v);  // the largest of its column: 127 times a 127th
+      } else if (int16()) {
         float largest = 0;
         for (int64_t i = d / 64 * 64; i < d / 64 * 64 + 64; ++i) largest = std::max(largest, std::abs(qkv.at(0, 512 + i)));
         ASSERT_NEAR(out.at(0, d), v, std::abs(v) < largest / 64 ? largest * 0x1p-15 : 0.0);
@@ -264,7 +283,7 @@ TEST(AttentionFullPause, OthersMayRunInsideAndNoBitChanges) {
   const std::vector<int64_t> segments = {p};
   const auto run = [&](Activations& out, const Pause& pause) {
     attention_full(ctx, qkv.view(0, p, 0, width), qkv.view(0, p, width, width), qkv.view(0, p, 2 * width, width), heads, hd,
-                   segments, 0.125f, out.matrix(), pause);
+                   segments, 0.125f, out.matrix(), AttentionProducts::kActivations, pause);
   };
   run(plain, {});
   int pauses = 0;
@@ -285,8 +304,52 @@ TEST(AttentionFullPause, OthersMayRunInsideAndNoBitChanges) {
   EXPECT_THROW(run(paused, [] { fail(ErrorCode::kCancelled, "test", "enough"); }), Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tables, AttentionFull, ::testing::ValuesIn(testing::all_variants()),
-                         testing::variant_name);
+// Codes of 8 bits keep what attention says: normal data, at the sizes of the encoder.
+TEST(AttentionInt8, IsNearAttentionOfActivations) {
+  ThreadPool pool(2);
+  for (std::string_view name : runnable_tables()) {
+    const Context ctx{&pool, &table_by_name(name)};
+    const int64_t p = name == "scalar" ? 150 : 700, heads = 2, hd = 64, width = heads * hd;
+    Activations qkv(DType::kBF16, p, 3 * width), exact(DType::kBF16, p, width), codes(DType::kBF16, p, width);
+    testing::fill_normal(qkv, 14, 1.5f, 0.5f);
+    const std::vector<int64_t> segments = {p};
+    for (const auto& [out, products] : {std::pair(&exact, AttentionProducts::kActivations), std::pair(&codes, AttentionProducts::kInt8)}) {
+      attention_full(ctx, qkv.view(0, p, 0, width), qkv.view(0, p, width, width), qkv.view(0, p, 2 * width, width), heads, hd,
+                     segments, 0.125f, out->matrix(), products);
+    }
+    if (!has_int8_attention(*ctx.table)) {
+      EXPECT_TRUE(testing::same_bits(exact, codes)) << name;
+      continue;
+    }
+    EXPECT_FALSE(testing::same_bits(exact, codes)) << name;
+    double xy = 0, xx = 0, yy = 0;
+    for (int64_t r = 0; r < p; ++r) {
+      for (int64_t c = 0; c < width; ++c) {
+        const auto x = static_cast<double>(exact.at(r, c)), y = static_cast<double>(codes.at(r, c));
+        xy += x * y, xx += x * x, yy += y * y;
+      }
+    }
+    EXPECT_GT(xy / std::sqrt(xx * yy), 0.9995) << name;
+  }
+}
+
+// One tile: a key with weight 255 and 127 of 0.3 each, which rounding would lose altogether. Their share is that of the weights.
+TEST_P(AttentionFull, ManySmallWeightsOfOneTileKeepTheirShare) {
+  const Case c{1, 16, {128}};
+  Activations qkv(dtype(), 128, 48);
+  testing::fill_normal(qkv, 15, 0.125f, 1.0f);
+  for (int64_t r = 0; r < 128; ++r) {
+    for (int64_t d = 0; d < 16; ++d) {
+      qkv.set(r, d, 0.5f);
+      qkv.set(r, 16 + d, r == 70 ? 3.375f : 0.0f);  // a score of 6.75: 1/854
+      if (r == 70) qkv.set(r, 32 + d, 0.0f);
+    }
+  }
+  const Activations out = run(context(), c, qkv, 0.25f);
+  for (int64_t d = 0; d < 16; ++d) ASSERT_NEAR(out.at(1, d), 127.0f / (854.0f + 127.0f), 0.01f);
+}
+
+INSTANTIATE_TEST_SUITE_P(Tables, AttentionFull, ::testing::ValuesIn(variants()), name_of);
 
 }  // namespace
 }  // namespace qvl::kernels

@@ -125,6 +125,8 @@ struct AttentionKernels {
   AttentionTile tile_f32, tile_bf16;
   AttentionStream stream_f32, stream_bf16;
   AttentionStream stream_f32_int8, stream_bf16_int8;  // activations, then the cache
+  // For bfloat16 activations of rows that see all keys (attention_int8_tile.h). Empty where no instruction makes it pay.
+  AttentionTile tile_int8 = {};
 };
 
 // Filled once; valid for the life of the process. Those of a family of processors may be called on any of it,
@@ -135,6 +137,7 @@ const AttentionKernels& attention_kernels_avx2();
 const AttentionKernels& attention_kernels_avx512();
 const AttentionKernels& attention_kernels_avx512vnni();
 const AttentionKernels& attention_kernels_avx512bf16();
+AttentionTile attention_tile_int8_avx512vnni();
 #elif defined(__aarch64__)
 const AttentionKernels& attention_kernels_neon();
 #endif

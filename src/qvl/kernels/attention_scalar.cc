@@ -2,9 +2,12 @@
 // against this one, and this one against double precision. Spec sections 5.3, 5.4, 6.3, 6.4 and B.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <vector>
 
 #include "qvl/base/dtype.h"
+#include "qvl/kernels/attention_int8_tile.h"
 #include "qvl/kernels/attention_kernels.h"
 #include "qvl/kernels/ops.h"
 
@@ -211,6 +214,100 @@ void finish(const float* out, const float* sum, int64_t hd, void* dst) {
   for (int64_t d = 0; d < hd; ++d) T::store(p + d, out[d] / sum[0] + 0.0f);
 }
 
+// Tiles of 8-bit codes (attention_int8_tile.h). Keys and values [keys, head_dim] and the scales: keys' one a row, values' one a
+// column. A query: its codes, then the scale.
+size_t int8_query_bytes(int64_t hd) {
+  return static_cast<size_t>(hd) + sizeof(float);
+}
+size_t int8_key_tile_bytes(int64_t hd) {
+  return static_cast<size_t>(kInt8KeyTile) * int8_query_bytes(hd);
+}
+size_t int8_value_tile_bytes(int64_t hd) {
+  return static_cast<size_t>((kInt8KeyTile + static_cast<int64_t>(sizeof(float))) * hd);
+}
+size_t int8_scratch_bytes(int64_t) {
+  return static_cast<size_t>(kInt8KeyTile) * sizeof(float);
+}
+
+// `count` elements, `step` apart, and what their codes are worth: NaN, with codes of zero, when one is not finite.
+float int8_codes(const BFloat16* x, int64_t step, int64_t count, int8_t* codes) {
+  float largest = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) {
+    const float v = to_float(x[i * step]);
+    finite &= std::isfinite(v);
+    largest = std::max(largest, std::abs(v));
+  }
+  const bool some = finite && largest >= kSmallestInt8Row;
+  const float factor = some ? kInt8LargestCode / largest : 0.0f;
+  for (int64_t i = 0; i < count; ++i) codes[i * step] = static_cast<int8_t>(finite ? std::nearbyint(to_float(x[i * step]) * factor) : 0);
+  return !finite ? std::numeric_limits<float>::quiet_NaN() : some ? largest * (1.0f / kInt8LargestCode) : 0.0f;
+}
+
+void int8_pack_query(const void* src, int64_t hd, void* dst) {
+  auto* codes = static_cast<int8_t*>(dst);
+  const float scale = int8_codes(static_cast<const BFloat16*>(src), 1, hd, codes);
+  std::memcpy(codes + hd, &scale, sizeof(scale));
+}
+
+void int8_pack_keys(const void* src, int64_t stride, int64_t, int64_t count, int64_t hd, void* tile) {
+  auto* codes = static_cast<int8_t*>(tile);
+  auto* scales = reinterpret_cast<float*>(codes + kInt8KeyTile * hd);
+  for (int64_t i = 0; i < count; ++i)
+    scales[i] = int8_codes(static_cast<const BFloat16*>(src) + i * stride, 1, hd, codes + i * hd);
+}
+
+void int8_pack_values(const void* src, int64_t stride, int64_t, int64_t count, int64_t hd, void* tile) {
+  std::vector<BFloat16> rows(static_cast<size_t>(count * hd));
+  for (int64_t i = 0; i < count; ++i)
+    std::copy_n(static_cast<const BFloat16*>(src) + i * stride, hd, rows.data() + i * hd);
+  auto* codes = static_cast<int8_t*>(tile);
+  auto* scales = reinterpret_cast<float*>(codes + kInt8KeyTile * hd);
+  for (int64_t d = 0; d < hd; ++d) scales[d] = int8_codes(rows.data() + d, hd, count, codes + d);
+}
+
+void int8_attend(const AttendArgs& args) {
+  const int64_t hd = args.head_dim, out_stride = round_up(hd, kAttentionLanes);
+  const auto* keys = static_cast<const int8_t*>(args.keys);
+  const auto* key_scales = reinterpret_cast<const float*>(keys + kInt8KeyTile * hd);
+  const auto* values = static_cast<const int8_t*>(args.values);
+  const auto* value_scales = reinterpret_cast<const float*>(values + kInt8KeyTile * hd);
+  auto* scores = static_cast<float*>(args.scratch);
+  float lost = 0;  // NaN when a key is
+  for (int64_t i = 0; i < args.key_count; ++i) lost += 0.0f * key_scales[i];
+  std::vector<int64_t> sums(static_cast<size_t>(hd));
+  for (int64_t r = 0; r < args.rows; ++r) {
+    const auto* q = static_cast<const int8_t*>(args.queries) + r * static_cast<int64_t>(int8_query_bytes(hd));
+    float scale;
+    std::memcpy(&scale, q + hd, sizeof(scale));
+    const float factor = scale * args.scale;
+    float top = kNegativeInfinity;
+    for (int64_t i = 0; i < args.key_count; ++i) {
+      int32_t product = 0;
+      for (int64_t d = 0; d < hd; ++d) product += q[d] * keys[i * hd + d];
+      scores[i] = static_cast<float>(product) * key_scales[i];
+      top = std::max(top, scores[i]);
+    }
+    top *= factor;
+    const float old = args.max[r], now = std::max(old, top), shrink = std::exp2(old - now);
+    args.max[r] = now;
+    const float unit = std::exp2(top - now) / kInt8LargestWeight + lost + 0.0f * factor;
+    std::fill(sums.begin(), sums.end(), 0);
+    int64_t total = 0;
+    for (int64_t i = 0; i < args.key_count; ++i) {
+      const float weight = std::exp2(scores[i] * factor - (top - kInt8LargestWeightLog)) + kInt8Dither[static_cast<size_t>(i)];
+      const int64_t code = weight >= 0 ? static_cast<int64_t>(std::min(weight, kInt8LargestWeight)) : 0;  // 0 for NaN
+      total += code;
+      for (int64_t d = 0; d < hd; ++d) sums[static_cast<size_t>(d)] += code * values[i * hd + d];
+    }
+    float* sum = args.sum + r * kAttentionLanes;
+    sum[0] = sum[0] * shrink + static_cast<float>(total) * unit;
+    float* out = args.out + r * out_stride;
+    for (int64_t d = 0; d < hd; ++d)
+      out[d] = out[d] * shrink + static_cast<float>(sums[static_cast<size_t>(d)]) * value_scales[d] * unit;
+  }
+}
+
 // Attention over unpacked keys and values of an int8 cache.
 struct Code {
   using Element = int8_t;
@@ -292,6 +389,22 @@ AttentionTile make_tile() {
   return t;
 }
 
+AttentionTile make_int8_tile() {
+  AttentionTile t;
+  t.key_tile = kInt8KeyTile;
+  t.row_group = 1;
+  t.query_bytes = int8_query_bytes;
+  t.key_tile_bytes = int8_key_tile_bytes;
+  t.value_tile_bytes = int8_value_tile_bytes;
+  t.scratch_bytes = int8_scratch_bytes;
+  t.pack_query = int8_pack_query;
+  t.pack_keys = int8_pack_keys;
+  t.pack_values = int8_pack_values;
+  t.attend = int8_attend;
+  t.finish = finish<Bf16>;
+  return t;
+}
+
 template <typename T>
 AttentionStream make_stream() {
   return {stream_scores<T>, stream_weights, stream_gather<T>, add_scaled, multiply, widen<T>, narrow<T>};
@@ -308,7 +421,8 @@ AttentionStream make_stream_int8() {
 const AttentionKernels& attention_kernels_scalar() {
   static const AttentionKernels kernels = {make_rows<F32>(),  make_rows<Bf16>(),  make_tile<F32>(),
                                            make_tile<Bf16>(), make_stream<F32>(), make_stream<Bf16>(),
-                                           make_stream_int8<F32>(), make_stream_int8<Bf16>()};
+                                           make_stream_int8<F32>(), make_stream_int8<Bf16>(),
+                                           make_int8_tile()};
   return kernels;
 }
 

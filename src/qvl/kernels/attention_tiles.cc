@@ -200,12 +200,15 @@ struct Frame {
 
 }  // namespace
 
-void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, float scale,
-                         const AttentionUnits& units, const Pause& pause) {
+const AttentionTile& attention_tile(const Context& ctx, DType dtype) {
   const AttentionKernels& kernels = *ctx.table->attention;
+  return dtype == DType::kF32 ? kernels.tile_f32 : kernels.tile_bf16;
+}
+
+void run_attention_tiles(const Context& ctx, const AttentionTile& kernel, DType dtype, int64_t head_dim, float scale,
+                         const AttentionUnits& units, const Pause& pause) {
   const int threads = ctx.pool->threads();
-  const Frame frame(dtype == DType::kF32 ? kernels.tile_f32 : kernels.tile_bf16, units, dtype, head_dim,
-                    scale, threads, pause != nullptr);
+  const Frame frame(kernel, units, dtype, head_dim, scale, threads, pause != nullptr);
   const int64_t total = units.units();
   const size_t thread_bytes = frame.buffer_bytes();
   AlignedBuffer buffers(thread_bytes * static_cast<size_t>(threads));

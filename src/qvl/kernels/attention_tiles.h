@@ -37,8 +37,11 @@ class AttentionUnits {
                     void* values) const = 0;
 };
 
-// Softmax attention of all rows of all units. `pause` may be empty.
-void run_attention_tiles(const Context& ctx, DType dtype, int64_t head_dim, float scale,
+// The table's tile for activations of a type as they are.
+const AttentionTile& attention_tile(const Context& ctx, DType dtype);
+
+// Softmax attention of all rows of all units, of activations `dtype`, which `kernel` is for. `pause` may be empty.
+void run_attention_tiles(const Context& ctx, const AttentionTile& kernel, DType dtype, int64_t head_dim, float scale,
                          const AttentionUnits& units, const Pause& pause);
 
 }  // namespace qvl::kernels

@@ -166,13 +166,19 @@ void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatri
                          const float* q_norm, const float* k_norm, float eps, const float* cos,
                          const float* sin, int64_t past, const KvView& kv);
 
+// What attention_full multiplies. kActivations: activations as they are, bfloat16 ones perhaps as 16-bit codes that hold
+// nearly all of them. kInt8: 8-bit codes of queries, keys, values and weights (attention_int8_tile.h), where activations are
+// bfloat16 and the table has_int8_attention(); else as kActivations.
+enum class AttentionProducts { kActivations, kInt8 };
+bool has_int8_attention(const KernelTable& table);
+
 // out[P, heads*hd] = softmax(q k^T * scale) v inside each segment, no mask (spec 5.4). q, k, v are [P,
 // heads*hd] views (stride for packed qkv). segment_lengths sum to P. Tiled with an online softmax: extra
 // memory is O(tile * threads + packed keys and values of one segment), never P x P. Any head_dim that is a
 // multiple of 4 (16, 48, 64, 72, 128 occur).
 void attention_full(const Context& ctx, ConstMatrix q, ConstMatrix k, ConstMatrix v, int64_t heads,
                     int64_t head_dim, std::span<const int64_t> segment_lengths, float scale, Matrix out,
-                    const Pause& pause = {});
+                    AttentionProducts products = AttentionProducts::kActivations, const Pause& pause = {});
 
 // out[S, heads*hd]: query row i sees cache positions 0..past+i (spec 6.4); query head n uses kv head
 // n / (heads/kv_heads). kGemm tiles queries (prefill), kGemv is for S <= 16 (decode): each K and V element is

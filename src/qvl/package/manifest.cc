@@ -141,12 +141,17 @@ TensorEntry read_tensor(const Reader& r) {
 Json to_json(const StageEntry& s) {
   Json j = {{"precision", s.precision}, {"recipe", s.recipe}};
   if (s.activation_bits != 8) j["activation_bits"] = s.activation_bits;
+  if (s.int8_attention != 0) j["int8_attention"] = s.int8_attention;
   if (!s.verdict.is_null()) j["verdict"] = s.verdict;
   return j;
 }
 StageEntry read_stage(const Reader& r) {
   StageEntry s{.precision = r.text("precision"), .recipe = r.text("recipe"), .verdict = {}};
-  if (r.has("activation_bits")) s.activation_bits = static_cast<int>(std::min<int64_t>(r.count("activation_bits"), 64));
+  const auto bits = [&r](const char* key, int& value) {
+    if (r.has(key)) value = static_cast<int>(std::min<int64_t>(r.count(key), 64));
+  };
+  bits("activation_bits", s.activation_bits);
+  bits("int8_attention", s.int8_attention);
   if (r.has("verdict")) s.verdict = r.object("verdict").json();
   return s;
 }
@@ -291,6 +296,9 @@ void Manifest::validate(std::string_view where) const {
   for (const StageEntry* s : {&vision, &text}) {
     if (s->activation_bits != 7 && s->activation_bits != 8) {
       fail(ErrorCode::kFormat, where, "activation_bits of a stage", "7 or 8", std::to_string(s->activation_bits));
+    }
+    if (s->int8_attention != 0 && s->int8_attention != 7 && s->int8_attention != 8) {
+      fail(ErrorCode::kFormat, where, "int8_attention of a stage", "7 or 8, or nothing", std::to_string(s->int8_attention));
     }
   }
   check_hash(where, "source.config_sha256", source.config_sha256);

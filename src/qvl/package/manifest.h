@@ -79,6 +79,9 @@ struct StageEntry {
   std::string precision;  // as asked for: "int4", "int8", "bf16", "fp16", "fp32"
   std::string recipe;     // "plain", "balanced", "best"; empty for float formats
   int activation_bits = 8;  // of the codes that the native engine rounds activations to before integer weights: 8 or 7
+  // Vision: where its kernels can, the native engine multiplies 8-bit codes in attention too, with activations of so many bits,
+  // 8 or 7, instead of the above; 0: it does not.
+  int int8_attention = 0;
   Json verdict;           // what decided the precision where nobody asked for one; null: somebody did
 };
 

@@ -65,6 +65,9 @@ TEST(Manifest, WrittenAndReadBackIsTheSame) {
   Manifest seven = m;
   seven.vision.activation_bits = 7;
   EXPECT_EQ(Manifest::from_json(seven.to_json(), "t").vision.activation_bits, 7);
+  EXPECT_EQ(back.vision.int8_attention, 0);
+  seven.vision.int8_attention = 8;
+  EXPECT_EQ(Manifest::from_json(seven.to_json(), "t").vision.int8_attention, 8);
 }
 
 // `change` spoils a valid manifest; the error must have the code and name `words`.
@@ -111,6 +114,7 @@ TEST(Manifest, EveryFaultIsNamed) {
   expect_refused([](Manifest& m) { m.other_files[0].sha256 = "abc"; }, kFormat, "config.json");
   expect_refused([](Manifest& m) { m.format_version = package::kFormatVersion + 1; }, kUnsupported, "format version");
   expect_refused([](Manifest& m) { m.vision.activation_bits = 6; }, kFormat, "activation_bits");
+  expect_refused([](Manifest& m) { m.vision.int8_attention = 6; }, kFormat, "int8_attention");
   expect_refused([](Manifest& m) { m.static_sizes->grid_h = 0; }, kFormat, "grid_h");
   expect_refused([](Manifest& m) { m.static_sizes->context_tokens = 8; }, kFormat, "sequence");
 }
@@ -138,6 +142,7 @@ TEST(Manifest, ReadingNamesKeyAndPlace) {
   refused([](Json& j) { j["layout"] = "tiles"; }, "tiles");
   refused([](Json& j) { j["static"]["grid_thw"] = {1, 2}; }, "grid_thw");
   refused([](Json& j) { j["stages"]["vision"]["activation_bits"] = int64_t{1} << 40; }, "activation_bits");
+  refused([](Json& j) { j["stages"]["vision"]["int8_attention"] = -1; }, "int8_attention");
   refused([](Json& j) { j["format"] = "other"; }, "other");
   // A newer version is named before anything in it can be misread.
   refused([](Json& j) { j = {{"format", "qvl package"}, {"format_version", 9}}; }, "format version");

@@ -46,9 +46,10 @@ DType cache_type(KvType kv, DType activation, int64_t head_dim) {
   return activation;
 }
 
-std::string stage_name(DType activation, const WeightBinder& binder, int activation_bits) {
-  if (binder.multiplies_int8()) return activation_bits == 7 ? "native int8 (7-bit activations)" : "native int8";
-  return activation == DType::kBF16 ? "native bf16" : "native fp32";
+std::string stage_name(DType activation, const WeightBinder& binder, int activation_bits, bool int8_attention = false) {
+  if (!binder.multiplies_int8()) return activation == DType::kBF16 ? "native bf16" : "native fp32";
+  if (int8_attention) return activation_bits == 7 ? "native int8 (7-bit activations, int8 attention)" : "native int8 (int8 attention)";
+  return activation_bits == 7 ? "native int8 (7-bit activations)" : "native int8";
 }
 
 // What a vision stage stands on.
@@ -110,15 +111,21 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
     auto model = std::make_shared<VisionModel>();
     model->source = source;
     model->pool = pool;
-    const int bits = code_bits(true);
+    const int measured = source->int8_attention();
+    const bool wanted = options.vision_int8_attention.value_or(measured != 0) && type == DType::kBF16 &&
+                        options.vision_precision == Precision::kAuto && kernels::has_int8_attention(*context.table);
+    const int bits = wanted && measured != 0 && !options.vision_activation_bits ? measured : code_bits(true);
     WeightBinder binder(*source, type, bits, *pool, on_bytes);
-    model->stage =
-        std::make_unique<NativeVision>(config.vision, bind_vision(binder, config.vision), type, context,
-                                       [source] { drop_stage(*source, true); });
+    VisionWeights bound = bind_vision(binder, config.vision);
+    const bool int8_attention = wanted && binder.multiplies_int8();
+    model->stage = std::make_unique<NativeVision>(
+        config.vision, std::move(bound), type,
+        int8_attention ? kernels::AttentionProducts::kInt8 : kernels::AttentionProducts::kActivations, context,
+        [source] { drop_stage(*source, true); });
     stages.weight_bytes += binder.owned_bytes();
     model->owned = binder.take_owned();
     stages.vision = {model, model->stage.get()};
-    stages.vision_name = stage_name(type, binder, bits);
+    stages.vision_name = stage_name(type, binder, bits, int8_attention);
     stages.vision_identity = identity(stages.vision_name, type);
   }
   if (selection.text) {

@@ -32,6 +32,7 @@ class CheckpointSource : public TensorSource {
   bool tied_head() const override { return source_->config.tie_word_embeddings; }
   DType stage_type(bool) const override { return source_->dtype; }
   int activation_bits(bool) const override { return 8; }
+  int int8_attention() const override { return 0; }
   std::string identity() const override { return source_->checkpoint.identity(); }
 
   SourceTensor find(TensorRole role, int layer) const override {
@@ -76,6 +77,7 @@ class PackageSource : public TensorSource {
     const package::Manifest& m = package_->manifest();
     return (vision ? m.vision : m.text).activation_bits;
   }
+  int int8_attention() const override { return package_->manifest().vision.int8_attention; }
 
   SourceTensor find(TensorRole role, int layer) const override {
     // open() compared rows and columns with the tensor table.

@@ -43,6 +43,8 @@ class TensorSource {
   virtual DType stage_type(bool vision) const = 0;
   // Of the codes that activations become before integer weights, 8 or 7, as the publisher chose.
   virtual int activation_bits(bool vision) const = 0;
+  // As StageEntry::int8_attention of the vision stage: 0, 7 or 8.
+  virtual int int8_attention() const = 0;
   // Names configuration and weights: other weights, or the same files touched since, have another one. Made from the
   // headers and stamps of the files, without reading the weights.
   virtual std::string identity() const = 0;

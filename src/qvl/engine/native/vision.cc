@@ -112,7 +112,7 @@ void NativeVision::block(const VisionBlockWeights& w, std::span<const int64_t> s
   kernels::rope_vision(context_, columns_of(qkv, 0, 2 * dim), 2 * heads, head_dim, cos, sin);
   kernels::attention_full(context_, columns_of(qkv, 0, dim), columns_of(qkv, dim, dim),
                           columns_of(qkv, 2 * dim, dim), heads, head_dim, segments,
-                          1.0f / std::sqrt(static_cast<float>(head_dim)), y, pause);
+                          1.0f / std::sqrt(static_cast<float>(head_dim)), y, attention_, pause);
   rest();
   linear(y, w.proj, Activation::kNone, x, x, pause);
 

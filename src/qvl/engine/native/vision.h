@@ -16,10 +16,11 @@ class NativeVision : public VisionStage {
  public:
   // The config, the weights' owners and the context outlive this stage. `give_back` lets go of the weights' pages.
   NativeVision(const model::VisionConfig& config, VisionWeights weights, DType activation,
-               kernels::Context context, std::function<void()> give_back)
+               kernels::AttentionProducts attention, kernels::Context context, std::function<void()> give_back)
       : config_(config),
         weights_(std::move(weights)),
         activation_(activation),
+        attention_(attention),
         context_(context),
         give_back_(std::move(give_back)) {}
 
@@ -51,6 +52,7 @@ class NativeVision : public VisionStage {
   const model::VisionConfig& config_;
   VisionWeights weights_;
   DType activation_;
+  kernels::AttentionProducts attention_;
   kernels::Context context_;
   std::function<void()> give_back_;
 };
