@@ -1,5 +1,6 @@
 // attention_full on every table that runs here, against plain double loops.
 #include <numeric>
+#include <optional>
 
 #include "qvl/base/error.h"
 #include "qvl/kernels/attention_testing.h"
@@ -58,10 +59,11 @@ class AttentionFull : public VariantTest {
         const testing::WideHead head(
             length, c.head_dim, [&](int64_t i, int64_t d) { return qkv.at(start + i, width + column + d); },
             [&](int64_t i, int64_t d) { return qkv.at(start + i, 2 * width + column + d); });
+        const std::optional<testing::Int8Head> codes = int8() ? std::optional<testing::Int8Head>(head) : std::nullopt;
         for (int64_t row = start; row < start + length; row += (row + step < start + length ? step : 1)) {
           const auto query = [&](int64_t d) { return qkv.at(row, column + d); };
-          const auto e = int8() ? testing::attend_int8_in_double(head, static_cast<double>(scale), query)
-                                : testing::attend_in_double(head, length, scale, bf16(), query, false, int16());
+          const auto e = codes ? testing::attend_int8_in_double(*codes, static_cast<double>(scale), query)
+                               : testing::attend_in_double(head, length, scale, bf16(), query, false, int16());
           for (int64_t d = 0; d < c.head_dim; ++d) {
             const auto i = static_cast<size_t>(d);
             ASSERT_NEAR(out.at(row, column + d), e.out[i], e.tolerance[i])

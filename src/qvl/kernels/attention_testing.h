@@ -368,34 +368,54 @@ Expected attend_in_double(const WideHead& head, int64_t keys, double scale, bool
   return e;
 }
 
-// Attention in 8-bit codes (attention_int8_tile.h) of one query that sees all keys of a head, in double but for the codes
-// themselves, and how far a kernel with a fast exp2 may be: a weight within 1/30 of the next code may become that one.
+// What attention in 8-bit codes (attention_int8_tile.h) makes of a row or column of n elements; the codes are in `out`.
+template <typename Element>
+double int8_codes(size_t n, const Element& element, double* out, size_t step = 1) {
+  float largest = 0;
+  for (size_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(static_cast<float>(element(i))));
+  const bool some = largest >= kSmallestInt8Row;
+  const float factor = some ? kInt8LargestCode / largest : 0.0f;
+  for (size_t i = 0; i < n; ++i) out[i * step] = std::nearbyint(static_cast<float>(element(i)) * factor);
+  return some ? static_cast<double>(largest) / 127 : 0.0;
+}
+
+// A head's keys and values in codes.
+struct Int8Head {
+  explicit Int8Head(const WideHead& head)
+      : hd(static_cast<size_t>(head.hd)), count(head.squares.size()), keys(head.keys.size()), values(keys.size()), key_scales(count) {
+    for (size_t i = 0; i < count; ++i)
+      key_scales[i] = int8_codes(hd, [&](size_t d) { return head.keys[i * hd + d]; }, keys.data() + i * hd);
+    for (size_t first = 0; first < count; first += kInt8KeyTile) {
+      const size_t n = std::min<size_t>(kInt8KeyTile, count - first);
+      for (size_t d = 0; d < hd; ++d) {
+        value_scales.push_back(int8_codes(n, [&](size_t i) { return head.values[(first + i) * hd + d]; },
+                                          values.data() + first * hd + d, hd));
+      }
+    }
+  }
+
+  size_t hd, count;
+  std::vector<double> keys, values, key_scales;
+  std::vector<double> value_scales;  // [tiles, hd]
+};
+
+// Attention in these codes of one query that sees all keys, in double, and how far a kernel with a fast exp2 may be: a weight
+// within 1/30 of the next code may become that one.
 template <typename Query>
-Expected attend_int8_in_double(const WideHead& head, double scale, const Query& q) {
-  const auto hd = static_cast<size_t>(head.hd), count = head.squares.size();
-  const auto codes = [](size_t n, const auto& element, std::vector<double>& out) {
-    float largest = 0;
-    for (size_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(static_cast<float>(element(i))));
-    const bool some = largest >= kSmallestInt8Row;
-    out.resize(n);
-    for (size_t i = 0; i < n; ++i)
-      out[i] = some ? std::nearbyint(static_cast<float>(element(i)) * (kInt8LargestCode / largest)) : 0.0;
-    return some ? static_cast<double>(largest) / 127 : 0.0;
-  };
-  std::vector<double> query, key, column;
-  const double query_scale = codes(hd, [&](size_t d) { return q(static_cast<int64_t>(d)); }, query) * scale;
+Expected attend_int8_in_double(const Int8Head& head, double scale, const Query& q) {
+  const size_t hd = head.hd;
+  std::vector<double> query(hd);
+  const double query_scale = int8_codes(hd, [&](size_t d) { return q(static_cast<int64_t>(d)); }, query.data()) * scale;
   double max = -INFINITY, sum = 0, unsure = 0;
-  std::vector<double> out(hd, 0.0), loose(hd, 0.0), absolute(hd, 0.0);
-  for (size_t first = 0; first < count; first += kInt8KeyTile) {
-    const size_t keys = std::min<size_t>(kInt8KeyTile, count - first);
-    std::vector<double> scores(keys), error(keys);
+  std::vector<double> out(hd, 0.0), loose(hd, 0.0), absolute(hd, 0.0), scores(kInt8KeyTile);
+  for (size_t first = 0; first < head.count; first += kInt8KeyTile) {
+    const size_t keys = std::min<size_t>(kInt8KeyTile, head.count - first);
     double top = -INFINITY;
     for (size_t i = 0; i < keys; ++i) {
-      const double key_scale = codes(hd, [&](size_t d) { return head.keys[(first + i) * hd + d]; }, key);
+      const double* key = head.keys.data() + (first + i) * hd;
       double product = 0;
       for (size_t d = 0; d < hd; ++d) product += query[d] * key[d];
-      scores[i] = product * key_scale * query_scale;
-      error[i] = 8 * kUnit * std::abs(scores[i]);
+      scores[i] = product * head.key_scales[first + i] * query_scale;
       top = std::max(top, scores[i]);
     }
     const double now = std::max(max, top), shrink = std::exp(max - now), unit = std::exp(top - now) / 255;
@@ -404,37 +424,36 @@ Expected attend_int8_in_double(const WideHead& head, double scale, const Query& 
     const double apart = 1e-6 + 16 * kUnit * std::max(std::abs(now), std::abs(top));
     sum *= shrink;
     unsure *= shrink;
-    std::vector<double> weights(keys), doubts(keys);
-    double total = 0, doubt = 0;
+    std::vector<double> products(hd, 0.0), may(hd, 0.0), sizes(hd, 0.0);
     for (size_t i = 0; i < keys; ++i) {
       const double exact = 255 * std::exp(scores[i] - top), weight = exact + static_cast<double>(kInt8Dither[i]);
-      const double near = 0.033 + exact * 2 * (error[i] + 8 * kUnit * std::abs(top));
-      weights[i] = std::min(255.0, std::floor(weight));
-      doubts[i] = std::floor(weight + near) > weights[i] || std::floor(weight - near) < weights[i] ? 1 + std::floor(near) : 0;
-      if (weight - near >= 255) doubts[i] = 0;
-      total += weights[i];
-      doubt += doubts[i];
-    }
-    sum += total * unit;
-    unsure += doubt * unit + total * unit * apart;
-    for (size_t d = 0; d < hd; ++d) {
-      const double value_scale = codes(keys, [&](size_t i) { return head.values[(first + i) * hd + d]; }, column);
-      double product = 0, may = 0, size = 0;
-      for (size_t i = 0; i < keys; ++i) {
-        product += weights[i] * column[i];
-        may += doubts[i] * std::abs(column[i]);
-        size += weights[i] * std::abs(column[i]);
+      const double near = 0.033 + exact * 16 * kUnit * (std::abs(scores[i]) + std::abs(top));
+      const double code = std::min(255.0, std::floor(weight));
+      const bool doubtful = weight - near < 255 && (std::floor(weight + near) > code || std::floor(weight - near) < code);
+      const double doubt = doubtful ? 1 + std::floor(near) : 0;
+      sum += code * unit;
+      unsure += (doubt + code * apart) * unit;
+      if (code == 0 && doubt == 0) continue;
+      const double* value = head.values.data() + (first + i) * hd;
+      for (size_t d = 0; d < hd; ++d) {
+        products[d] += code * value[d];
+        may[d] += doubt * std::abs(value[d]);
+        sizes[d] += code * std::abs(value[d]);
       }
-      out[d] = out[d] * shrink + product * value_scale * unit;
-      loose[d] = loose[d] * shrink + (may + size * apart) * value_scale * unit;
-      absolute[d] = absolute[d] * shrink + size * value_scale * unit;
+    }
+    for (size_t d = 0; d < hd; ++d) {
+      const double value = head.value_scales[first / kInt8KeyTile * hd + d] * unit;
+      out[d] = out[d] * shrink + products[d] * value;
+      loose[d] = loose[d] * shrink + (may[d] + sizes[d] * apart) * value;
+      absolute[d] = absolute[d] * shrink + sizes[d] * value;
     }
   }
   Expected e{std::vector<double>(hd), std::vector<double>(hd)};
+  const double rest = std::max(sum - unsure, sum / 1000);
   for (size_t d = 0; d < hd; ++d) {
     e.out[d] = out[d] / sum;
-    const double rest = std::max(sum - unsure, sum / 1000);
-    e.tolerance[d] = (loose[d] + std::abs(e.out[d]) * unsure) / rest + absolute[d] / sum * 64 * kUnit + std::abs(e.out[d]) / 256 + 1e-37;
+    e.tolerance[d] = (loose[d] + std::abs(e.out[d]) * unsure) / rest + absolute[d] / sum * 64 * kUnit +
+                     std::abs(e.out[d]) / 256 + 1e-37;
   }
   return e;
 }
