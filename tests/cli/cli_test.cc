@@ -522,6 +522,45 @@ TEST_F(Cli, ChatKeepsItsHistoryInTheCache) {
   EXPECT_NE(o.err.find("cached", o.err.rfind("image: 192x160")), std::string::npos);
 }
 
+TEST_F(Cli, ChatReadsTheNextTurnsBeginningWhileItsUserThinks) {
+  struct Turn {
+    int tokens = 0, visual = 0, cached = 0;
+    std::string out;
+  };
+  const auto second_turn = [&](RunOptions options) {
+    const Outcome o = qvl({"chat", "--verbose", "-i", kShapes, "--max-tokens", "30", "--greedy"}, options);
+    EXPECT_EQ(o.exit_code, 0) << o.err;
+    EXPECT_EQ(lines(o.out), 2U) << o.out;
+    Turn turn{.out = o.out};
+    const size_t at = o.err.rfind("prompt: ");
+    if (at == std::string::npos || at == o.err.find("prompt: ") ||
+        sscanf(o.err.c_str() + at, "prompt: %d tokens (%d visual), %d cached", &turn.tokens, &turn.visual, &turn.cached) != 3)
+      ADD_FAILURE() << o.err;
+    return turn;
+  };
+  const std::string first = "Describe this image.\n", second = "How many shapes are there?\n";
+  const Turn at_once = second_turn({.input = first + second});
+  Turn later;
+  // On a busy machine the pause may be too short to read anything.
+  for (double pause_s = 0.5; pause_s < 20 && later.cached <= at_once.cached; pause_s *= 3)
+    later = second_turn({.input = first, .later_input = second, .later_s = pause_s});
+  EXPECT_EQ(later.out, at_once.out);
+  EXPECT_EQ(later.tokens, at_once.tokens);
+  EXPECT_GE(later.cached, at_once.cached + 4) << "the marks around the answer and the question were read afterwards";
+  EXPECT_LT(later.cached, later.tokens - 5);
+}
+
+TEST_F(Cli, ChatEndsInTheMiddleOfReadingAhead) {
+  // The end of input while the beginning of the next turn is being read, or just before or behind it.
+  for (const double pause_s : {0.02, 0.035, 0.05, 0.3}) {
+    const Outcome o = qvl({"chat"}, {.input = "Hello\n", .later_input = " ", .later_s = pause_s});
+    EXPECT_EQ(o.exit_code, 0) << o.err;
+    EXPECT_EQ(o.err, "");
+    EXPECT_EQ(lines(o.out), 1U);
+    EXPECT_LT(o.seconds, 60);
+  }
+}
+
 TEST_F(Cli, ChatGoesOnAfterAMistakeAndSaysSo) {
   const Outcome o = qvl({"chat"}, {.input = "/image /nowhere.png\n/frobnicate\nHello\n"});
   EXPECT_EQ(o.exit_code, 1);

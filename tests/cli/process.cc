@@ -13,6 +13,8 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
+#include <utility>
 
 namespace qvl::cli {
 namespace {
@@ -80,6 +82,8 @@ Outcome qvl(const std::vector<std::string>& arguments, const RunOptions& options
 
   signal(SIGPIPE, SIG_IGN);  // the child may not want its input
   size_t sent = 0;
+  std::string input = options.input, later = options.later_input;
+  std::optional<Clock::time_point> first_line;
   Outcome outcome;
   bool interrupted = false;
   for (;;) {
@@ -92,17 +96,22 @@ Outcome qvl(const std::vector<std::string>& arguments, const RunOptions& options
     std::vector<pollfd> fds;
     if (out.read_end >= 0) fds.push_back({out.read_end, POLLIN, 0});
     if (err.read_end >= 0) fds.push_back({err.read_end, POLLIN, 0});
-    if (in.write_end >= 0 && sent < options.input.size()) fds.push_back({in.write_end, POLLOUT, 0});
-    if (in.write_end >= 0 && sent >= options.input.size()) close_fd(in.write_end);
+    if (!later.empty()) {
+      if (!first_line && outcome.out.find('\n') != std::string::npos) first_line = Clock::now();
+      if (first_line && std::chrono::duration<double>(Clock::now() - *first_line).count() >= options.later_s)
+        input += std::exchange(later, {});
+    }
+    if (in.write_end >= 0 && sent < input.size()) fds.push_back({in.write_end, POLLOUT, 0});
+    if (in.write_end >= 0 && sent >= input.size() && later.empty()) close_fd(in.write_end);
     if (out.read_end < 0 && err.read_end < 0) break;
     if (options.signal_when && !outcome.signalled && options.signal_when()) {
       outcome.signalled = kill(child, options.signal) == 0;
     }
-    poll(fds.data(), fds.size(), options.signal_when && !outcome.signalled ? 1 : 200);
+    poll(fds.data(), fds.size(), options.signal_when && !outcome.signalled ? 1 : later.empty() ? 200 : 5);
     for (const pollfd& p : fds) {
       if (p.revents == 0) continue;
       if (p.fd == in.write_end) {
-        const ssize_t n = write(in.write_end, options.input.data() + sent, options.input.size() - sent);
+        const ssize_t n = write(in.write_end, input.data() + sent, input.size() - sent);
         if (n > 0) sent += static_cast<size_t>(n);
         if (n < 0 && errno != EINTR) close_fd(in.write_end);
       } else if (p.fd == out.read_end) {

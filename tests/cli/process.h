@@ -17,6 +17,8 @@ struct Outcome {
 
 struct RunOptions {
   std::string input;                // to stdin, then closed
+  std::string later_input;          // likewise, `later_s` seconds after stdout got its first end of line
+  double later_s = 0;
   bool terminal_stderr = false;     // stderr is an 80-column terminal
   bool close_stdout_early = false;  // the reader goes away after the first byte
   int interrupt_after_bytes = -1;   // SIGINT once stdout has this many bytes

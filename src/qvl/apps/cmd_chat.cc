@@ -1,10 +1,12 @@
-// `qvl chat`: a conversation. The history lives in the session's KV cache, so a turn costs only what is new.
+// `qvl chat`: a conversation. The history lives in the session's KV cache, so a turn costs only what is new;
+// what is certain of that is computed while the user thinks.
 #include <array>
 
 #include "qvl/apps/cli.h"
 #include "qvl/apps/line_reader.h"
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/generate/idle_reader.h"
 
 namespace qvl::apps {
 namespace {
@@ -28,6 +30,18 @@ struct ChatOptions {
   PixelChoice pixels;
   MemoryChoice memory;
 };
+
+// A message; lines that end with a backslash are joined.
+std::optional<std::string> read_message(LineReader& reader) {
+  std::optional<std::string> line = reader.next();
+  while (line && line->ends_with('\\')) {
+    line->back() = '\n';
+    const std::optional<std::string> more = reader.next();
+    if (!more) break;
+    *line += *more;
+  }
+  return line;
+}
 
 class Chat {
  public:
@@ -110,6 +124,14 @@ class Chat {
     if (choice_.engine.verbose) print_statistics(answer, pipeline_.engine().info(), load_ms_);
   }
 
+  // Waits for a message. Meanwhile the next turn's beginning is read behind an answer.
+  std::optional<std::string> listen(LineReader& reader) {
+    std::optional<generate::IdleReader> idle;
+    if (!conversation_.empty() && conversation_.back().message.role == text::Role::kAssistant)
+      idle.emplace(pipeline_, conversation_, options_);
+    return read_message(reader);
+  }
+
  private:
   void set_system(const std::string& text) {
     const bool had = !conversation_.empty() && conversation_.front().message.role == text::Role::kSystem;
@@ -128,18 +150,6 @@ class Chat {
   std::vector<generate::ChatMessage> conversation_;
   std::vector<std::shared_ptr<generate::Visual>> pending_;
 };
-
-// A message; lines that end with a backslash are joined.
-std::optional<std::string> read_message(LineReader& reader) {
-  std::optional<std::string> line = reader.next();
-  while (line && line->ends_with('\\')) {
-    line->back() = '\n';
-    const std::optional<std::string> more = reader.next();
-    if (!more) break;
-    *line += *more;
-  }
-  return line;
-}
 
 int chat(const ChatOptions& o) {
   refuse_picture_as_model("chat", o.model);
@@ -165,7 +175,7 @@ int chat(const ChatOptions& o) {
   LineReader reader("> ");
   bool all_well = true;
   for (;;) {
-    const std::optional<std::string> line = read_message(reader);
+    const std::optional<std::string> line = conversation.listen(reader);
     if (!line) break;
     if (line->find_first_not_of(" \t\r\n") == std::string::npos) continue;
     try {
@@ -192,6 +202,7 @@ Registration register_chat(CLI::App& app) {
   CLI::App* command = app.add_subcommand("chat", "Talk with a model; /image PATH adds a picture");
   set_usage(*command, "qvl chat [MODEL] [OPTIONS]");
   command->footer(std::string("In the chat:\n") + kHelp +
+                  "While you think, what is certain of the next turn is computed.\n"
                   "From a pipe, every line is a message and every answer a paragraph on stdout.");
   command->add_option("MODEL", options->model, "Model folder (default: the small model)")
       ->type_name("FOLDER");

@@ -200,9 +200,14 @@ Answer Answering::finish() {
 
 void Answering::leave_unread() {
   if (pipeline_.session_.reuse() != Session::Reuse::kPromptsOnly) return;
-  Pipeline::Unread unread{.prompt = prompt_, .answered = static_cast<int64_t>(prompt_.ids.size())};
+  Pipeline::Unread unread{.prompt = prompt_, .known = static_cast<int64_t>(prompt_.ids.size())};
   for (PromptVisual& v : unread.prompt.visuals) v.features.reset();
   unread.prompt.ids.insert(unread.prompt.ids.end(), answer_.token_ids.begin(), answer_.token_ids.end());
+  // Where the model itself ended its turn, the next one's marks follow.
+  const std::vector<int32_t> marks = pipeline_.turn_marks();
+  if (!marks.empty() && !answer_.token_ids.empty() && marks.front() == answer_.token_ids.back())
+    unread.prompt.ids.insert(unread.prompt.ids.end(), marks.begin() + 1, marks.end());
+  unread.length = static_cast<int64_t>(unread.prompt.ids.size());
   if (unread.prompt.ids.size() < static_cast<size_t>(pipeline_.session_.context_tokens())) pipeline_.unread_ = std::move(unread);
 }
 

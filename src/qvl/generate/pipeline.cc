@@ -257,24 +257,56 @@ void Pipeline::reset() {
   unread_.reset();
 }
 
+Pipeline::Unread Pipeline::before_question(std::vector<ChatMessage> conversation, const AnswerOptions& options) const {
+  // Up to where two questions that have nothing in common make different tokens.
+  conversation.push_back(user_message({}, "a"));
+  Unread out{.prompt = make_prompt(conversation, options)};
+  conversation.back() = user_message({}, "1");
+  const std::vector<int32_t> other = make_prompt(conversation, options).ids;
+  const std::vector<int32_t>& ids = out.prompt.ids;
+  out.length = std::mismatch(ids.begin(), ids.end(), other.begin(), other.end()).first - ids.begin();
+  return out;
+}
+
+std::vector<int32_t> Pipeline::turn_marks() const {
+  const std::string answer = "a";
+  std::vector<ChatMessage> talk = {user_message({}, "a")};
+  std::vector<int32_t> before = make_prompt(talk, {}).ids;
+  const std::vector<int32_t> said = assets_->tokenizer.encode_text(answer);
+  before.insert(before.end(), said.begin(), said.end());
+  talk.push_back(text_message(text::Role::kAssistant, answer));
+  const Unread next = before_question(std::move(talk), {});
+  const std::span<const int32_t> ids = std::span(next.prompt.ids).first(static_cast<size_t>(next.length));
+  if (ids.size() < before.size() || !std::equal(before.begin(), before.end(), ids.begin())) return {};
+  return {ids.begin() + static_cast<ptrdiff_t>(before.size()), ids.end()};
+}
+
+void Pipeline::expect_turn(const std::vector<ChatMessage>& conversation, const AnswerOptions& options) {
+  unread_.reset();
+  if (!engine_->decoder().decode_rows_are_independent()) return;
+  Unread unread = before_question(conversation, options);
+  unread.known = session_.cached_prefix(unread.prompt);
+  const std::vector<bool> needed = session_.visuals_needed(unread.prompt, unread.known);
+  const bool encodes = std::find(needed.begin(), needed.end(), true) != needed.end();
+  const bool fits = static_cast<int64_t>(unread.prompt.ids.size()) < session_.context_tokens();
+  if (unread.known < unread.length && !encodes && fits) unread_ = std::move(unread);
+}
+
 void Pipeline::read_ahead(int64_t tokens, const engine::ProgressFn& progress) {
   if (tokens < 1) fail(ErrorCode::kInvalidArgument, "pipeline", "tokens to read ahead", "1 or more", cat(tokens));
   if (!unread_) return;
   Unread work = *std::exchange(unread_, std::nullopt);
   const int64_t cached = session_.cached_prefix(work.prompt);
   // Something else is in the session by now, or pictures would have to be encoded.
-  if (cached < work.answered) return;
-  const auto all = static_cast<int64_t>(work.prompt.ids.size());
-  const int64_t end = std::min(all, cached + tokens);
-  Prompt part = work.prompt;
-  part.ids.resize(static_cast<size_t>(end));
+  if (cached < work.known) return;
+  const int64_t end = std::min(work.length, cached + tokens);
   try {
-    session_.prefill(part, progress);
+    session_.read_ahead(work.prompt, end, progress);
   } catch (const Error& e) {
     if (e.code() == ErrorCode::kCancelled) unread_ = std::move(work);
     throw;
   }
-  if (end < all) unread_ = std::move(work);
+  if (end < work.length) unread_ = std::move(work);
 }
 
 Answer Pipeline::answer(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,

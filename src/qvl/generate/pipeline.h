@@ -228,10 +228,16 @@ class Pipeline {
   void reset();
   void set_reuse(Session::Reuse reuse) { session_.set_reuse(reuse); }
 
-  // With Session::Reuse::kPromptsOnly a turn computes the answer before it anew, as part of its prompt. That work can be
-  // done ahead, while nobody waits.
-  // Whether the last answer, taken with finish() and not cancelled, is still to be read as a prompt would be.
+  // Some of the next turn's prompt is certain before it is asked, and can be read while nobody waits. With
+  // Session::Reuse::kPromptsOnly that is the last answer, taken with finish() and not cancelled, which a turn computes anew as
+  // part of its prompt, and what follows it up to a question's text; else what expect_turn() finds.
+  // Whether something of that is still to be read.
   bool has_unread() const { return unread_.has_value(); }
+  // The next turn will be a user's behind this conversation, which the session holds but for its end: what is certain of
+  // the prompt, up to the question's text, is to be read. Nothing is where that would take pictures to be encoded, where the
+  // context is full, or where the decoder's rows depend on which are computed together (an answer must not depend on the
+  // time that a user takes). Throws as make_prompt().
+  void expect_turn(const std::vector<ChatMessage>& conversation, const AnswerOptions& options);
   // Reads up to `tokens` (>= 1) of it. progress as of Session::prefill: false stops with kCancelled and leaves the rest for
   // another time. Whatever else is thrown: there is nothing left to read, and the pipeline stays usable.
   void read_ahead(int64_t tokens, const engine::ProgressFn& progress = {});
@@ -242,6 +248,18 @@ class Pipeline {
  private:
   friend class Answering;
 
+  // A prompt to come, features left out.
+  struct Unread {
+    Prompt prompt;
+    int64_t length = 0;  // so many of its first tokens are to be read
+    int64_t known = 0;   // what the session holds of them, if nothing happened to it since
+  };
+  // The prompt of a conversation behind which a user says something; `length` ends before the first token that depends on
+  // what is said. Found by rendering it with two texts.
+  Unread before_question(std::vector<ChatMessage> conversation, const AnswerOptions& options) const;
+  // What a next turn's prompt has from the end of an answer's text up to a question's text: both turns' marks. Empty where
+  // prompts do not simply go on behind an answer (Thinking).
+  std::vector<int32_t> turn_marks() const;
   // `others` are loaded together with it: a picture that is there twice is preprocessed once.
   void preprocess(Visual& visual, std::span<const std::shared_ptr<Visual>> others = {});
   std::shared_ptr<Visual> load(VisualInput input, const image::PixelOverrides& overrides,
@@ -256,13 +274,11 @@ class Pipeline {
   std::shared_ptr<ImageMemory> memory_;
   std::shared_ptr<DiskMemory> disk_;
   Session session_;
-  // The last answer behind its prompt, features left out.
-  struct Unread {
-    Prompt prompt;
-    int64_t answered = 0;  // tokens before the answer
-  };
   std::optional<Unread> unread_;
 };
+
+// What is read ahead at a time: as much as an interruption loses at most, and enough rows to be computed well.
+inline constexpr int64_t kReadAheadTokens = 64;
 
 // About 13000 visual tokens of the 4B model in float32 (41 KB each), twice as many in bf16.
 inline constexpr size_t kDefaultImageMemoryBytes = size_t{512} << 20;

@@ -241,19 +241,112 @@ TEST_F(PipelineTest, AnAnswerReadAheadIsTheOneOfAPrompt) {
   ASSERT_TRUE(p.has_unread());
   int pieces = 0;
   for (; p.has_unread() && pieces < 100; ++pieces) p.read_ahead(3);
-  EXPECT_EQ(pieces, (static_cast<int>(a.token_ids.size()) + 2) / 3);
+  // The answer and, up to the question's text, the marks behind its end token.
+  const auto marks = static_cast<int64_t>(assets_->tokenizer.encode("\n<|im_start|>user\n").size());
+  const int64_t read = static_cast<int64_t>(a.token_ids.size()) + marks;
+  EXPECT_EQ(pieces, (read + 2) / 3);
   EXPECT_EQ(engine_->calls_.encodes, 0);
   p.read_ahead(3);  // nothing
   talk.push_back(text_message(text::Role::kAssistant, a.text));
   talk.push_back(user_message({}, "Again."));
   const Answer b = p.answer(talk, greedy());
-  EXPECT_EQ(b.cached_tokens, a.prompt_tokens + static_cast<int64_t>(a.token_ids.size()));
+  EXPECT_EQ(b.cached_tokens, a.prompt_tokens + read);
   EXPECT_EQ(b.token_ids, pipeline().answer(talk, greedy()).token_ids);
   p.reset();
   EXPECT_FALSE(p.has_unread());
   keeps.answer(talk, greedy());
   EXPECT_FALSE(keeps.has_unread()) << "what was generated may be taken over as it is";
   EXPECT_THROW(p.read_ahead(0), Error);
+}
+
+TEST_F(PipelineTest, BehindAnAnswerThatWasCutNoMarksAreReadAhead) {
+  script("one two three four");
+  Pipeline p = pipeline();
+  p.set_reuse(Session::Reuse::kPromptsOnly);
+  AnswerOptions o = greedy();
+  o.max_tokens = 3;
+  const Answer a = p.answer({user_message({}, "Count.")}, o);
+  ASSERT_TRUE(p.has_unread());
+  p.read_ahead(100);
+  EXPECT_EQ(p.session().length(), a.prompt_tokens + 3);
+}
+
+TEST_F(PipelineTest, TheNextTurnsBeginningIsReadAheadUpToTheQuestion) {
+  for (const std::string_view said : {"one two three.", "Red", "a new line\n"}) {
+    for (const bool stopped : {false, true}) {
+      SCOPED_TRACE(std::string(said) + (stopped ? ", cut" : ""));
+      script(said);
+      Pipeline p = pipeline();
+      AnswerOptions o = greedy();
+      if (stopped) o.max_tokens = static_cast<int64_t>(engine_->script_.size()) - 1;
+      std::vector<ChatMessage> talk = {user_message({p.load({.path = kExamples / "shapes.png"})}, "Count.")};
+      talk.push_back(text_message(text::Role::kAssistant, p.answer(talk, o).text));
+      p.expect_turn(talk, o);
+      ASSERT_TRUE(p.has_unread());
+      EXPECT_THROW(p.read_ahead(100, [](int64_t, int64_t) { return false; }), Error);
+      ASSERT_TRUE(p.has_unread());
+      engine_->calls_ = {};
+      p.read_ahead(2);
+      while (p.has_unread()) p.read_ahead(2);
+      EXPECT_EQ(engine_->calls_.encodes, 0);
+      p.expect_turn(talk, o);
+      EXPECT_FALSE(p.has_unread()) << "all of it is there";
+      // Whatever is asked, it begins so. Behind it: the question, its end and the answer's marks.
+      const int64_t read = p.session().length();
+      const auto marks = static_cast<int64_t>(assets_->tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n").size());
+      for (const char* question : {"Sure?", "2 + 2", " indented", "\xc3\xa9"}) {
+        std::vector<ChatMessage> next = talk;
+        next.push_back(user_message({}, question));
+        const Prompt prompt = p.make_prompt(next, o);
+        EXPECT_EQ(p.session().cached_prefix(prompt), read) << question;
+        const auto asked = static_cast<int64_t>(assets_->tokenizer.encode_text(question).size());
+        EXPECT_EQ(static_cast<int64_t>(prompt.ids.size()), read + asked + marks) << question;
+      }
+      // A picture, or a line that begins with an end of line, may share a token less.
+      for (const std::vector<std::shared_ptr<Visual>>& pictures :
+           {std::vector<std::shared_ptr<Visual>>{p.load({.path = kExamples / "first.png"})}, {}}) {
+        std::vector<ChatMessage> next = talk;
+        next.push_back(user_message(pictures, "\nWhat?"));
+        const Answer b = p.answer(next, o);
+        EXPECT_GE(b.cached_tokens, read - 1);
+        EXPECT_EQ(b.token_ids, pipeline().answer(next, o).token_ids);
+      }
+    }
+  }
+}
+
+TEST_F(PipelineTest, NothingIsReadAheadWhereItWouldCostOrShow) {
+  script("one two three");
+  Pipeline p = pipeline();
+  std::vector<ChatMessage> talk = {user_message({p.load({.path = kExamples / "shapes.png"})}, "Count.")};
+  talk.push_back(text_message(text::Role::kAssistant, p.answer(talk, greedy()).text));
+  const auto expects = [&] {
+    p.expect_turn(talk, greedy());
+    return p.has_unread();
+  };
+  EXPECT_TRUE(expects());
+  // Rows that depend on each other: the answer would depend on the time its user takes.
+  engine_->rows_are_independent_ = false;
+  EXPECT_FALSE(expects());
+  engine_->rows_are_independent_ = true;
+  // The context is full.
+  engine_->config_.text.max_positions = p.session().length() + 5;
+  EXPECT_FALSE(expects());
+  engine_->config_.text.max_positions = 4096;
+  EXPECT_TRUE(expects());
+  // A turn that comes first ends it.
+  std::vector<ChatMessage> next = talk;
+  next.push_back(user_message({}, "Sure?"));
+  p.answer(next, greedy());
+  EXPECT_FALSE(p.has_unread());
+  // What the session holds is something else by now: pictures would have to be encoded.
+  p.answer({user_message({}, "Hello")}, greedy());
+  engine_->calls_ = {};
+  EXPECT_FALSE(expects());
+  p.reset();
+  EXPECT_FALSE(expects());
+  EXPECT_EQ(engine_->calls_.encodes, 0);
+  EXPECT_TRUE(engine_->calls_.prefill_chunks.empty());
 }
 
 TEST_F(PipelineTest, LimitsHoldForRememberedPicturesToo) {

@@ -132,9 +132,9 @@ Session::Layout Session::layout(const Prompt& prompt) const {
   return out;
 }
 
-int64_t Session::common_prefix(const Prompt& prompt, const Layout& layout) const {
-  if (prompt.ids.empty() || (cache_ && !cache_->intact())) return 0;
-  const size_t limit = std::min(static_cast<size_t>(reusable_tokens()), prompt.ids.size() - 1);
+int64_t Session::common_prefix(const Prompt& prompt, const Layout& layout, int64_t most) const {
+  if (cache_ && !cache_->intact()) return 0;
+  const auto limit = static_cast<size_t>(std::min(reusable_tokens(), most));
   size_t n = 0;
   while (n < limit && ids_[n] == prompt.ids[n]) {
     const int32_t mine = visual_of_[n];
@@ -198,46 +198,60 @@ PrefillResult Session::prefill(const Prompt& prompt, const engine::ProgressFn& p
     fail(ErrorCode::kInvalidArgument, "session", "prompt", "at least one token", "none");
   const Layout where = layout(prompt);
   check_context(prompt);
-  std::vector<image::Grid> grids[2];
-  for (const PromptVisual& v : prompt.visuals) grids[v.is_video].push_back(v.grid);
-  const model::Positions positions =
-      model::mrope_positions(engine_->config(), prompt.ids, grids[0], grids[1]);
-
   PrefillResult result;
   result.prompt_tokens = static_cast<int64_t>(prompt.ids.size());
   result.cached_tokens = common_prefix(prompt, where);
   for (int32_t v : where.visual) result.visual_tokens += v >= 0;
-  for (size_t i = static_cast<size_t>(result.cached_tokens); i < where.visual.size(); ++i) {
+  fill(prompt, where, result.cached_tokens, result.prompt_tokens, engine::LogitsMode::kLast, progress);
+  result.prefill_ms = ms_since(start);
+  return result;
+}
+
+void Session::read_ahead(const Prompt& prompt, int64_t length, const engine::ProgressFn& progress) {
+  if (length < 1 || length > static_cast<int64_t>(prompt.ids.size()))
+    fail(ErrorCode::kInvalidArgument, "session", "tokens to read ahead", cat("1..", prompt.ids.size()), cat(length));
+  const Layout where = layout(prompt);
+  check_context(prompt);
+  const int64_t cached = common_prefix(prompt, where, length);
+  if (cached < length) fill(prompt, where, cached, length, engine::LogitsMode::kNone, progress);
+}
+
+void Session::fill(const Prompt& prompt, const Layout& where, int64_t cached, int64_t length,
+                   engine::LogitsMode logits, const engine::ProgressFn& progress) {
+  std::vector<image::Grid> grids[2];
+  for (const PromptVisual& v : prompt.visuals) grids[v.is_video].push_back(v.grid);
+  const model::Positions positions =
+      model::mrope_positions(engine_->config(), prompt.ids, grids[0], grids[1]);
+  for (size_t i = static_cast<size_t>(cached); i < static_cast<size_t>(length); ++i) {
     if (where.visual[i] >= 0 && !prompt.visuals[static_cast<size_t>(where.visual[i])].features) {
       fail(ErrorCode::kInvalidArgument, "session", cat("visual ", where.visual[i]), "its features", "none");
     }
   }
 
   if (!cache_) cache_ = engine_->decoder().new_cache();
-  truncate(result.cached_tokens);
+  truncate(cached);
   // The cached tokens show the same visuals under this prompt's numbers.
-  std::copy_n(where.visual.begin(), result.cached_tokens, visual_of_.begin());
+  std::copy_n(where.visual.begin(), cached, visual_of_.begin());
   visuals_ = prompt.visuals;
   for (PromptVisual& v : visuals_) v.features.reset();
 
-  const int64_t total = result.prompt_tokens - result.cached_tokens;
-  for (int64_t begin = result.cached_tokens; begin < result.prompt_tokens; begin += prefill_chunk_tokens_) {
-    const int64_t end = std::min(begin + prefill_chunk_tokens_, result.prompt_tokens);
+  const int64_t total = length - cached;
+  for (int64_t begin = cached; begin < length; begin += prefill_chunk_tokens_) {
+    const int64_t end = std::min(begin + prefill_chunk_tokens_, length);
     std::span<const int64_t> axes[3];
     for (int a = 0; a < 3; ++a)
       axes[a] = positions.row(a).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
-    const int64_t before = begin - result.cached_tokens;
-    prefill_chunk(prompt, where, begin, end, axes, [&](int64_t done, int64_t units) {
+    const int64_t before = begin - cached;
+    const engine::LogitsMode wanted = end == length ? logits : engine::LogitsMode::kNone;
+    prefill_chunk(prompt, where, begin, end, axes, wanted, [&](int64_t done, int64_t units) {
       return !progress || progress(before + (units > 0 ? (end - begin) * done / units : 0), total);
     });
   }
   delta_ = positions.delta;
-  result.prefill_ms = ms_since(start);
-  return result;
 }
 
 void Session::prefill_chunk(const Prompt& prompt, const Layout& where, int64_t begin, int64_t end,
-                            std::span<const int64_t> const (&positions)[3],
+                            std::span<const int64_t> const (&positions)[3], engine::LogitsMode logits,
                             const engine::ProgressFn& progress) {
   const model::ModelConfig& config = engine_->config();
   const auto first = static_cast<size_t>(begin);
@@ -258,10 +272,7 @@ void Session::prefill_chunk(const Prompt& prompt, const Layout& where, int64_t b
   for (int a = 0; a < 3; ++a) input.positions[a] = positions[a];
   input.visual_rows = placed.rows;
   input.deepstack = placed.deepstack;
-  const bool last = end == static_cast<int64_t>(prompt.ids.size());
-  logits_ =
-      engine_->decoder().forward(input, *cache_, last ? engine::LogitsMode::kLast : engine::LogitsMode::kNone,
-                                 {.trace = {}, .progress = progress});
+  logits_ = engine_->decoder().forward(input, *cache_, logits, {.trace = {}, .progress = progress});
   if (prefilled_ == begin) prefilled_ = end;
   ids_.insert(ids_.end(), ids.begin(), ids.end());
   visual_of_.insert(visual_of_.end(), where.visual.begin() + static_cast<ptrdiff_t>(first),

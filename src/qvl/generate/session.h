@@ -4,6 +4,7 @@
 // text; answers are made by generation.h, one session's alone or those of several together.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -142,6 +143,9 @@ class Session {
   // was computed by then stays and is taken over the next time). Throws kInvalidArgument, kMismatch, kLimit;
   // the session stays usable after any of them.
   PrefillResult prefill(const Prompt& prompt, const engine::ProgressFn& progress = {});
+  // Computes what the cache lacks of the first `length` (1..ids.size()) tokens of a prompt that is still to come; where it lacks
+  // nothing of them the cache stays as it is. An answer needs prefill() first. progress, errors as of prefill().
+  void read_ahead(const Prompt& prompt, int64_t length, const engine::ProgressFn& progress = {});
 
   // Continues the last prefill: a Generation (generation.h), stepped alone. on_token is called with every token but an end
   // token and returns false to stop (kStop). `cancel` may be null. Afterwards the cache holds the prompt and what was said
@@ -173,10 +177,20 @@ class Session {
   };
   // Longest first; none is the whole prompt.
   std::vector<VisualPrefix> visual_prefixes(const Prompt& prompt, const Layout& where) const;
-  int64_t common_prefix(const Prompt& prompt, const Layout& layout) const;
+  // How many of the first `most` tokens of the prompt the cache holds.
+  int64_t common_prefix(const Prompt& prompt, const Layout& layout, int64_t most) const;
+  // Of all but the last token, whose logits an answer needs.
+  int64_t common_prefix(const Prompt& prompt, const Layout& layout) const {
+    return common_prefix(prompt, layout, std::max<int64_t>(static_cast<int64_t>(prompt.ids.size()) - 1, 0));
+  }
+  // Makes the cache hold the first `length` tokens of the prompt, `cached` of which it does; with kLast the logits of the
+  // last of them are then known.
+  void fill(const Prompt& prompt, const Layout& where, int64_t cached, int64_t length, engine::LogitsMode logits,
+            const engine::ProgressFn& progress);
   void truncate(int64_t length);
   void prefill_chunk(const Prompt& prompt, const Layout& layout, int64_t begin, int64_t end,
-                     std::span<const int64_t> const (&positions)[3], const engine::ProgressFn& progress);
+                     std::span<const int64_t> const (&positions)[3], engine::LogitsMode logits,
+                     const engine::ProgressFn& progress);
   // Makes `cache`, which holds the first `length` positions of the prompt as a prompt's, this session's.
   void adopt(std::unique_ptr<engine::KvCache> cache, const Prompt& prompt, const Layout& layout, int64_t length);
 

@@ -307,6 +307,52 @@ TEST(Session, ACancelledPrefillKeepsItsFinishedChunks) {
   EXPECT_EQ(say(session, 8), cold(p, 8));
 }
 
+TEST(Session, ReadingAheadComputesWhatIsMissingAndNothingElse) {
+  for (int64_t chunk : {2, 512}) {
+    SCOPED_TRACE(chunk);
+    const Prompt p = mixed_prompt();
+    const auto all = static_cast<int64_t>(p.ids.size());
+    auto engine = std::make_shared<FakeEngine>();
+    Session session(engine, chunk);
+    const auto rows = [&] {
+      int64_t sum = 0;
+      for (int64_t n : engine->calls_.prefill_chunks) sum += n;
+      return sum;
+    };
+    for (int64_t length : {3, 20, 20, 7, 21}) session.read_ahead(p, length);
+    EXPECT_EQ(session.length(), 21);
+    EXPECT_EQ(rows(), 21) << "what is there is neither computed again nor given up";
+    EXPECT_THROW(say(session, 1), Error) << "no logits are known";
+    std::vector<int64_t> done;
+    session.read_ahead(p, all, [&](int64_t d, int64_t total) {
+      EXPECT_EQ(total, all - 21);
+      done.push_back(d);
+      return true;
+    });
+    ASSERT_FALSE(done.empty());
+    EXPECT_TRUE(std::is_sorted(done.begin(), done.end()));
+    EXPECT_EQ(rows(), all);
+    EXPECT_THROW(say(session, 1), Error);
+    EXPECT_EQ(session.prefill(p).cached_tokens, all - 1);
+    EXPECT_EQ(say(session, 12), cold(p, 12));
+  }
+}
+
+TEST(Session, ReadingAheadRefusesWhatAPrefillWouldAndMore) {
+  auto engine = std::make_shared<FakeEngine>();
+  engine->config_.text.max_positions = 40;
+  Session session(engine);
+  Prompt p = mixed_prompt();
+  EXPECT_THROW(session.read_ahead(p, 3), Error) << "the context";
+  engine->config_.text.max_positions = 4096;
+  EXPECT_THROW(session.read_ahead(p, 0), Error);
+  EXPECT_THROW(session.read_ahead(p, static_cast<int64_t>(p.ids.size()) + 1), Error);
+  p.visuals[2].features.reset();
+  session.read_ahead(p, 8);  // up to the picture that has none
+  EXPECT_THROW(session.read_ahead(p, static_cast<int64_t>(p.ids.size())), Error);
+  EXPECT_EQ(session.length(), 8);
+}
+
 TEST(Session, CancellingKeepsWhatWasSaid) {
   auto engine = std::make_shared<FakeEngine>();
   Session session(engine);

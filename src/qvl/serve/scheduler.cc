@@ -25,8 +25,6 @@ using generate::Phase;
 // Before anything was measured: the 4B on two cores.
 constexpr double kFirstMsPerPatch = 7;
 constexpr double kFirstMsPerToken = 30;
-// Read ahead at a time: what an interruption loses at most, and enough rows to be computed well.
-constexpr int64_t kReadAheadTokens = 64;
 // A second of waiting counts like so many seconds of work less, so that nobody starves behind short prompts.
 constexpr double kAging = 0.5;
 
@@ -597,7 +595,7 @@ struct Scheduler::Impl {
     alone = true;
     lock.unlock();
     try {
-      s.pipeline->read_ahead(kReadAheadTokens, [this](int64_t, int64_t) { return alone.load(std::memory_order_relaxed); });
+      s.pipeline->read_ahead(generate::kReadAheadTokens, [this](int64_t, int64_t) { return alone.load(std::memory_order_relaxed); });
     } catch (...) {
       // The turn that needs it will compute it, and say so if it cannot.
       const Failure failure = describe(std::current_exception());

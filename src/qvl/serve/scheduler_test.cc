@@ -402,13 +402,15 @@ class ReadAheadTest : public SchedulerTest {
   }
 
   const std::string said_ = std::string(600, 'w');
+  // Behind the answer's end token: "\n<|im_start|>user\n".
+  const int64_t marks_ = 4;
 };
 
 TEST_F(ReadAheadTest, TheNextTurnFindsTheAnswerOfTheLast) {
   start({.slots = 2});
   const auto first = first_turn(true);
   ASSERT_TRUE(all_read());
-  EXPECT_EQ(second_turn()->answer.cached_tokens, first->answer.prompt_tokens + static_cast<int64_t>(engine_->script_.size()));
+  EXPECT_EQ(second_turn()->answer.cached_tokens, first->answer.prompt_tokens + static_cast<int64_t>(engine_->script_.size()) + marks_);
 }
 
 TEST_F(ReadAheadTest, OnlyWhereItIsAskedFor) {
@@ -453,7 +455,7 @@ TEST_F(ReadAheadTest, WhoeverComesNeedNotWaitForIt) {
   // What was left is read afterwards.
   ASSERT_TRUE(all_read());
   answered = false;
-  EXPECT_EQ(second_turn()->answer.cached_tokens, first->answer.prompt_tokens + static_cast<int64_t>(engine_->script_.size()));
+  EXPECT_EQ(second_turn()->answer.cached_tokens, first->answer.prompt_tokens + static_cast<int64_t>(engine_->script_.size()) + marks_);
 }
 
 TEST_F(SchedulerTest, ASinkThatSaysStopEndsTheAnswer) {
