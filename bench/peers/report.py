@@ -100,6 +100,18 @@ def about_guesses(data: dict) -> str:
             "guess too are not measured doing it")
 
 
+def about_the_second_question(data: dict) -> str | None:
+    """The pause before qvl's second question, and what it takes without one; None where there was none."""
+    rounds = [r["ttft_second_question_ms"] for r in data["programs"].get(REFERENCE, {}).get("rounds", [])
+              if "pause_s" in r.get("ttft_second_question_ms", {})]
+    if not rounds:
+        return None
+    at_once = statistics.median(r["at_once_ms"] for r in rounds)
+    return (f"The next turn of a conversation, asked {rounds[0]['pause_s']:g} s after the answer, as by somebody who reads it and types; "
+            "what is certain of the turn, the template's marks, qvl reads meanwhile. Asked at once: "
+            f"{format_value('ttft_second_question_ms', 's', 2, at_once)}. The other programs do nothing in a pause and are asked at once")
+
+
 def markdown(data: dict) -> str:
     """The table, what it was measured on, and a line for every program or value that is missing."""
     table = summary(data)
@@ -119,6 +131,8 @@ def markdown(data: dict) -> str:
         best = (max if larger else min)(medians) if medians else None
         if metric in OTHERS_SHOW:
             label += f" {mark(about_guesses(data))}"
+        if metric == "ttft_second_question_ms" and (about := about_the_second_question(data)):
+            label += f" {mark(about)}"
         cells = []
         for key in keys:
             cell = table[metric][key]

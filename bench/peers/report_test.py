@@ -71,6 +71,17 @@ class ReportTest(unittest.TestCase):
         self.assertNotIn("qvl_is_better_by", report.summary(data)["guessed_box_tokens_per_s"]["peer"])
         self.assertIn("6.00 / 6.00 / – tok/s", report.markdown(data))
 
+    def test_the_pause_before_the_second_question_is_told_with_what_it_takes_without(self):
+        data = sample()
+        self.assertNotIn("asked 2 s after", report.markdown(data))
+        for r, ms in zip(data["programs"]["qvl"]["rounds"], (300, 500, 400)):
+            r["ttft_second_question_ms"] = {"metric": "ttft_second_question_ms", "value": ms, "pause_s": 2.0, "at_once_ms": ms + 200}
+        text = report.markdown(data)
+        row = next(line for line in text.splitlines() if line.startswith("| the same picture asked again, same process"))
+        number = re.search(r"\[(\d)\] \|", row)[1]
+        self.assertIn("**0.40 s**", row)
+        self.assertRegex(text, rf"(?m)^\[{number}\] .*asked 2 s after the answer.*at once: 0\.60 s")
+
     def test_rows_of_guesses_are_those_that_are_measured(self):
         self.assertEqual(list(report.OTHERS_SHOW), list(workload.GUESSED.values()))
 
