@@ -59,7 +59,7 @@ CpuFeatures detect() {
   f.avx512vnni = f.avx512 && bit(leaf7.c, 11);
   // Subleaf 1 exists only when subleaf 0 counts it.
   f.avx512bf16 = f.avx512 && leaf7.a >= 1 && bit(cpuid(7, 1).a, 5);
-  f.slow_bf16_dot = is_intel();
+  f.slow_bf16_dot = f.slow_scalef = is_intel();
   return f;
 }
 

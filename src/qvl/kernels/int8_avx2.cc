@@ -57,7 +57,7 @@ void quantize_codes(const void* x, int64_t k, int64_t group, int8_t* q, float* s
       inverse = int7_inverse_scale(largest(bits), -std::bit_cast<float>(largest(below)),
                                    std::bit_cast<float>(largest(above)), scales[g / group]);
     } else {
-      inverse = int8_inverse_scale(largest(bits), scales[g / group]);
+      inverse = int8_inverse_scale(largest(bits), group, scales[g / group]);
     }
     if (inverse == 0) {
       std::memset(q + g, 0, static_cast<size_t>(group));

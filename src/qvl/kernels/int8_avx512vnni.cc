@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "qvl/kernels/table.h"
 #include "qvl/kernels/vec_math_avx512.h"
 
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
@@ -46,7 +47,7 @@ void quantize_codes(const void* x, int64_t k, int64_t group, int8_t* q, float* s
     if constexpr (kBits == 7) {
       inverse = int7_inverse_scale(absmax, _mm512_reduce_min_ps(least), _mm512_reduce_max_ps(greatest), scales[g / group]);
     } else {
-      inverse = int8_inverse_scale(absmax, scales[g / group]);
+      inverse = int8_inverse_scale(absmax, group, scales[g / group]);
     }
     if (inverse == 0) {
       std::memset(q + g, 0, static_cast<size_t>(group));
@@ -189,8 +190,9 @@ void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::
 }
 
 // kChunk: columns between two turns of the inner loop; the group or, kMore, a part of it. The compiler moves every sum to
-// another register and back in each turn, so that groups of up to 32 have none.
-template <int kM, int kChunk, bool kMore>
+// another register and back in each turn, so that groups of up to 32 have none. kScalef: scales of x are powers of two, and
+// scales are multiplied by VSCALEFPS. It gives the bits of a multiplication, which would take turns with VPDPBUSD and FMA.
+template <int kM, int kChunk, bool kMore, bool kScalef>
 inline void tile_rows(const Int8TileArgs& t) {
   __m512 acc[kM][kVectors];
 #pragma GCC unroll 6
@@ -234,12 +236,16 @@ inline void tile_rows(const Int8TileArgs& t) {
       for (int64_t i = kChunk; i < t.group; i += kChunk) chunk(i);
     }
     x += t.group;
+    __m512 scales[kVectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      const __m512 scale = _mm512_load_ps(reinterpret_cast<const float*>(group + v * 64));
+    for (int v = 0; v < kVectors; ++v) scales[v] = _mm512_load_ps(reinterpret_cast<const float*>(group + v * 64));
 #pragma GCC unroll 6
-      for (int m = 0; m < kM; ++m) {
-        const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(t.x_scales[m * t.x_scale_stride + g]));
+    for (int m = 0; m < kM; ++m) {
+      const __m512 x_scale = _mm512_set1_ps(t.x_scales[m * t.x_scale_stride + g]);
+      const __m512 exponent = _mm512_getexp_ps(x_scale);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const __m512 both = kScalef ? _mm512_scalef_ps(scales[v], exponent) : _mm512_mul_ps(scales[v], x_scale);
         acc[m][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[m][v]), both, acc[m][v]);
       }
     }
@@ -251,11 +257,15 @@ inline void tile_rows(const Int8TileArgs& t) {
   }
 }
 
+template <int kM, bool kScalef>
+inline void tile_narrow(const Int8TileArgs& t) {
+  t.group == 16 ? tile_rows<kM, 16, false, kScalef>(t) : tile_rows<kM, 32, false, kScalef>(t);
+}
+
 template <int kM>
 inline void tile_group(const Int8TileArgs& t) {
-  if (t.group == 16) return tile_rows<kM, 16, false>(t);
-  if (t.group == 32) return tile_rows<kM, 32, false>(t);
-  tile_rows<kM, 32, true>(t);
+  if (t.group > 32) return tile_rows<kM, 32, true, false>(t);
+  t.power_scales && !cpu_features().slow_scalef ? tile_narrow<kM, true>(t) : tile_narrow<kM, false>(t);
 }
 
 void tile(const Int8TileArgs& t) {

@@ -2,11 +2,13 @@
 // instruction set. The loops over matrices and threads live in linear_int8.cc (spec 6.4, 10).
 //
 // Arithmetic, the same for every instruction set. A row of x is cut into groups of int8_group(format) columns,
-// never wider than a weight's block; q = round_half_even(x * (127 / absmax)), scale = absmax / 127. With 7 bits
-// (Int8Weight::x_bits) absmax is replaced by the range from the least to the greatest value of the group, 0 among them: q
-// still lies in -127..127, the largest q of a group at most 128 above the smallest. Products of one group are summed in
-// int32, exactly; groups are summed in float32. Only the order of the float sums is a kernel's own, and it depends on the
-// number of columns alone.
+// never wider than a weight's block; q = round_half_even(x * (127 / absmax)), scale = absmax / 127. In groups of up to
+// kInt8PowerGroup columns the scale is the least power of two that is not below absmax / 127 (1 where all q are 0), and q =
+// round_half_even(x / scale): narrow groups have many scales, and products by powers of two are cheap (VNNI). With 7 bits
+// (Int8Weight::x_bits), whatever the group, absmax is replaced by the range from the least to the greatest value of the group, 0
+// among them: q still lies in -127..127, the largest q of a group at most 128 above the smallest. Products of one group are
+// summed in int32, exactly; groups are summed in float32. Only the order of the float sums is a kernel's own, and it depends on
+// the number of columns alone.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +24,9 @@ inline constexpr int64_t kInt8Pad = 128;
 inline int64_t int8_padded(int64_t k) {
   return (k + kInt8Pad - 1) / kInt8Pad * kInt8Pad;
 }
+
+// Widest group whose scale of x is a power of two.
+inline constexpr int64_t kInt8PowerGroup = 32;
 
 // Some rows of an integer weight, the pointers at the first of them.
 struct Int8Weight {
@@ -47,6 +52,8 @@ struct Int8Weight {
   int64_t blocks() const { return (k + block - 1) / block; }
   // Columns of x that share a scale.
   int64_t group() const { return block < kInt8Pad ? block : kInt8Pad; }
+  // Whether scales of x are powers of two or NaN.
+  bool power_scales() const { return x_bits == 8 && block <= kInt8PowerGroup; }
 };
 
 // Few rows: weights are read in address order, once.
@@ -81,6 +88,7 @@ struct Int8TileArgs {
   bool wide;         // 8-bit weights: products of two do not fit 16 bits
   bool zero_points;  // stored ones: magnitudes of 4-bit weights up to 15 rather than 8
   bool accumulate;
+  bool power_scales;  // x_scales are powers of two or NaN
   float* c;
   const int32_t* x_least = nullptr;  // as x_scales, in steps of x_scale_stride; where x is q - least (Int8SevenBitKernel)
 };

@@ -54,7 +54,7 @@ void quantize(const void* x, int64_t k, int64_t group, int bits, int8_t* q, floa
     }
     const float inverse =
         bits == 7 ? int7_inverse_scale(vmaxvq_u32(magnitudes), vminvq_f32(least), vmaxvq_f32(greatest), scales[g / group])
-                  : int8_inverse_scale(vmaxvq_u32(magnitudes), scales[g / group]);
+                  : int8_inverse_scale(vmaxvq_u32(magnitudes), group, scales[g / group]);
     if (inverse == 0) {
       std::memset(q + g, 0, static_cast<size_t>(group));
       continue;

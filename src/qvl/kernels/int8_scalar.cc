@@ -29,7 +29,7 @@ void quantize(const void* x, int64_t k, int64_t group, int bits, int8_t* q, floa
       least = std::min(least, v);
       greatest = std::max(greatest, v);
     }
-    const float inverse = bits == 8 ? int8_inverse_scale(absmax, scales[g / group])
+    const float inverse = bits == 8 ? int8_inverse_scale(absmax, group, scales[g / group])
                                     : int7_inverse_scale(absmax, least, greatest, scales[g / group]);
     for (int64_t i = g; i < g + group; ++i) {
       const float v = i < k && inverse > 0 ? widen(src[i]) * inverse : 0.0f;

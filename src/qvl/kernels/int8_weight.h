@@ -10,26 +10,35 @@
 
 namespace qvl::kernels {
 
-// The scale of a group whose largest magnitude has these bits, and what its values are multiplied with; 0 where all of
-// them become 0. A group with an infinity or a NaN gets the scale NaN, so that it is not lost.
-inline float int8_inverse_scale(uint32_t absmax_bits, float& scale) {
-  constexpr float kSmallest = 1e-36f;  // below, 127 / absmax overflows
+// The scale of a group of 8-bit codes whose largest magnitude has these bits, and what its values are multiplied with; 0 where
+// all of them become 0. A group with an infinity or a NaN gets the scale NaN, so that it is not lost.
+inline float int8_inverse_scale(uint32_t absmax_bits, int64_t group, float& scale) {
+  constexpr float kSmallest = 1e-36f;  // below, what values are multiplied with overflows
   const float absmax = std::bit_cast<float>(absmax_bits);
   if (absmax_bits >= 0x7f800000u) {
     scale = std::numeric_limits<float>::quiet_NaN();
     return 0.0f;
   }
+  const bool power = group <= kInt8PowerGroup;
   if (absmax < kSmallest) {
-    scale = 0.0f;
+    scale = power ? 1.0f : 0.0f;
     return 0.0f;
   }
-  scale = absmax / 127.0f;
-  return 127.0f / absmax;
+  if (!power) {
+    scale = absmax / 127.0f;
+    return 127.0f / absmax;
+  }
+  // A mantissa beyond that of 127 needs the next power of two; divided by 2^6, since 127 lies between that and 2^7.
+  constexpr uint32_t kCarry = std::bit_cast<uint32_t>(128.0f) - std::bit_cast<uint32_t>(127.0f) - 1;
+  constexpr uint32_t kExponent = 0x7f800000u, kExponentOne = 1u << 23, kExponentBias = 127;
+  const uint32_t bits = ((absmax_bits + kCarry) & kExponent) - 6 * kExponentOne;
+  scale = std::bit_cast<float>(bits);
+  return std::bit_cast<float>(2 * kExponentBias * kExponentOne - bits);
 }
 
 // The same for codes of 7 bits: the range from the least to the greatest value, 0 among them, is 127 steps.
 inline float int7_inverse_scale(uint32_t absmax_bits, float least, float greatest, float& scale) {
-  const float within = int8_inverse_scale(absmax_bits, scale);
+  const float within = int8_inverse_scale(absmax_bits, kInt8Pad, scale);
   if (within == 0) return 0.0f;
   // The range of finite values need not be finite as a float.
   const double range = static_cast<double>(greatest) - static_cast<double>(least);

@@ -65,6 +65,7 @@ class Int8Gemm {
       tile.wide = o.weight.bits == 8;
       tile.zero_points = o.weight.zero_points != nullptr;
       tile.accumulate = accumulate;
+      tile.power_scales = o.weight.power_scales();
     }
   }
 

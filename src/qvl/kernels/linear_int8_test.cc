@@ -98,6 +98,11 @@ struct Activations {
   Tensor tensor, rows;
 };
 
+// The least power of two of which `largest` is no more than 127.
+float least_power(double largest) {
+  return static_cast<float>(std::exp2(std::ceil(std::log2(largest / 127))));
+}
+
 // Row r of x as the contract of int8_kernels.h rounds it.
 std::vector<double> rounded_row(const Activations& x, int64_t r, const Format& format, int x_bits) {
   const int64_t k = x.tensor.dim(1);
@@ -112,7 +117,11 @@ std::vector<double> rounded_row(const Activations& x, int64_t r, const Format& f
     }
     const double range =
         x_bits == 7 ? static_cast<double>(greatest) - static_cast<double>(least) : std::max<double>(-least, greatest);
-    const float scale = static_cast<float>(range / 127), inverse = range > 0 ? static_cast<float>(127 / range) : 0.0f;
+    float scale = static_cast<float>(range / 127), inverse = range > 0 ? static_cast<float>(127 / range) : 0.0f;
+    if (group <= 32 && x_bits == 8 && range > 0) {
+      scale = least_power(range);
+      inverse = 1 / scale;
+    }
     for (int64_t i = g; i < std::min(k, g + group); ++i) {
       out[static_cast<size_t>(i)] = static_cast<double>(std::nearbyint(row[i] * inverse)) * scale;
     }
@@ -152,6 +161,13 @@ void expected(const Activations& x, const IntegerWeight& w, int x_bits, std::vec
 
 double tolerance(double magnitude, double value, DType type) {
   return 4e-6 * magnitude + 1e-30 + (type == DType::kBF16 ? std::fabs(value) / 128 + 4e-6 * magnitude : 0);
+}
+
+// The stored code of output j, column i, less its usual zero point.
+int codes(const IntegerWeight& w, int64_t j, int64_t i) {
+  const std::byte* row = w.data.data() + j * w.format.data_bytes(1, w.in);
+  if (w.format.bits == 8) return std::to_integer<int>(row[i]) - 128;
+  return (std::to_integer<int>(row[i / 2]) >> (i % 2 * 4) & 15) - 8;
 }
 
 class IntegerLinearTest : public testing::TestWithParam<std::string_view> {
@@ -226,15 +242,112 @@ TEST_P(IntegerLinearTest, EveryTableRoundsActivationsAlike) {
   ThreadPool pool(1);
   const Context oracle{&pool, &table_by_name("scalar")}, ctx{&pool, &table()};
   for (const DType type : {DType::kF32, DType::kBF16}) {
-    for (const auto& [scale, bits, x_bits] : {std::array<float, 3>{1e-3f, 4, 8}, {1.0f, 4, 8}, {1e20f, 4, 8}, {1e-3f, 4, 7},
-                                              {1.0f, 8, 7}, {1e20f, 8, 7}, {1.0f, 8, 8}}) {
-      const IntegerWeight w(Format::blocks(static_cast<int>(bits), 128, false, DType::kBF16), 37, 128, rng);
-      const Activations x(type, 19, 128, rng, scale);
-      const Weight view = w.view(static_cast<int>(x_bits));
+    struct Case {
+      float scale;
+      int bits, x_bits;
+      int64_t block;
+    };
+    for (const auto& [scale, bits, x_bits, block] :
+         {Case{1e-3f, 4, 8, 128}, {1.0f, 4, 8, 128}, {1e20f, 4, 8, 128}, {1e-3f, 4, 7, 128}, {1.0f, 8, 7, 128}, {1e20f, 8, 7, 128},
+          {1.0f, 8, 8, 128}, {1e-3f, 4, 8, 32}, {1.0f, 8, 8, 32}, {1e20f, 4, 8, 32}, {1.0f, 4, 7, 32}, {1.0f, 4, 8, 16},
+          {1.0f, 8, 8, 16}, {1.0f, 4, 8, 64}}) {
+      SCOPED_TRACE(std::to_string(bits) + " bits in blocks of " + std::to_string(block) + ", " + std::to_string(x_bits) + " bits of x");
+      const IntegerWeight w(Format::blocks(bits, block, false, DType::kBF16), 37, block, rng);
+      const Activations x(type, 19, block, rng, scale);
+      const Weight view = w.view(x_bits);
       Tensor want(type, {19, 37}), got(type, {19, 37});
       linear(oracle, LinearPath::kGemm, x.view(), view, Activation::kNone, {}, {want.data(), type, 19, 37, 37});
       linear(ctx, LinearPath::kGemm, x.view(), view, Activation::kNone, {}, {got.data(), type, 19, 37, 37});
       ASSERT_EQ(std::memcmp(want.data(), got.data(), want.size_bytes()), 0);
+    }
+  }
+}
+
+TEST_P(IntegerLinearTest, ScalesOfNarrowGroupsAreTheLeastPowersOfTwo) {
+  std::mt19937 rng(10);
+  for (const int64_t group : {16, 32, 64, 128}) {
+    for (const int exponent : {-119, -60, -1, 0, 5, 60, 120}) {
+      const float edge = std::ldexp(127.0f, exponent - 6);  // from 127 / 64 of a power of two on the next one is needed
+      for (const float largest : {std::ldexp(1.0f, exponent), std::nextafter(edge, 0.0f), edge, std::nextafter(edge, INFINITY)}) {
+        SCOPED_TRACE("group " + std::to_string(group) + ", largest value " + std::to_string(largest));
+        std::array<float, 128> x;
+        std::uniform_real_distribution<float> within(-largest, largest);
+        for (float& v : x) v = within(rng);
+        for (int64_t g = 0; g < 128; g += group) x[static_cast<size_t>(g + static_cast<int64_t>(rng()) % group)] = g % (2 * group) == 0 ? largest : -largest;
+        std::array<int8_t, 128> q;
+        std::array<float, 8> scales;
+        table().int8->quantize_f32(x.data(), 128, group, 8, q.data(), scales.data());
+        for (int64_t g = 0; g < 128 / group; ++g) {
+          const float scale = scales[static_cast<size_t>(g)];
+          ASSERT_EQ(scale, group <= 32 ? least_power(largest) : largest / 127.0f);
+          for (int64_t i = g * group; i < (g + 1) * group; ++i) {
+            const float v = x[static_cast<size_t>(i)];
+            ASSERT_EQ(q[static_cast<size_t>(i)], std::nearbyint(group <= 32 ? v / scale : v * (127.0f / largest)));
+          }
+        }
+      }
+    }
+  }
+}
+
+// Scales of any size meet each other: an instruction set may multiply those of narrow groups by adding exponents.
+TEST_P(IntegerLinearTest, ScalesOfAnySizeMultiplyExactly) {
+  std::mt19937 rng(11);
+  ThreadPool pool(1);
+  const Context ctx{&pool, &table()};
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN(), kInfinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> scales = {0.0f, -0.0f, 1e-45f, -1e-40f, 1.2e-38f, 3e-30f, -7e-20f, 1e-3f, -1.0f, 5e19f, 3e38f, -kInfinity, kNaN};
+  const std::vector<float> sizes = {0.0f, 1e-42f, 1.1e-36f, 2e-30f, 3e-19f, 1e-2f, 1.0f, 300.0f, 4e18f, 1e30f, 3.4e38f, kInfinity, kNaN};
+  const auto same = [](float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); };
+  const auto product = [&](const Tensor& x, const IntegerWeight& w, int64_t begin, int64_t rows) {
+    std::vector<float> y(static_cast<size_t>(rows * w.out));
+    linear(ctx, LinearPath::kGemm, {x.as<float>().data() + begin * w.in, DType::kF32, rows, w.in, w.in}, w.view(8), Activation::kNone, {},
+           {y.data(), DType::kF32, rows, w.out, w.out});
+    return y;
+  };
+  const int64_t n = static_cast<int64_t>(scales.size()) * 5, rows = static_cast<int64_t>(sizes.size()) * 3;
+  for (const int bits : {4, 8}) {
+    for (const int64_t block : {16, 32}) {
+      for (const int64_t blocks : {1, 3}) {
+        SCOPED_TRACE(std::to_string(bits) + " bits, " + std::to_string(blocks) + " blocks of " + std::to_string(block));
+        const int64_t k = block * blocks;
+        IntegerWeight w(Format::blocks(bits, block, false, DType::kF32), n, k, rng);
+        Tensor x(DType::kF32, {rows, k});
+        float* const stored = reinterpret_cast<float*>(w.scales.data());
+        for (int64_t i = 0; i < n * blocks; ++i) stored[i] = scales[static_cast<size_t>(i / blocks + (i % blocks == 0 ? 0 : static_cast<int64_t>(rng() % 5))) % scales.size()];
+        std::uniform_real_distribution<float> within(-1.0f, 1.0f);
+        for (int64_t i = 0; i < rows * k; ++i) {
+          const float size = sizes[static_cast<size_t>(i / k + (i % k < block ? 0 : i % k / block * 4)) % sizes.size()];
+          x.as<float>()[static_cast<size_t>(i)] = std::isfinite(size) ? size * within(rng) : i % block == 3 ? size : within(rng);
+        }
+        const std::vector<float> y = product(x, w, 0, rows);
+        for (int64_t begin = 0; begin < rows; begin += 13) {
+          for (const int64_t some : {1, 4, 7, 13}) {
+            const std::vector<float> part = product(x, w, begin, some);
+            for (size_t i = 0; i < part.size(); ++i)
+              ASSERT_TRUE(same(part[i], y[static_cast<size_t>(begin * n) + i])) << part[i] << " and " << y[static_cast<size_t>(begin * n) + i];
+          }
+        }
+        if (blocks > 1) continue;
+        for (int64_t r = 0; r < rows; ++r) {
+          const float* row = x.as<float>().data() + r * k;
+          float largest = 0;
+          bool finite = true;
+          for (int64_t i = 0; i < k; ++i) {
+            finite = finite && std::isfinite(row[i]);
+            largest = std::max(largest, std::fabs(row[i]));
+          }
+          const float x_scale = !finite ? kNaN : largest < 1e-36f ? 1.0f : least_power(largest);
+          for (int64_t j = 0; j < n; ++j) {
+            const float w_scale = stored[j];
+            int64_t dot = 0;
+            for (int64_t i = 0; i < k && finite; ++i) dot += std::lrint(row[i] / x_scale) * codes(w, j, i);
+            const float want = static_cast<float>(dot) * (x_scale * w_scale);
+            ASSERT_TRUE(same(y[static_cast<size_t>(r * n + j)], want))
+                << y[static_cast<size_t>(r * n + j)] << " instead of " << want << ", scales " << x_scale << " and " << w_scale;
+          }
+        }
+      }
     }
   }
 }

@@ -28,6 +28,9 @@ struct CpuFeatures {
   // Rapids: one in two cycles against two FMA per cycle, 89 against 179 GFLOPS. AMD starts one per cycle,
   // like its FMA, and wins twofold.
   bool slow_bf16_dot = false;
+  // VSCALEFPS is no faster than a multiplication. On Zen 4 it runs beside FMA and VPDPBUSD, with which a multiplication takes
+  // turns (measured); on Intel's processors it takes turns too (by their port tables, not measured).
+  bool slow_scalef = false;
   bool neon = false;          // 64-bit ARM: every one has it
   bool neon_dotprod = false;  // SDOT
   bool neon_i8mm = false;     // SMMLA (and neon_dotprod)
