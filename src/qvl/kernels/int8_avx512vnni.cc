@@ -189,9 +189,14 @@ void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::
   }
 }
 
-// kChunk: columns between two turns of the inner loop; the group or, kMore, a part of it. The compiler moves every sum to
-// another register and back in each turn, so that groups of up to 32 have none. kScalef: scales of x are powers of two, and
-// scales are multiplied by VSCALEFPS. It gives the bits of a multiplication, which would take turns with VPDPBUSD and FMA.
+// Products of four bytes of x, unsigned, with signed ones of weights added to `sum`. Of the intrinsic the compiler moves sums
+// to other registers and back in loops, and through memory where none is left.
+inline void add_products(__m512i& sum, __m512i x, __m512i w) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+}
+
+// kChunk: columns between two turns of the inner loop; the group or, kMore, a part of it. kScalef: scales of x are powers of
+// two, and scales are multiplied by VSCALEFPS. It gives the bits of a multiplication, which would take turns with VPDPBUSD and FMA.
 template <int kM, int kChunk, bool kMore, bool kScalef>
 inline void tile_rows(const Int8TileArgs& t) {
   __m512 acc[kM][kVectors];
@@ -214,7 +219,7 @@ inline void tile_rows(const Int8TileArgs& t) {
 #pragma GCC unroll 6
       for (int m = 0; m < kM; ++m) dot[m][v] = correction;
     }
-    const auto chunk = [&](int64_t i) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < (kMore ? t.group : kChunk); i += kChunk) {
 #pragma GCC unroll 8
       for (int s = 0; s < kChunk / 4; ++s) {
         __m512i w[kVectors];
@@ -226,14 +231,10 @@ inline void tile_rows(const Int8TileArgs& t) {
           std::memcpy(&four, x + m * t.x_stride + i + 4 * s, sizeof(four));
           const __m512i xs = _mm512_set1_epi32(four);
 #pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) dot[m][v] = _mm512_dpbusd_epi32(dot[m][v], xs, w[v]);
+          for (int v = 0; v < kVectors; ++v) add_products(dot[m][v], xs, w[v]);
         }
       }
       p += kVectors * (kChunk / 4) * 64;
-    };
-    chunk(0);
-    if constexpr (kMore) {
-      for (int64_t i = kChunk; i < t.group; i += kChunk) chunk(i);
     }
     x += t.group;
     __m512 scales[kVectors];
