@@ -366,9 +366,9 @@ class Bench {
       read_buffer_ = AlignedBuffer(kBytes);
       std::memset(read_buffer_.data(), 1, kBytes);
     }
-    MachineLimits limits;
-    measure_read_limit(read_buffer_, pool_, 3, limits);
-    return limits.read_bytes_per_second * 1e-9;
+    ReadRate limit;
+    measure_read_limit({read_buffer_.data(), read_buffer_.size_bytes()}, pool_, 3, limit);
+    return limit.bytes_per_second * 1e-9;
   }
 
   Options options_;

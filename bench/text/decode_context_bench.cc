@@ -71,9 +71,9 @@ int run(const std::filesystem::path& folder, const std::string& contexts, int ro
   std::memset(buffer.data(), 1, buffer.size_bytes());
   std::vector<double> limits;
   for (int round = 0; round < rounds; ++round) {
-    kernels::MachineLimits limit;
-    kernels::measure_read_limit(buffer, engine->pool(), 1, limit);
-    limits.push_back(limit.read_bytes_per_second * 1e-9);
+    kernels::ReadRate limit;
+    kernels::measure_read_limit({buffer.data(), buffer.size_bytes()}, engine->pool(), 1, limit);
+    limits.push_back(limit.bytes_per_second * 1e-9);
     for (Timeline& t : timelines) {
       for (int step = 0; step < 3; ++step) {
         t.ms.push_back(timed_ms([&] { append(*engine, *t.cache, {ids[static_cast<size_t>(step)]}, true); }));

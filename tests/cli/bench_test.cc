@@ -29,8 +29,9 @@ class Bench : public ::testing::Test {
   // Short runs; temporary folders of the program go where the test looks.
   Outcome bench(std::vector<std::string> more, RunOptions options = {}) const {
     std::vector<std::string> arguments = {"bench",     "--picture", "96x64",           "--prompts", "24",
-                                          "--contexts", "8,40",      "--read-buffer-mb", "16"};
-    for (const auto& [option, value] : {std::pair("--decode-tokens", "2"), std::pair("--repeats", "2")}) {
+                                          "--contexts", "8,40"};
+    for (const auto& [option, value] :
+         {std::pair("--decode-tokens", "2"), std::pair("--repeats", "2"), std::pair("--read-buffer-mb", "16")}) {
       if (std::ranges::find(more, option) == more.end()) arguments.insert(arguments.end(), {option, value});
     }
     arguments.insert(arguments.end(), more.begin(), more.end());

@@ -330,6 +330,12 @@ TEST(NativeTextCache, AnErrorLeavesTheTimelineAsItWas) {
   EXPECT_TRUE(std::ranges::equal(rest.as<float>(), whole.as<float>()));
 }
 
+TEST(NativeTextStage, TheLargestWeightIsTheHeadWhereItLies) {
+  const auto engine = tiny_engine({engine::Precision::kBF16, "scalar"});
+  const auto& t = engine->config().text;
+  EXPECT_EQ(engine->decoder().largest_weight().size(), static_cast<size_t>(t.vocab_size * t.hidden_size) * sizeof(BFloat16));
+}
+
 TEST(NativeTextStage, RefusesInputThatDoesNotFit) {
   const auto engine = tiny_engine({engine::Precision::kF32, "scalar"});
   const std::vector<int32_t> bad_ids = {512};

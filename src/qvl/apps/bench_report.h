@@ -41,7 +41,8 @@ struct BenchReport {
   Json to_json() const;
 };
 
-// Builds the rows from what the children measured (bench_stage.h). `limits` become the denominators.
+// Builds the rows from what the children measured (bench_stage.h). `limits` become the denominators, but for decoding how fast
+// the weights were read at that moment, where that is known.
 BenchReport bench_report(const Json& vision, const Json& text, const Json& answer, const std::string& picture,
                          const kernels::MachineLimits& limits);
 

@@ -6,6 +6,7 @@
 #include "qvl/base/stopwatch.h"
 #include "qvl/generate/workload.h"
 #include "qvl/image/processor_config.h"
+#include "qvl/kernels/machine_limits.h"
 
 namespace qvl::apps {
 namespace {
@@ -16,7 +17,6 @@ generate::ValidationLimits limits_of(const std::string& stage_name) {
   const bool native = stage_name.starts_with("native"), exact = stage_name.ends_with("fp32");
   return {.chunk_error = native ? 0.0 : 0.05, .decode_error = exact ? 1e-3 : 0.1};
 }
-
 
 Json operations_json(const generate::Operations& o) {
   return {{"linear", o.linear}, {"attention", o.attention}};
@@ -42,11 +42,24 @@ void measure_vision(const BenchSettings& s, const OpenStages& opened, const gene
       operations_json(generate::vision_operations(opened.config.vision, prompt.input.image_grids));
 }
 
+// How fast weights are read where they lie: memory is not equally fast everywhere, nor at all times. Empty where there are
+// none so large that no cache answers for it.
+std::function<double()> weights_read_rate(const OpenStages& opened) {
+  constexpr size_t kLeastBytes = size_t{128} << 20, kMostBytes = size_t{256} << 20;
+  const std::span<const std::byte> weights = opened.decoder->largest_weight();
+  if (weights.size() < kLeastBytes) return {};
+  return [&pool = *opened.pool, part = weights.first(std::min(weights.size(), kMostBytes))] {
+    kernels::ReadRate rate;
+    kernels::measure_read_limit(part, pool, 2, rate);
+    return rate.bytes_per_second;
+  };
+}
+
 void measure_text(const BenchSettings& s, const OpenStages& opened, const generate::BenchProgress& progress,
                   Json& out) {
   generate::validate_text(*opened.embed, *opened.decoder, opened.config, limits_of(opened.text_name));
   const generate::TextSeries series =
-      generate::time_text(*opened.embed, *opened.decoder, opened.config, s.text, progress);
+      generate::time_text(*opened.embed, *opened.decoder, opened.config, s.text, progress, weights_read_rate(opened));
   out["prefill"] = out["decode"] = Json::array();
   for (const generate::PrefillSeries& p : series.prefill) {
     out["prefill"].push_back({{"tokens", p.tokens},
@@ -60,6 +73,7 @@ void measure_text(const BenchSettings& s, const OpenStages& opened, const genera
         {{"context", d.context},
          {"tokens", d.tokens},
          {"seconds", d.seconds.seconds},
+         {"read_bytes_per_second", d.read_bytes_per_second},
          {"bytes_per_token", generate::decode_bytes(opened.config, weights, d.context + d.tokens / 2, opened.kv_dtype)}});
   }
   out["decode_weight_bytes"] = weights;

@@ -219,7 +219,8 @@ Registration register_bench(CLI::App& app) {
   command->footer(
       "Vision, prefill and decode are validated (a prompt in chunks equals the whole, a decoded token equals the prompt's) and timed "
       "in\nprocesses of their own, whose peak memory is theirs. The machine's limits are measured before, between and after: reading memory, "
-      "the best\nof several patterns, and multiplying in int8, bf16 and fp32 with the instructions of the kernels in use. A failed "
+      "the best\nof several patterns, and multiplying in int8, bf16 and fp32 with the instructions of the kernels in use. Decoding is compared "
+      "with reading\nweights where they lie before and after each run, since memory is not equally fast everywhere and always. A failed "
       "validation ends\nwith exit code 1 and no figures.\n"
       "--shape writes a package of seeded random weights, without a checkpoint: 3.5 GB for 4b with int4 text. --work keeps it and "
       "uses it again.\n"

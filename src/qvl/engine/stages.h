@@ -160,6 +160,9 @@ class DecoderStage {
   virtual void expect() const {}
   // It does not come so soon: ends what expect() began and gives back what that brought in.
   virtual void give_back() const {}
+  // The largest run of weights that every decode step reads once, where it lies: how fast memory gives it can be measured there.
+  // Empty where nobody knows.
+  virtual std::span<const std::byte> largest_weight() const { return {}; }
 };
 
 }  // namespace qvl::engine

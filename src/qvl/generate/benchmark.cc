@@ -159,7 +159,8 @@ Series time_vision(const engine::VisionStage& vision, const TraceInput& input, i
 }
 
 TextSeries time_text(const engine::EmbedStage& embed, const engine::DecoderStage& decoder,
-                     const model::ModelConfig& config, const TextBenchOptions& o, const BenchProgress& progress) {
+                     const model::ModelConfig& config, const TextBenchOptions& o, const BenchProgress& progress,
+                     const std::function<double()>& read_rate) {
   check_sizes(config.text, o);
   const auto prompts = static_cast<int64_t>(o.prompt_tokens.size()), contexts = static_cast<int64_t>(o.contexts.size());
   Steps steps(progress, 1 + o.repeats * (prompts + contexts) + (contexts > 0 ? 1 : 0));
@@ -193,7 +194,8 @@ TextSeries time_text(const engine::EmbedStage& embed, const engine::DecoderStage
   for (const size_t i : order) {
     const int64_t context = o.contexts[i];
     const int32_t start = ids[static_cast<size_t>(context - 1)];
-    out.decode[i] = {context, o.decode_tokens, {}};
+    out.decode[i] = {context, o.decode_tokens, {}, {}};
+    double before = read_rate ? read_rate() : 0;
     for (int repeat = 0; repeat < o.repeats; ++repeat) {
       timeline.truncate(context);
       const Series one = timed(1, steps, [&] {
@@ -201,6 +203,10 @@ TextSeries time_text(const engine::EmbedStage& embed, const engine::DecoderStage
         for (int64_t t = 0; t < o.decode_tokens; ++t) next = likeliest(timeline.decode(next));
       });
       out.decode[i].seconds.seconds.push_back(one.seconds[0]);
+      if (!read_rate) continue;
+      const double after = read_rate();
+      out.decode[i].read_bytes_per_second.push_back((before + after) / 2);
+      before = after;
     }
     timeline.truncate(context);
   }

@@ -64,6 +64,8 @@ struct DecodeSeries {
   int64_t context = 0;
   int64_t tokens = 0;
   Series seconds;  // of all `tokens`
+  // How fast memory was read around each of these runs; empty where nobody measured it.
+  std::vector<double> read_bytes_per_second;
 };
 struct TextSeries {
   std::vector<PrefillSeries> prefill;  // in the order asked for
@@ -72,9 +74,11 @@ struct TextSeries {
 
 // Seeded ids. The longest context is computed once and cut for the shorter ones. Throws kLimit when prompt or context
 // do not fit the model's, kInvalidArgument for sizes below 1, kCancelled, what the stages throw.
+// `read_rate`, which may be empty, measures how fast memory is read, in bytes per second; it is called before and after each run
+// of tokens that are decoded, and the mean counts: on a shared machine memory is faster now and slower then.
 TextSeries time_text(const engine::EmbedStage& embed, const engine::DecoderStage& decoder,
                      const model::ModelConfig& config, const TextBenchOptions& options,
-                     const BenchProgress& progress = {});
+                     const BenchProgress& progress = {}, const std::function<double()>& read_rate = {});
 
 // A question about a picture from its pixels to the first token: resizing, patches, vision, prefill, sampling. `input`
 // is the picture's prompt (its pixel_values are not used). The first run does not count.

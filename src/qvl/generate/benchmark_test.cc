@@ -160,6 +160,18 @@ TEST(Bench, TextComputesTheLongestContextOnce) {
   EXPECT_EQ(s.decode[1].context, 50);
   EXPECT_EQ(s.decode[0].tokens, 3);
   EXPECT_EQ(s.decode[1].seconds.seconds.size(), 2u);
+  EXPECT_TRUE(s.decode[0].read_bytes_per_second.empty());
+}
+
+TEST(Bench, MemoryIsReadAroundEveryRunOfDecoding) {
+  const FakeEngine fake;
+  double rate = 0;
+  const TextSeries s = time_text(fake.embed(), fake.decoder(), fake.config(),
+                                 {.prompt_tokens = {20}, .contexts = {8, 50}, .decode_tokens = 3, .repeats = 2}, {},
+                                 [&rate] { return rate += 1; });
+  // From long to short: before, between and after two runs each.
+  EXPECT_EQ(s.decode[1].read_bytes_per_second, (std::vector<double>{1.5, 2.5}));
+  EXPECT_EQ(s.decode[0].read_bytes_per_second, (std::vector<double>{4.5, 5.5}));
 }
 
 TEST(Bench, RefusesWhatDoesNotFit) {

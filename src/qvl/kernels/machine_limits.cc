@@ -362,11 +362,12 @@ double read_gb_per_s(size_t size_bytes) {
   return best;
 }
 
+void ReadRate::raise_to(const ReadRate& other) {
+  if (other.bytes_per_second > bytes_per_second) *this = other;
+}
+
 void MachineLimits::raise_to(const MachineLimits& other) {
-  if (other.read_bytes_per_second > read_bytes_per_second) {
-    read_bytes_per_second = other.read_bytes_per_second;
-    read_pattern = other.read_pattern;
-  }
+  read.raise_to(other.read);
   raise(int8, other.int8);
   raise(int8_wide, other.int8_wide);
   raise(int8_seven, other.int8_seven);
@@ -375,16 +376,16 @@ void MachineLimits::raise_to(const MachineLimits& other) {
   raise(attention, other.attention);
 }
 
-void measure_read_limit(const AlignedBuffer& buffer, ThreadPool& pool, int repeats, MachineLimits& limits) {
-  const auto pieces = static_cast<int64_t>(buffer.size_bytes()) / kPieceBytes / pool.threads();
+void measure_read_limit(std::span<const std::byte> bytes, ThreadPool& pool, int repeats, ReadRate& limit) {
+  const auto pieces = static_cast<int64_t>(bytes.size()) / kPieceBytes / pool.threads();
   if (pieces < 1 || repeats < 1) {
-    fail(ErrorCode::kInvalidArgument, "read limit", "buffer and repeats", "1 MiB for each thread, 1",
-         cat(buffer.size_bytes(), " bytes, ", repeats));
+    fail(ErrorCode::kInvalidArgument, "read limit", "bytes and repeats", "1 MiB for each thread, 1",
+         cat(bytes.size(), " bytes, ", repeats));
   }
   const auto once = [&](const ReadPattern& pattern) {
     const double start = wall_seconds();
     pool.run([&](int thread) {
-      const std::byte* part = buffer.data() + thread * pieces * kPieceBytes;
+      const std::byte* part = bytes.data() + thread * pieces * kPieceBytes;
       uint64_t sum = 0;
       for (int64_t piece = 0; piece < pieces; ++piece)
         sum += pattern.sum(part + piece * kPieceBytes, kPieceBytes, pattern.ahead);
@@ -392,9 +393,9 @@ void measure_read_limit(const AlignedBuffer& buffer, ThreadPool& pool, int repea
     });
     const double rate =
         static_cast<double>(pieces * kPieceBytes * pool.threads()) / (wall_seconds() - start);
-    if (rate <= limits.read_bytes_per_second) return rate;
-    limits.read_bytes_per_second = rate;
-    limits.read_pattern = cat(pattern.streams, pattern.streams == 1 ? " stream" : " streams",
+    if (rate <= limit.bytes_per_second) return rate;
+    limit.bytes_per_second = rate;
+    limit.pattern = cat(pattern.streams, pattern.streams == 1 ? " stream" : " streams",
                               pattern.ahead == 0 ? std::string(", no prefetch")
                                                  : cat(", prefetch ", pattern.ahead, " B ahead into the ",
                                                        pattern.second ? "second" : "first", " cache"));
@@ -417,7 +418,7 @@ MachineLimits measure_machine_limits(const KernelTable& table, ThreadPool& pool,
     std::memset(buffer.data() + part * static_cast<size_t>(thread), 1, part);
   });
   MachineLimits out;
-  measure_read_limit(buffer, pool, options.repeats, out);
+  measure_read_limit({buffer.data(), buffer.size_bytes()}, pool, options.repeats, out.read);
   const auto peak = [&](const Chains& chains) {
     return Peak{rate_of(chains, pool, options.repeats), chains.instruction};
   };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -30,11 +31,18 @@ struct Peak {
   std::string instruction;  // "VPDPBUSD", "FMA (256 bits)"
 };
 
+// How fast all threads of a pool together read, wall clock.
+struct ReadRate {
+  double bytes_per_second = 0;
+  std::string pattern;  // the fastest one: "4 streams, prefetch 4096 B ahead"
+
+  void raise_to(const ReadRate& other);
+};
+
 // Of all threads of a pool together, wall clock: what the products of a kernel table could reach if they did nothing
 // but multiply, and their weights if nothing had to be done with them.
 struct MachineLimits {
-  double read_bytes_per_second = 0;
-  std::string read_pattern;  // the fastest one: "4 streams, prefetch 4096 B ahead"
+  ReadRate read;
   Peak int8;       // the fastest products of bytes there are: with weights of 4 bits
   Peak int8_wide;  // with weights of 8 bits, whose products take more instructions on AVX2; elsewhere the same
   Peak int8_seven;  // with weights of 8 bits and activations of 7; as above
@@ -54,8 +62,9 @@ struct LimitOptions {
 // plain C++. Throws kInvalidArgument (options), kLimit (memory).
 MachineLimits measure_machine_limits(const KernelTable& table, ThreadPool& pool, const LimitOptions& options = {});
 
-// The memory part alone, for a buffer that the caller keeps (size as above; its contents do not matter, but it
-// must have been written once). Sets read_bytes_per_second and read_pattern of `limits` where they get larger.
-void measure_read_limit(const AlignedBuffer& buffer, ThreadPool& pool, int repeats, MachineLimits& limits);
+// The memory part alone, for bytes that lie somewhere already: where they lie may decide how fast they are read. At least 1 MiB
+// for each thread, several times the last cache to say anything about memory; what was never written or is not in the page
+// cache is read slowly the first time. Raises `rate`. Throws kInvalidArgument.
+void measure_read_limit(std::span<const std::byte> bytes, ThreadPool& pool, int repeats, ReadRate& rate);
 
 }  // namespace qvl::kernels

@@ -21,8 +21,8 @@ TEST(MachineLimits, LieWithinWhatPhysicsAllowsOnEveryTable) {
       ThreadPool pool(threads);
       const MachineLimits limits = measure_machine_limits(table_by_name(name), pool, kQuick);
       const double most = kMostGhz * kMostStarts * threads;
-      EXPECT_GT(limits.read_bytes_per_second, 1e8);
-      EXPECT_LT(limits.read_bytes_per_second, kMostGhz * kMostReadBytesPerCycle * threads);
+      EXPECT_GT(limits.read.bytes_per_second, 1e8);
+      EXPECT_LT(limits.read.bytes_per_second, kMostGhz * kMostReadBytesPerCycle * threads);
       EXPECT_GT(limits.fp32.per_second, 1e8);
       EXPECT_LT(limits.fp32.per_second, most * 32);
       EXPECT_GE(limits.bf16.per_second, limits.fp32.per_second);  // widening is always open
@@ -40,7 +40,7 @@ TEST(MachineLimits, LieWithinWhatPhysicsAllowsOnEveryTable) {
       EXPECT_LT(limits.attention.per_second, most * 64);
       const bool codes = table_by_name(name).attention->tile_bf16.int16;
       EXPECT_EQ(limits.attention.instruction != limits.bf16.instruction, codes);
-      EXPECT_FALSE(limits.read_pattern.empty());
+      EXPECT_FALSE(limits.read.pattern.empty());
       EXPECT_FALSE(limits.fp32.instruction.empty());
       EXPECT_FALSE(limits.int8.instruction.empty());
     }
@@ -64,12 +64,12 @@ TEST(MachineLimits, InstructionsThatDoNotExistAreZero) {
 }
 
 TEST(MachineLimits, RaiseToKeepsTheLargerFigureWithItsName) {
-  MachineLimits a{.read_bytes_per_second = 2, .read_pattern = "a", .int8 = {5, "x"}, .int8_wide = {3, "w"}, .int8_seven = {4, "s"}, .bf16 = {1, "y"}, .fp32 = {1, "z"}, .attention = {1, "c"}};
+  MachineLimits a{.read = {2, "a"}, .int8 = {5, "x"}, .int8_wide = {3, "w"}, .int8_seven = {4, "s"}, .bf16 = {1, "y"}, .fp32 = {1, "z"}, .attention = {1, "c"}};
   const MachineLimits b{
-      .read_bytes_per_second = 1, .read_pattern = "b", .int8 = {4, "p"}, .int8_wide = {4, "v"}, .int8_seven = {3, "t"}, .bf16 = {7, "q"}, .fp32 = {2, "r"}, .attention = {3, "d"}};
+      .read = {1, "b"}, .int8 = {4, "p"}, .int8_wide = {4, "v"}, .int8_seven = {3, "t"}, .bf16 = {7, "q"}, .fp32 = {2, "r"}, .attention = {3, "d"}};
   a.raise_to(b);
-  EXPECT_EQ(a.read_bytes_per_second, 2);
-  EXPECT_EQ(a.read_pattern, "a");
+  EXPECT_EQ(a.read.bytes_per_second, 2);
+  EXPECT_EQ(a.read.pattern, "a");
   EXPECT_EQ(a.int8.instruction, "x");
   EXPECT_EQ(a.int8_wide.instruction, "v");
   EXPECT_EQ(a.int8_seven.instruction, "s");

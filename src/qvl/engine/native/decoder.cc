@@ -74,6 +74,14 @@ void NativeDecoder::give_back() const {
   if (ahead_->wait() > 0) give_back_();
 }
 
+std::span<const std::byte> NativeDecoder::largest_weight() const {
+  const kernels::Weight& head = weights_.head;
+  const uint64_t bytes = head.format.kind == quant::Kind::kFloat
+                             ? static_cast<uint64_t>(head.out * head.in) * dtype_size_bytes(head.dtype)
+                             : head.format.data_bytes(head.out, head.in);
+  return {static_cast<const std::byte*>(head.data), bytes};
+}
+
 std::unique_ptr<KvCache> NativeDecoder::new_cache() const {
   return std::make_unique<NativeKvCache>(this, cache_, config_.num_layers, config_.num_kv_heads, config_.head_dim);
 }

@@ -41,6 +41,7 @@ class NativeDecoder : public DecoderStage {
   // Only where there are threads beside the caller's.
   void expect() const override;
   void give_back() const override;
+  std::span<const std::byte> largest_weight() const override;
 
  private:
   // forward() of one timeline or a decode step of several.
