@@ -16,14 +16,14 @@ namespace {
 using namespace std::chrono_literals;
 using testing::FakeEngine;
 
-const std::filesystem::path kSmall = std::filesystem::path(QVL_SOURCE_DIR) / "models/small";
+const std::filesystem::path kSmallModel = std::filesystem::path(QVL_SOURCE_DIR) / "models/small";
 
 class IdleReaderTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    const model::ModelConfig real = model::ModelConfig::load(kSmall);
+    const model::ModelConfig real = model::ModelConfig::load(kSmallModel);
     engine_ = FakeEngine::with_tokens_of(real);
-    assets_ = std::make_shared<const Assets>(Assets::load(kSmall, real));
+    assets_ = std::make_shared<const Assets>(Assets::load(kSmallModel, real));
     engine_->script_ = assets_->tokenizer.encode_text("one two three");
     engine_->script_.push_back(assets_->tokenizer.require_token("<|im_end|>"));
     options_.sampling.greedy = true;
