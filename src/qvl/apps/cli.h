@@ -16,6 +16,7 @@
 #include "qvl/engine/engine.h"
 #include "qvl/generate/assets.h"
 #include "qvl/generate/pipeline.h"
+#include "qvl/generate/prefill_chunk.h"
 #include "qvl/package/package.h"
 
 namespace qvl::apps {
@@ -110,7 +111,7 @@ struct GenerationChoice {
   std::vector<std::string> stop;
   bool ignore_eos = false;
   std::string system;
-  int64_t prefill_chunk = 512;
+  int64_t prefill_chunk = generate::kPrefillChunkTokens;
   std::string speculate = "auto";
   generate::AnswerOptions options(const generate::Assets& assets) const;
 };

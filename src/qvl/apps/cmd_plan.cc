@@ -4,6 +4,7 @@
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
 #include "qvl/base/stopwatch.h"
+#include "qvl/generate/prefill_chunk.h"
 
 namespace qvl::apps {
 namespace {
@@ -17,7 +18,7 @@ struct PlanOptions {
   VisualChoice visuals;
   BudgetChoice budget;
   int64_t answer_tokens = 128;
-  int64_t prefill_chunk = 512;
+  int64_t prefill_chunk = generate::kPrefillChunkTokens;
   bool json = false;
 };
 

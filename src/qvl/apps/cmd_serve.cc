@@ -13,6 +13,7 @@
 #include "qvl/base/format.h"
 #include "qvl/base/log.h"
 #include "qvl/base/sha256.h"
+#include "qvl/generate/prefill_chunk.h"
 #include "qvl/serve/service.h"
 
 namespace qvl::apps {
@@ -34,7 +35,7 @@ struct ServeOptions {
   int64_t queue = 64;
   int64_t context = 32768;
   int64_t max_tokens = generate::kDefaultMaxTokens;
-  int64_t prefill_chunk = 512;
+  int64_t prefill_chunk = generate::kPrefillChunkTokens;
   std::string kv_memory;
   std::vector<std::string> api_keys;
   std::string api_key_file;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "qvl/engine/engine.h"
+#include "qvl/generate/prefill_chunk.h"
 #include "qvl/generate/trace.h"
 #include "qvl/image/decode.h"
 #include "qvl/image/processor_config.h"
@@ -52,7 +53,7 @@ struct TextBenchOptions {
   std::vector<int64_t> prompt_tokens = {512, 1024};  // each >= 1
   std::vector<int64_t> contexts = {16, 800, 4000};   // cache lengths before the tokens that are decoded, each >= 1
   int64_t decode_tokens = 16;                        // of one run
-  int64_t chunk_tokens = 512;                        // of prefill
+  int64_t chunk_tokens = kPrefillChunkTokens;        // of prefill
   int repeats = 3;
 };
 

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "qvl/generate/prefill_chunk.h"
 #include "qvl/generate/speed_profile.h"
 #include "qvl/image/processor_config.h"
 #include "qvl/image/smart_resize.h"
@@ -19,7 +20,7 @@ struct Question {
   int64_t text_tokens = 0;                 // of the prompt, without the visual ones
   int64_t answer_tokens = 0;
   double preprocess_seconds = 0;
-  int64_t prefill_chunk = 512;
+  int64_t prefill_chunk = kPrefillChunkTokens;
 };
 
 // What memory a process with this model has to begin with.

@@ -19,6 +19,7 @@
 #include "qvl/generate/disk_memory.h"
 #include "qvl/generate/generation.h"
 #include "qvl/generate/image_memory.h"
+#include "qvl/generate/prefill_chunk.h"
 #include "qvl/generate/session.h"
 #include "qvl/image/decode.h"
 #include "qvl/text/chat.h"
@@ -188,7 +189,7 @@ class Pipeline {
  public:
   // `memory` and `disk`, which may be null, may be shared by pipelines of the same engine and assets.
   Pipeline(std::shared_ptr<const engine::Engine> engine, std::shared_ptr<const Assets> assets,
-           std::shared_ptr<ImageMemory> memory, int64_t prefill_chunk_tokens = 512,
+           std::shared_ptr<ImageMemory> memory, int64_t prefill_chunk_tokens = kPrefillChunkTokens,
            std::shared_ptr<DiskMemory> disk = nullptr);
 
   // Reads and preprocesses a picture unless its features are remembered. Throws what the image room throws.

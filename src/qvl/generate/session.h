@@ -20,6 +20,7 @@
 #include "qvl/engine/engine.h"
 #include "qvl/generate/constraint.h"
 #include "qvl/generate/logprobs.h"
+#include "qvl/generate/prefill_chunk.h"
 #include "qvl/generate/sampler.h"
 #include "qvl/generate/speculation.h"
 #include "qvl/image/grid.h"
@@ -106,7 +107,7 @@ struct GenerateResult {
 class Session {
  public:
   // Prompts are computed `prefill_chunk_tokens` at a time (>= 1); the result does not depend on it.
-  explicit Session(std::shared_ptr<const engine::Engine> engine, int64_t prefill_chunk_tokens = 512);
+  explicit Session(std::shared_ptr<const engine::Engine> engine, int64_t prefill_chunk_tokens = kPrefillChunkTokens);
 
   // What later prompts may take over from the cache. Generated tokens have other last bits there than the same tokens of a
   // prompt; without them (kPromptsOnly) a later turn says what a fresh session would, and the last answer is read again.

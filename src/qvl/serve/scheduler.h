@@ -18,13 +18,14 @@
 
 #include "qvl/base/error.h"
 #include "qvl/generate/pipeline.h"
+#include "qvl/generate/prefill_chunk.h"
 
 namespace qvl::serve {
 
 struct SchedulerOptions {
   int slots = 4;                 // answers in the making at once, 1..64
   int64_t queue_limit = 64;      // requests waiting for a slot; one more is refused
-  int64_t prefill_chunk_tokens = 512;
+  int64_t prefill_chunk_tokens = generate::kPrefillChunkTokens;
   double decode_share = 0.5;     // of the time, for answers being written while prompts are being read; above 0, below 1
   int64_t kv_limit_bytes = 0;    // keys and values of all slots; idle timelines are forgotten first. 0: no limit
 };
