@@ -18,6 +18,7 @@
 #include <type_traits>
 
 #include "qvl/base/dtype.h"
+#include "qvl/kernels/table.h"
 
 // Until the end of the file: templates are instantiated there. Functions of the standard library must not be
 // instantiated here, a linker might keep this copy for everyone.
@@ -93,7 +94,7 @@ const AttentionKernels& attention_kernels_avx512bf16() {
   static const AttentionKernels kernels = [] {
     AttentionKernels k = attention_kernels_avx512();
     k.tile_bf16 = simd::attention_tile<Kernel>(pack_query, pack_keys, pack_values, Kernel::finish<BFloat16>);
-    k.tile_int8 = attention_tile_int8_avx512vnni();
+    if (cpu_features().avx512vnni) k.tile_int8 = attention_tile_int8_avx512vnni();
     return k;
   }();
   return kernels;

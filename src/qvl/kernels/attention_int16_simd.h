@@ -31,8 +31,6 @@ inline constexpr float kLargestCode = 32767.0f;
 // The codes of a row's weights in a tile sum to this and half a code for each, so that their products with codes of values
 // fit 32 bits.
 inline constexpr float kWeightCodes = 65500.0f;
-// Rows whose largest magnitude is below this become zeros.
-inline constexpr float kSmallestRow = 0x1p-100f;
 
 template <typename To, typename From>
 QVL_INLINE To same_bits(From from) {
@@ -142,26 +140,6 @@ struct TileInt16 {
     }
   }
 
-  // fn<C>(first) over `vectors` columns in nearly equal parts of at most kC.
-  template <typename Fn>
-  QVL_INLINE void for_columns(int64_t vectors, const Fn& fn) {
-    static_assert(kC == 8 || kC == 4);
-    for (int64_t j = 0; j < vectors;) {
-      const int64_t left = vectors - j, parts = (left + kC - 1) / kC, c = (left + parts - 1) / parts;
-      if constexpr (kC == 8) {
-        if (c == 8) fn.template operator()<8>(j);
-        if (c == 7) fn.template operator()<7>(j);
-        if (c == 6) fn.template operator()<6>(j);
-        if (c == 5) fn.template operator()<5>(j);
-      }
-      if (c == 4) fn.template operator()<4>(j);
-      if (c == 3) fn.template operator()<3>(j);
-      if (c == 2) fn.template operator()<2>(j);
-      if (c == 1) fn.template operator()<1>(j);
-      j += c;
-    }
-  }
-
   // Scores of one row become weights; lane_sum gets their sums. Returns those of the weights without their values' scales.
   QVL_INLINE F make_weights(float* scores, int64_t vectors, F top, const float* inverse_scales, float* lane_sum) {
     F all = V::zero(), sum = V::zero();
@@ -214,7 +192,7 @@ struct TileInt16 {
       const int64_t vectors = (most + kW - 1) / kW;
       const int32_t* q = static_cast<const int32_t*>(args.queries) + first * (words + 1);
       for (int64_t r = 0; r < rows; r += kR) {
-        for_columns(vectors, [&]<int C>(int64_t j) {
+        for_columns<kC>(vectors, [&]<int C>(int64_t j) {
           score_block<C>(q + r * (words + 1), words, args.scale, keys + j * kW, key_scales + j * kW, value_logs + j * kW,
                          s->scores + r * kKeys + j * kW, s->lane_max + r * kW, j == 0);
         });
@@ -249,7 +227,7 @@ struct TileInt16 {
         make_codes(s->scores + r * kKeys, vectors, V::set1(s->factor[r]), s->weights + r * kSteps);
       }
       const int64_t steps = (most + 1) / 2;
-      for_columns((args.head_dim + kW - 1) / kW, [&]<int C>(int64_t j) {
+      for_columns<kC>((args.head_dim + kW - 1) / kW, [&]<int C>(int64_t j) {
         for (int64_t r = 0; r < rows; r += kR) {
           value_block<C>(s->weights + r * kSteps, s->shrink + r, s->unit + r, values + j * kW, out_stride, steps,
                          args.out + (first + r) * out_stride + j * kW);
@@ -271,37 +249,18 @@ struct TileInt16 {
     return sizeof(Scratch);
   }
 
-  // Elements [at, at + kW) of a row of hd, zeros behind it.
-  template <typename T>
-  QVL_INLINE F elements(const T* row, int64_t hd, int64_t at) {
-    if (at + kW <= hd) return V::load(row + at);
-    return at < hd ? V::load_n(row + at, hd - at) : V::zero();
-  }
-
-  // The largest magnitude of a row; not finite when an element is not.
-  template <typename T>
-  QVL_INLINE float largest(const T* row, int64_t hd) {
-    F max = V::zero(), lost = V::zero();
-    for (int64_t d = 0; d < hd; d += kW) {
-      const F x = elements(row, hd, d);
-      max = V::max(max, V::max(x, V::sub(V::zero(), x)));
-      lost = V::fma(x, V::zero(), lost);
-    }
-    return V::reduce_max(max) + V::reduce_add(lost);
-  }
-
   // What a row of queries or keys is to be divided by, a power of two: NaN when an element is not finite, zero for a row of
   // zeros.
   template <typename T>
   QVL_INLINE float row_scale(const T* row, int64_t hd) {
-    const float max = largest(row, hd);
+    const float max = largest<V>(row, hd);
     if (!(max <= std::numeric_limits<float>::max())) return std::numeric_limits<float>::quiet_NaN();
-    if (max < kSmallestRow) return 0;
+    if (max < kSmallestCodedRow) return 0;
     // Relative to the largest, lest squares overflow.
     const F down = V::set1(1.0f / max);
     F squares = V::zero();
     for (int64_t d = 0; d < hd; d += kW) {
-      const F x = V::mul(elements(row, hd, d), down);
+      const F x = V::mul(elements<V>(row, hd, d), down);
       squares = V::fma(x, x, squares);
     }
     const float length = __builtin_sqrtf(V::reduce_add(squares)) * (1 / kLongestCodes);
@@ -314,7 +273,7 @@ struct TileInt16 {
   // kW words, the codes of elements [at, at + 2 kW). Elements that are not finite give any code.
   template <typename T>
   QVL_INLINE F code_words(const T* row, int64_t hd, int64_t at, F factor) {
-    return W::as_float(W::codes(V::mul(elements(row, hd, at), factor), V::mul(elements(row, hd, at + kW), factor)));
+    return W::as_float(W::codes(V::mul(elements<V>(row, hd, at), factor), V::mul(elements<V>(row, hd, at + kW), factor)));
   }
 
   template <typename T>
@@ -367,22 +326,22 @@ struct TileInt16 {
     float* logs = reinterpret_cast<float*>(static_cast<int32_t*>(tile) + kSteps * out_stride) + first;
     float* inverses = logs + kKeys;
     const auto scale_row = [&](int64_t key) {
-      const float max = key < count ? largest(rows + key * stride, hd) : 0.0f;
+      const float max = key < count ? largest<V>(rows + key * stride, hd) : 0.0f;
       if (!(max <= std::numeric_limits<float>::max())) {  // lost for all who see it, nothing for the others
         logs[key] = std::numeric_limits<float>::quiet_NaN();
         inverses[key] = 1;
         return 0.0f;
       }
-      const float scale = power_above((max < kSmallestRow ? kSmallestRow : max) * (1 / kLargestCode));
+      const float scale = power_above((max < kSmallestCodedRow ? kSmallestCodedRow : max) * (1 / kLargestCode));
       logs[key] = exponent_of(scale);
       inverses[key] = 1 / scale;
-      return max < kSmallestRow ? 0.0f : inverses[key];
+      return max < kSmallestCodedRow ? 0.0f : inverses[key];
     };
     for (int64_t key = 0; key < padded; key += 2, dst += out_stride) {
       const F low = V::set1(scale_row(key)), high = V::set1(scale_row(key + 1));
       for (int64_t d = 0; d < out_stride; d += kW) {
         const auto row = [&](int64_t i, F factor) {
-          return i < count ? V::mul(elements(rows + i * stride, hd, d), factor) : V::zero();
+          return i < count ? V::mul(elements<V>(rows + i * stride, hd, d), factor) : V::zero();
         };
         W::store(dst + d, W::pairs(row(key, low), row(key + 1, high)));
       }

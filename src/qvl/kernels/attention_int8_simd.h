@@ -67,7 +67,7 @@ float quantize_head(const void* src, int64_t hd, bool key, int8_t* codes) {
   for (; d + kW <= hd; d += kW) see(V::load(x + d));
   if (d < hd) see(V::load_n(x + d, hd - d));
   const float largest = V::reduce_max(top), nothing = V::reduce_add(broken);
-  const bool some = largest >= kSmallestInt8Head;
+  const bool some = largest >= kSmallestCodedRow;
   const F inverse = V::set1(some ? 127.0f / largest : 0.0f);
   for (d = 0; d + kW <= hd; d += kW) V::store(codes + d, V::mul(V::load(x + d), inverse));
   if (d < hd) V::store_n(codes + d, V::mul(V::load_n(x + d, hd - d), inverse), hd - d);

@@ -1,7 +1,7 @@
 // Attention in 8-bit codes, AttentionKernels::tile_int8: what becomes which code, the same on every instruction set that has
 // it (spec 5.4; MODEL.md). Every row sees all keys; AttendArgs::visible is null and a tile's keys and values are packed at once.
 //
-// A row of queries or keys: q = round_half_even(x * (127 / absmax)), what a code is worth absmax / 127. An element of values: the
+// A row of queries or keys: q = round_half_even(x * (127 / absmax)), what a code is worth absmax / 127; zeros below kSmallestCodedRow. An element of values: the
 // same with the absmax of its column in the tile. Sums of products of codes are exact. A weight becomes a code relative to the
 // largest weight of its row in the tile, 255: 2^(score - top) * 255 plus the key's dither, the fraction dropped, so that many
 // small weights beside a large one keep their share. The weights' sum is that of the codes.
@@ -16,8 +16,6 @@ inline constexpr int64_t kInt8KeyTile = 128;  // keys that share the largest wei
 inline constexpr float kInt8LargestCode = 127.0f;
 inline constexpr float kInt8LargestWeight = 255.0f;
 inline constexpr float kInt8LargestWeightLog = 7.9943534368588579f;  // log2 of it
-// Rows and columns whose largest magnitude is below this become zeros.
-inline constexpr float kSmallestInt8Row = 0x1p-100f;
 
 // Below 1, evenly spread over any run of keys: multiples of the golden ratio.
 inline constexpr std::array<float, kInt8KeyTile> kInt8Dither = [] {

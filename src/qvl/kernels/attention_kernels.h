@@ -12,8 +12,8 @@ namespace qvl::kernels {
 // instruction set. Packed keys are complete in panels of this many keys.
 inline constexpr int64_t kAttentionLanes = 16;
 
-// Heads whose largest magnitude is below this become zeros in an int8 cache.
-inline constexpr float kSmallestInt8Head = 0x1p-100f;
+// Rows and heads whose largest magnitude is below this become zeros where they become codes.
+inline constexpr float kSmallestCodedRow = 0x1p-100f;
 
 inline constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;

@@ -125,7 +125,7 @@ float quantize_head(const void* src, int64_t hd, bool key, int8_t* codes) {
     }
     largest = std::max(largest, std::abs(x[i]));
   }
-  const bool some = largest >= kSmallestInt8Head;
+  const bool some = largest >= kSmallestCodedRow;
   const float inverse = some ? 127.0f / largest : 0.0f;
   for (int64_t i = 0; i < hd; ++i) codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
   const float scale = some ? largest / 127.0f : 0.0f;
@@ -238,7 +238,7 @@ float int8_codes(const BFloat16* x, int64_t step, int64_t count, int8_t* codes) 
     finite &= std::isfinite(v);
     largest = std::max(largest, std::abs(v));
   }
-  const bool some = finite && largest >= kSmallestInt8Row;
+  const bool some = finite && largest >= kSmallestCodedRow;
   const float factor = some ? kInt8LargestCode / largest : 0.0f;
   for (int64_t i = 0; i < count; ++i) codes[i * step] = static_cast<int8_t>(finite ? std::nearbyint(to_float(x[i * step]) * factor) : 0);
   return !finite ? std::numeric_limits<float>::quiet_NaN() : some ? largest * (1.0f / kInt8LargestCode) : 0.0f;

@@ -373,7 +373,7 @@ template <typename Element>
 double int8_codes(size_t n, const Element& element, double* out, size_t step = 1) {
   float largest = 0;
   for (size_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(static_cast<float>(element(i))));
-  const bool some = largest >= kSmallestInt8Row;
+  const bool some = largest >= kSmallestCodedRow;
   const float factor = some ? kInt8LargestCode / largest : 0.0f;
   for (size_t i = 0; i < n; ++i) out[i * step] = std::nearbyint(static_cast<float>(element(i)) * factor);
   return some ? static_cast<double>(largest) / 127 : 0.0;

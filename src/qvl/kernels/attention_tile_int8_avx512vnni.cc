@@ -31,6 +31,7 @@
 #include "qvl/kernels/attention_vec_avx512.h"
 // After the vector.
 #include "qvl/kernels/attention_tile_simd.h"
+#include "qvl/kernels/products_avx512vnni.h"
 
 namespace qvl::kernels {
 namespace {
@@ -64,11 +65,6 @@ int64_t query_words(int64_t hd) {
   return hd / 4 + 2;
 }
 
-// sum += products of unsigned and signed codes. Not the intrinsic: GCC 12 then moves most sums to the stack and back.
-QVL_INLINE void dot(__m512i& sum, __m512i codes, __m512i signed_codes) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(signed_codes));
-}
-
 // acc[r][v] += the products of words of a[r], `Signed`, with those of b[v] of the other kind.
 template <bool SignedRows, int C>
 QVL_INLINE void multiply(__m512i (&acc)[kR][C], const int32_t* a, int64_t a_stride, const int32_t* b, int64_t b_stride,
@@ -82,7 +78,7 @@ QVL_INLINE void multiply(__m512i (&acc)[kR][C], const int32_t* a, int64_t a_stri
       const __m512i word = _mm512_set1_epi32(a[r * a_stride + k]);
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) {
-        dot(acc[r][c], SignedRows ? operand[c] : word, SignedRows ? word : operand[c]);
+        add_products(acc[r][c], SignedRows ? operand[c] : word, SignedRows ? word : operand[c]);
       }
     }
   }
@@ -136,19 +132,6 @@ __attribute__((noinline)) void value_block(const uint8_t* weights, const float* 
   }
 }
 
-// fn<C>(first) over `vectors` columns in nearly equal parts of at most kC.
-template <typename Fn>
-QVL_INLINE void for_columns(int64_t vectors, const Fn& fn) {
-  for (int64_t j = 0; j < vectors;) {
-    const int64_t left = vectors - j, parts = (left + kC - 1) / kC, c = (left + parts - 1) / parts;
-    if (c == 4) fn.template operator()<4>(j);
-    if (c == 3) fn.template operator()<3>(j);
-    if (c == 2) fn.template operator()<2>(j);
-    if (c == 1) fn.template operator()<1>(j);
-    j += c;
-  }
-}
-
 // 2^x for x <= 8 or so, 1e-4 relative.
 QVL_INLINE __m512 exp2_of(__m512 x) {
   // What is left of x beside its nearest integer, whose power of two VSCALEFPS gives when told to round down.
@@ -182,7 +165,7 @@ QVL_INLINE void score(const AttendArgs& args, int64_t first, Group* g) {
   const auto* key_scales = reinterpret_cast<const float*>(keys + words * kKeys);
   const int32_t* q = static_cast<const int32_t*>(args.queries) + first * (words + 2);
   g->first = first;
-  for_columns(panels * 4, [&]<int C>(int64_t j) {
+  simd::for_columns<kC>(panels * 4, [&]<int C>(int64_t j) {
     score_block<C>(q, words, keys + j * kW, key_scales + j * kW, g->scores + j * kW, g->lane_max, j == 0);
   });
   if (args.key_count < panels * kPanel) {
@@ -214,25 +197,19 @@ QVL_INLINE void gather(const AttendArgs& args, Group* g) {
   const auto* values = static_cast<const int32_t*>(args.values);
   const auto* value_scales = reinterpret_cast<const float*>(values + kKeys / 4 * out_stride);
   float* out = args.out + g->first * out_stride;
-  for_columns((args.head_dim + kW - 1) / kW, [&]<int C>(int64_t j) {
+  simd::for_columns<kC>((args.head_dim + kW - 1) / kW, [&]<int C>(int64_t j) {
     value_block<C>(g->weights, g->shrink, g->unit, values + j * kW, value_scales + j * kW, out_stride, panels * (kPanel / 4),
                    out + j * kW);
   });
 }
 
-// The scores of a group come before the weights of the group ahead: the latency of its maxima hides behind
-// them.
 void attend(const AttendArgs& args) {
-  Scratch* s = static_cast<Scratch*>(args.scratch);
-  Group* next = &s->groups[0];
-  Group* ready = nullptr;
-  for (int64_t first = 0; first < args.rows; first += kR) {
-    score(args, first, next);
-    if (ready != nullptr) gather(args, ready);
-    ready = next;
-    next = next == &s->groups[0] ? &s->groups[1] : &s->groups[0];
-  }
-  if (ready != nullptr) gather(args, ready);
+  simd::in_turn(args.rows, kR, static_cast<Scratch*>(args.scratch)->groups,
+                [&](int64_t first, Group* g) __attribute__((always_inline)) {
+                  score(args, first, g);
+                  return true;
+                },
+                [&](Group* g) __attribute__((always_inline)) { gather(args, g); });
 }
 
 size_t query_bytes(int64_t hd) {
@@ -248,28 +225,14 @@ size_t scratch_bytes(int64_t) {
   return sizeof(Scratch);
 }
 
-QVL_INLINE __m512 elements(const BFloat16* row, int64_t hd, int64_t at) {
-  if (at + kW <= hd) return V::load(row + at);
-  return at < hd ? V::load_n(row + at, hd - at) : V::zero();
-}
-QVL_INLINE __m512 magnitude(__m512 x) {
-  return _mm512_abs_ps(x);
-}
-
 // The factor that makes codes of a row, and in `scale` what a code is worth: NaN when an element is not finite.
 QVL_INLINE float row_factor(const BFloat16* row, int64_t hd, float* scale) {
-  __m512 max = V::zero(), lost = V::zero();
-  for (int64_t d = 0; d < hd; d += kW) {
-    const __m512 x = elements(row, hd, d);
-    max = V::max(max, magnitude(x));
-    lost = V::fma(x, V::zero(), lost);
-  }
-  const float largest = V::reduce_max(max) + V::reduce_add(lost);
+  const float largest = simd::largest<V>(row, hd);
   if (!(largest <= std::numeric_limits<float>::max())) {
     *scale = std::numeric_limits<float>::quiet_NaN();
     return 0;
   }
-  if (largest < kSmallestInt8Row) {
+  if (largest < kSmallestCodedRow) {
     *scale = 0;
     return 0;
   }
@@ -289,7 +252,7 @@ void pack_query(const void* src, int64_t hd, void* dst) {
   const __m512 factor = V::set1(row_factor(row, hd, &scale));
   __m512i sum = _mm512_setzero_si512();
   for (int64_t d = 0; d < hd; d += kW) {
-    const __m128i c = codes_of(elements(row, hd, d), factor);
+    const __m128i c = codes_of(simd::elements<V>(row, hd, d), factor);
     sum = _mm512_add_epi32(sum, _mm512_cvtepi8_epi32(c));
     const int64_t n = hd - d < kW ? hd - d : kW;
     _mm_mask_storeu_epi8(codes + d, static_cast<__mmask16>((1u << n) - 1u), c);
@@ -319,7 +282,7 @@ void pack_keys(const void* src, int64_t stride, int64_t, int64_t count, int64_t 
         __m512i codes = _mm512_setzero_si512();
         if (key + i < count) {
           const BFloat16* row = rows + (key + i) * stride;
-          const auto part = [&](int64_t at) { return codes_of(elements(row, hd, 4 * d + at), factor); };
+          const auto part = [&](int64_t at) { return codes_of(simd::elements<V>(row, hd, 4 * d + at), factor); };
           codes = _mm512_inserti32x4(_mm512_castsi128_si512(part(0)), part(16), 1);
           codes = _mm512_inserti32x4(_mm512_inserti32x4(codes, part(32), 2), part(48), 3);
         }
@@ -341,16 +304,16 @@ void pack_values(const void* src, int64_t stride, int64_t, int64_t count, int64_
   for (int64_t d = 0; d < out_stride; d += kW) {
     __m512 max = V::zero(), lost = V::zero();
     for (int64_t i = 0; i < count; ++i) {
-      const __m512 x = elements(rows + i * stride, hd, d);
-      max = V::max(max, magnitude(x));
+      const __m512 x = simd::elements<V>(rows + i * stride, hd, d);
+      max = V::max(max, _mm512_abs_ps(x));
       lost = V::fma(x, V::zero(), lost);
     }
-    const __mmask16 some = _mm512_cmp_ps_mask(max, V::set1(kSmallestInt8Row), _CMP_GE_OQ);
+    const __mmask16 some = _mm512_cmp_ps_mask(max, V::set1(kSmallestCodedRow), _CMP_GE_OQ);
     const __m512 factor = _mm512_maskz_div_ps(some, V::set1(kInt8LargestCode), max);
     V::store(scales + d, V::add(lost, _mm512_maskz_mul_ps(some, max, V::set1(1.0f / kInt8LargestCode))));
     const auto code = [&](int64_t i) {
       if (i >= count) return _mm512_setzero_si512();
-      return _mm512_and_si512(_mm512_cvtps_epi32(V::mul(elements(rows + i * stride, hd, d), factor)), _mm512_set1_epi32(255));
+      return _mm512_and_si512(_mm512_cvtps_epi32(V::mul(simd::elements<V>(rows + i * stride, hd, d), factor)), _mm512_set1_epi32(255));
     };
     for (int64_t step = 0; step < panels * (kPanel / 4); ++step) {
       // In the order in which four vectors of weights are packed.

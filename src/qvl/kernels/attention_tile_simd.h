@@ -49,6 +49,62 @@ static __attribute__((noinline)) void hide_behind(float* scores, int64_t visible
   V::store(lane_max, max);
 }
 
+// fn<C>(first) over `vectors` columns in nearly equal parts of at most kC.
+template <int kC, typename Fn>
+QVL_INLINE void for_columns(int64_t vectors, const Fn& fn) {
+  static_assert(kC == 2 || kC == 4 || kC == 8);
+  for (int64_t j = 0; j < vectors;) {
+    const int64_t left = vectors - j, parts = (left + kC - 1) / kC, c = (left + parts - 1) / parts;
+    if constexpr (kC == 8) {
+      if (c == 8) fn.template operator()<8>(j);
+      if (c == 7) fn.template operator()<7>(j);
+      if (c == 6) fn.template operator()<6>(j);
+      if (c == 5) fn.template operator()<5>(j);
+    }
+    if constexpr (kC >= 4) {
+      if (c == 4) fn.template operator()<4>(j);
+      if (c == 3) fn.template operator()<3>(j);
+    }
+    if (c == 2) fn.template operator()<2>(j);
+    if (c == 1) fn.template operator()<1>(j);
+    j += c;
+  }
+}
+
+// Groups of `step` rows through score(first, group), false where there is nothing to gather, and gather(group). The scores of a
+// group come before the weights of the group ahead: the latency of its maxima hides behind them.
+template <typename Group, typename Score, typename Gather>
+QVL_INLINE void in_turn(int64_t rows, int64_t step, Group (&groups)[2], const Score& score, const Gather& gather) {
+  Group* next = &groups[0];
+  Group* ready = nullptr;
+  for (int64_t first = 0; first < rows; first += step) {
+    if (!score(first, next)) continue;
+    if (ready != nullptr) gather(ready);
+    ready = next;
+    next = next == &groups[0] ? &groups[1] : &groups[0];
+  }
+  if (ready != nullptr) gather(ready);
+}
+
+// Elements [at, at + V::kWidth) of a row of hd, zeros behind it.
+template <typename V, typename T>
+QVL_INLINE typename V::F elements(const T* row, int64_t hd, int64_t at) {
+  if (at + V::kWidth <= hd) return V::load(row + at);
+  return at < hd ? V::load_n(row + at, hd - at) : V::zero();
+}
+
+// The largest magnitude of a row; not finite when an element is not.
+template <typename V, typename T>
+QVL_INLINE float largest(const T* row, int64_t hd) {
+  typename V::F max = V::zero(), lost = V::zero();
+  for (int64_t d = 0; d < hd; d += V::kWidth) {
+    const typename V::F x = elements<V>(row, hd, d);
+    max = V::max(max, V::max(x, V::sub(V::zero(), x)));
+    lost = V::fma(x, V::zero(), lost);
+  }
+  return V::reduce_max(max) + V::reduce_add(lost);
+}
+
 // Products of float words.
 template <typename V>
 struct DotF32 {
@@ -151,21 +207,6 @@ struct Tile {
     }
   }
 
-  // fn<C>(first) over `vectors` columns in nearly equal parts of at most kC.
-  template <typename Fn>
-  QVL_INLINE void for_columns(int64_t vectors, const Fn& fn) {
-    for (int64_t j = 0; j < vectors;) {
-      const int64_t left = vectors - j, parts = (left + kC - 1) / kC, c = (left + parts - 1) / parts;
-      if constexpr (kC >= 4) {
-        if (c == 4) fn.template operator()<4>(j);
-        if (c == 3) fn.template operator()<3>(j);
-      }
-      if (c == 2) fn.template operator()<2>(j);
-      if (c == 1) fn.template operator()<1>(j);
-      j += c;
-    }
-  }
-
   // First half of a group's way: scores, new maxima, and by how much the sums so far shrink. False if no row
   // of the group sees a key of this tile.
   QVL_INLINE bool score(const AttendArgs& args, int64_t first, Group* g) {
@@ -182,7 +223,7 @@ struct Tile {
     const int64_t words = args.head_dim / D::kUnit, vectors = (most + kW - 1) / kW;
     const auto* keys = static_cast<const float*>(args.keys);
     const float* q = static_cast<const float*>(args.queries) + first * words;
-    for_columns(vectors, [&]<int C>(int64_t j) {
+    for_columns<kC>(vectors, [&]<int C>(int64_t j) {
       score_block<C>(q, words, keys + j * kW, g->scores + j * kW, g->lane_max, j == 0);
     });
     if (least < vectors * kW) {
@@ -210,25 +251,16 @@ struct Tile {
     const auto* values = static_cast<const float*>(args.values);
     const float* weights = D::kWeightsInPlace ? g->scores : g->weights;
     float* out = args.out + g->first * out_stride;
-    for_columns((args.head_dim + kW - 1) / kW, [&]<int C>(int64_t j) {
+    for_columns<kC>((args.head_dim + kW - 1) / kW, [&]<int C>(int64_t j) {
       value_block<C>(weights, kWeightWords, g->row, values + j * kW, out_stride,
                      (g->seen + D::kUnit - 1) / D::kUnit, out + j * kW, out_stride);
     });
   }
 
-  // The scores of a group come before the weights of the group ahead: the latency of its maxima hides behind
-  // them.
   static void attend(const AttendArgs& args) {
-    Scratch* s = static_cast<Scratch*>(args.scratch);
-    Group* next = &s->groups[0];
-    Group* ready = nullptr;
-    for (int64_t first = 0; first < args.rows; first += kR) {
-      if (!score(args, first, next)) continue;
-      if (ready != nullptr) gather(args, ready);
-      ready = next;
-      next = next == &s->groups[0] ? &s->groups[1] : &s->groups[0];
-    }
-    if (ready != nullptr) gather(args, ready);
+    in_turn(args.rows, kR, static_cast<Scratch*>(args.scratch)->groups,
+            [&](int64_t first, Group* g) __attribute__((always_inline)) { return score(args, first, g); },
+            [&](Group* g) __attribute__((always_inline)) { gather(args, g); });
   }
 
   template <typename T>

@@ -18,6 +18,8 @@
 
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 
+#include "qvl/kernels/products_avx512vnni.h"
+
 namespace qvl::kernels {
 namespace {
 
@@ -187,12 +189,6 @@ void pack(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth, std::
     w.zero_points != nullptr ? pack_values<4, true>(w, cols, begin, depth, packed)
                              : pack_values<4, false>(w, cols, begin, depth, packed);
   }
-}
-
-// Products of four bytes of x, unsigned, with signed ones of weights added to `sum`. Of the intrinsic the compiler moves sums
-// to other registers and back in loops, and through memory where none is left.
-inline void add_products(__m512i& sum, __m512i x, __m512i w) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
 }
 
 // kChunk: columns between two turns of the inner loop; the group or, kMore, a part of it. kScalef: scales of x are powers of
