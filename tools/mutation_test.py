@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ("golden_native_test", "*scalar*")
 MODEL = ("model_test", "*")
 IMAGE = ("image_test", "*")
+HEAD = ("engine_native_test", "HeadTest.*")
 GENERATE = ("generate_test", "Session.*")
 
 VISION = "src/qvl/engine/native/vision.cc"
@@ -132,6 +133,12 @@ MUTATIONS = [
              "    T::store(y + half + i, (b * cos[i] + a * sin[i]) * weight[half + i]);", GOLDEN),
     Mutation("scale of the attention missing", DECODER, "1.0f / std::sqrt(static_cast<float>(config_.head_dim))", "1.0f",
              GOLDEN),
+    Mutation("tokens left out of the head too easily", "src/qvl/engine/native/head.cc", "constexpr float kDeviations = 8;",
+             "constexpr float kDeviations = 0.2f;", HEAD),
+    Mutation("rows of the head taken to be off alike", "src/qvl/engine/native/head.cc",
+             "const float spread = std::sqrt(sum);", "const float spread = 1;", HEAD),
+    Mutation("logits refined for the likeliest only", "src/qvl/engine/native/head.cc",
+             "const auto last = sorted.begin() + (top.count - 1);", "const auto last = sorted.begin();", HEAD),
     Mutation("causal mask one key too far", "src/qvl/kernels/attention_causal.cc", "return past + row / group + 1;",
              "return past + q.rows;", GOLDEN),
 ]

@@ -4,8 +4,9 @@
 //   decode_context_bench MODEL [CONTEXTS [ROUNDS [THREADS [auto|bf16|int8]]]]      # CONTEXTS: 256,768,4096
 //
 // MODEL: a checkpoint or a package, in the native engine. CONTEXTS: multiples of 256. In every round each context has three
-// steps of one token, and memory is read as fast as it goes, so that a busy machine disturbs all alike; prints medians and the
-// best of all, and at which rate the keys and values were read that a longer context has more than the first.
+// steps of one token, of which the likeliest is asked for, three more with the logits of all tokens, and memory is read as fast as
+// it goes, so that a busy machine disturbs all alike; prints medians and the best of all, and at which rate the keys and values were
+// read that a longer context has more than the first.
 #include <unistd.h>
 
 #include <cstdlib>
@@ -25,7 +26,7 @@ constexpr int64_t kRepeated = 256;
 struct Timeline {
   int64_t context;
   std::unique_ptr<engine::KvCache> cache;
-  std::vector<double> ms;
+  std::vector<double> ms, all_logits_ms;
 };
 
 // What was saved, so many times, in a file without a name. Written as the product writes such files, so that the page cache
@@ -62,7 +63,7 @@ int run(const std::filesystem::path& folder, const std::string& contexts, int ro
     const int64_t context = std::atoll(contexts.substr(at, comma - at).c_str());
     if (context < 1 || context % kRepeated != 0)
       fail(ErrorCode::kInvalidArgument, "decode_context_bench", "context", "a multiple of 256", cat(context));
-    timelines.push_back({context, engine->decoder().new_cache(), {}});
+    timelines.push_back({context, engine->decoder().new_cache(), {}, {}});
     timelines.back().cache->load(context, repeated(saved, context / kRepeated));
     at = comma + 1;
   }
@@ -76,19 +77,26 @@ int run(const std::filesystem::path& folder, const std::string& contexts, int ro
     limits.push_back(limit.bytes_per_second * 1e-9);
     for (Timeline& t : timelines) {
       for (int step = 0; step < 3; ++step) {
-        t.ms.push_back(timed_ms([&] { append(*engine, *t.cache, {ids[static_cast<size_t>(step)]}, true); }));
+        const std::vector<int32_t> id = {ids[static_cast<size_t>(step)]};
+        t.ms.push_back(timed_ms([&] { append(*engine, *t.cache, id, true, {.count = 1}); }));
+        t.cache->truncate(t.context);
+        t.all_logits_ms.push_back(timed_ms([&] { append(*engine, *t.cache, id, true); }));
         t.cache->truncate(t.context);
       }
     }
   }
   std::ranges::sort(limits);
-  for (Timeline& t : timelines) std::ranges::sort(t.ms);
+  for (Timeline& t : timelines) {
+    std::ranges::sort(t.ms);
+    std::ranges::sort(t.all_logits_ms);
+  }
   const double limit = limits[limits.size() / 2], position_mb = static_cast<double>(saved.size()) / kRepeated * 1e-6;
   std::printf("%s, %d rounds; read limit %.1f GB/s (median, best %.1f)\n", folder.c_str(), rounds, limit, limits.back());
   const Timeline& first = timelines.front();
   for (const Timeline& t : timelines) {
     const double median = t.ms[t.ms.size() / 2], more = median - first.ms[first.ms.size() / 2];
-    std::printf("%6lld tokens: %8.2f ms a step (best %.2f)", static_cast<long long>(t.context), median, t.ms.front());
+    std::printf("%6lld tokens: %8.2f ms a step (best %.2f), %.2f (%.2f) with all logits", static_cast<long long>(t.context),
+                median, t.ms.front(), t.all_logits_ms[t.all_logits_ms.size() / 2], t.all_logits_ms.front());
     if (t.context > first.context && more > 0) {
       const double rate = position_mb * static_cast<double>(t.context - first.context) / more;
       std::printf("; keys and values at %.1f GB/s, %.0f %% of the limit", rate, 100 * rate / limit);

@@ -95,7 +95,8 @@ inline std::vector<int32_t> some_ids(size_t count) {
 }
 
 // The ids at the end of what the cache holds, as prompt or as rows of a decode step: then their logits, [ids, V].
-inline Tensor append(const engine::Engine& engine, engine::KvCache& cache, const std::vector<int32_t>& ids, bool decode) {
+inline Tensor append(const engine::Engine& engine, engine::KvCache& cache, const std::vector<int32_t>& ids, bool decode,
+                     engine::TopLogits top = {}) {
   const Tensor embeds = engine.embed().embed(ids);
   std::vector<int64_t> positions(ids.size());
   std::iota(positions.begin(), positions.end(), cache.length());
@@ -103,6 +104,7 @@ inline Tensor append(const engine::Engine& engine, engine::KvCache& cache, const
   input.embeds = &embeds;
   for (auto& axis : input.positions) axis = positions;
   input.decode = decode;
+  input.top = top;
   return engine.decoder().forward(input, cache, decode ? engine::LogitsMode::kAll : engine::LogitsMode::kNone);
 }
 

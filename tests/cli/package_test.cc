@@ -308,6 +308,38 @@ TEST_F(Packages, InfoTellsStagesGraphsAndWhatIsFused) {
     EXPECT_EQ(graph["nodes"], graph["plain_nodes"]) << name;
 }
 
+TEST_F(Packages, AShortlistOfTheHeadChangesNoAnswer) {
+  const std::string with = exported("shortlist", kSmall, {"--shortlist", "on"});
+  ASSERT_TRUE(package::Manifest::load(with).head_shortlist);
+  EXPECT_FALSE(package::Manifest::load(small_int4()).head_shortlist);  // 640 tokens are read as fast
+  EXPECT_FALSE(package::Manifest::load(exported("genai", kSmall, {"--shortlist", "on", "--layout", "genai"})).head_shortlist);
+  EXPECT_NE(qvl({"info", with}).out.find("shortlist of the head in int4 b128"), std::string::npos);
+  const std::string picture = (kSource / "tests/fixtures/small/eval/001.png").string();
+  for (const std::vector<std::string>& options : std::vector<std::vector<std::string>>{
+           {"--greedy"}, {"--seed", "7", "--top-k", "20", "--temperature", "1.5"}, {"--greedy", "--speculate", "4"}}) {
+    std::string answer;
+    for (const std::string& package : {with, small_int4()}) {
+      std::vector<std::string> arguments = {"run", package, "-i", picture, "Describe the image.", "--json", "--max-tokens", "40"};
+      arguments.insert(arguments.end(), options.begin(), options.end());
+      const Outcome o = qvl(arguments);
+      ASSERT_EQ(o.exit_code, 0) << o.err;
+      const std::string ids = parse_json(o.out, "run")["token_ids"].dump();
+      EXPECT_TRUE(answer.empty() || answer == ids) << answer << "\n" << ids;
+      answer = ids;
+    }
+  }
+  // It is a weight like the others to whoever checks them.
+  const std::string flipped = copy(with, "flipped_shortlist");
+  const auto at = static_cast<int64_t>(package::Manifest::load(flipped).head_shortlist->data.offset);
+  std::fstream file(fs::path(flipped) / "text.data", std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(at);
+  file.put('\x37');
+  file.close();
+  rehash(flipped, "text.data");
+  expect_failure(qvl({"verify", flipped, "--against", kSmall, "--engines", "native", "--sizes", "64x64"}),
+                 {"head_shortlist", "as the export measured"});
+}
+
 TEST_F(Packages, GuessedTokensAreCheckedWhereThatChangesNoAnswer) {
   const std::string picture = (kSource / "tests/fixtures/small/eval/001.png").string();
   const auto ask = [&](std::vector<std::string> more) {

@@ -66,7 +66,7 @@ void measure_text(const BenchSettings& s, const OpenStages& opened, const genera
                               {"seconds", p.seconds.seconds},
                               {"operations", operations_json(generate::prefill_operations(opened.config.text, p.tokens))}});
   }
-  const int64_t weights = stored_weights(s.model).decode_bytes;
+  const int64_t weights = stored_weights(s.model, opened.decoder->reads_shortlist()).decode_bytes;
   for (const generate::DecodeSeries& d : series.decode) {
     // The middle of the tokens.
     out["decode"].push_back(

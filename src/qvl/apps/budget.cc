@@ -90,7 +90,7 @@ generate::SpeedProfile find_profile(const fs::path& folder, const OpenModel& mod
   }
   const Clock::time_point start = Clock::now();
   const generate::SpeedProfile profile = generate::measure_speed_profile(
-      *model.engine, stored_weights(folder).decode_bytes, [&bar](int64_t done, int64_t total) {
+      *model.engine, stored_weights(folder, model.engine->decoder().reads_shortlist()).decode_bytes, [&bar](int64_t done, int64_t total) {
         bar.update("measuring this machine", done, total, "steps");
         return !interrupt_flag();
       });
@@ -132,7 +132,7 @@ Planned plan_question(const fs::path& folder, const OpenModel& model, const gene
   out.memory_known = info.vision.starts_with("native") && info.text.starts_with("native");
   if (choice.bytes && !out.memory_known)
     throw UsageError("--budget-memory: expected native stages, got ONNX ones, whose memory cannot be predicted");
-  const StoredWeights weights = stored_weights(folder);
+  const StoredWeights weights = stored_weights(folder, model.engine->decoder().reads_shortlist());
   const generate::MemoryFacts memory{.base_bytes = before.outside_bytes,
                                      .touched_weight_bytes = before.inside_bytes,
                                      .vision_weight_bytes = weights.vision_bytes,

@@ -34,6 +34,7 @@ struct ExportCommandOptions {
   int64_t static_context = 2048;
   int64_t opset = 21;
   int accuracy_level = 4;
+  std::string shortlist = "auto";
   bool replace = false;
   std::string calibrate;
   int64_t calibrate_tokens = 32;
@@ -66,6 +67,7 @@ exporting::ExportOptions export_options(const ExportCommandOptions& o) {
   options.plain = o.plain;
   options.opset = o.opset;
   options.accuracy_level = o.accuracy_level;
+  if (o.shortlist != "auto") options.head_shortlist = o.shortlist == "on";
   if (!o.static_size.empty()) {
     options.static_image = parse_static_size(o.static_size);
     options.static_sequence = o.static_sequence;
@@ -314,6 +316,12 @@ Registration register_export(CLI::App& app) {
   command->add_option("--head", o->head, "Output head (default: int8 with int4 text, else as the text)")
       ->check(CLI::IsMember({"fp32", "fp16", "bf16", "int8", "int4"}))
       ->type_name("PRECISION");
+  command->add_option("--shortlist", o->shortlist,
+                      "A 4-bit copy of an 8-bit head, 7 % of a 4B package, that qvl's own engine reads to find the few rows of the "
+                      "head that a token needs: answers stay the same and come 8 % faster. auto (default: with large vocabularies), "
+                      "on, off")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->type_name("WHEN");
   command->add_option("--embedding", o->embedding, "Token embedding (default: as the head)")
       ->check(CLI::IsMember({"fp32", "fp16", "bf16", "int8", "int4"}))
       ->type_name("PRECISION");

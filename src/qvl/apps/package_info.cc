@@ -46,6 +46,8 @@ Json stage_facts(const package::Package& p, const package::StageEntry& stage, bo
     formats[t.entry->format.name()].add(*t.entry);
   }
   Json out = {{"precision", stage.precision}, {"recipe", stage.recipe}};
+  if (const auto& shortlist = p.manifest().head_shortlist; shortlist && !vision)
+    out["head_shortlist"] = {{"format", shortlist->format.name()}, {"bytes", shortlist->stored_bytes()}};
   if (stage.activation_bits != 8) out["activation_bits"] = stage.activation_bits;
   if (stage.int8_attention != 0) out["int8_attention"] = stage.int8_attention;
   if (!stage.verdict.is_null()) out["verdict"] = stage.verdict;
@@ -149,6 +151,11 @@ void stage_text(const std::string& name, const Json& s,
       line("", fmt::format("where kernels can, attention multiplies 8 bits too{}: {:.5f}", bits == 7 ? " (activations in 7)" : "",
                            v.value("cosines_with_int8_attention", Json::object()).value(std::to_string(bits), 0.0)));
     }
+  }
+  if (s.contains("head_shortlist")) {
+    const Json& h = s["head_shortlist"];
+    line("", fmt::format("and a shortlist of the head in {}: {}, which the native engine reads instead of the head", h["format"].get<std::string>(),
+                         megabytes(h["bytes"])));
   }
   for (const auto& [format, f] : s["formats"].items()) {
     line("", fmt::format("{:<26} {:>5} tensors {:>14} weights {:>12}  {:>5.2f} bits each", format,

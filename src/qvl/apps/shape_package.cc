@@ -42,7 +42,8 @@ bool usable(const fs::path& folder, bool vision_integers) {
   if (!package::is_package_folder(folder)) return false;
   try {
     const package::Manifest manifest = package::Package::open(folder).manifest();
-    return manifest.qvl_version == QVL_VERSION &&
+    const bool text_integers = manifest.text.precision == "int4" || manifest.text.precision == "int8";
+    return manifest.qvl_version == QVL_VERSION && manifest.head_shortlist.has_value() == text_integers &&
            (!vision_integers || (manifest.vision.activation_bits == kVisionActivationBits &&
                                  manifest.vision.int8_attention == kVisionActivationBits));
   } catch (const Error&) {

@@ -7,30 +7,31 @@
 namespace qvl::apps {
 namespace {
 
-StoredWeights sum(const model::ModelConfig& config, bool tied_head, const generate::StoredBytes& stored) {
+StoredWeights sum(const model::ModelConfig& config, bool tied_head, const generate::StoredBytes& stored, int64_t shortlist_bytes) {
   StoredWeights out;
   for (const model::TensorSpec& spec : model::tensor_table(config)) {
     if (model::is_vision_role(spec.role)) out.vision_bytes += stored(spec.role, spec.layer);
   }
-  out.decode_bytes = generate::decode_weight_bytes(config, tied_head, stored);
+  out.decode_bytes = generate::decode_weight_bytes(config, tied_head, stored, shortlist_bytes);
   return out;
 }
 
 }  // namespace
 
-StoredWeights stored_weights(const std::filesystem::path& folder) {
+StoredWeights stored_weights(const std::filesystem::path& folder, bool shortlist) {
   using model::TensorRole;
   if (package::is_package_folder(folder)) {
     const package::Package package = package::Package::open(folder);
-    return sum(package.config(), package.tied_head(), [&](TensorRole role, int layer) {
-      const package::PackageTensor& t = package.get(model::tensor_name(role, layer));
-      return static_cast<int64_t>(t.data.size() + t.scales.size() + t.zero_points.size());
-    });
+    const auto bytes = [](const package::PackageTensor& t) { return static_cast<int64_t>(t.entry->stored_bytes()); };
+    const std::optional<package::PackageTensor> brief = shortlist ? package.head_shortlist() : std::nullopt;
+    return sum(
+        package.config(), package.tied_head(),
+        [&](TensorRole role, int layer) { return bytes(package.get(model::tensor_name(role, layer))); }, brief ? bytes(*brief) : 0);
   }
   const source::Source source = source::Source::open(folder);
-  return sum(source.config, source.config.tie_word_embeddings, [&](TensorRole role, int layer) {
-    return static_cast<int64_t>(source.tensor(role, layer).bytes.size());
-  });
+  return sum(
+      source.config, source.config.tie_word_embeddings,
+      [&](TensorRole role, int layer) { return static_cast<int64_t>(source.tensor(role, layer).bytes.size()); }, 0);
 }
 
 }  // namespace qvl::apps

@@ -11,7 +11,8 @@ struct StoredWeights {
   int64_t decode_bytes = 0;  // what one token reads (generate/workload.h)
 };
 
-// Throws what opening the folder throws.
-StoredWeights stored_weights(const std::filesystem::path& folder);
+// `shortlist`: the decoder that reads them reads a package's shortlist of the head (DecoderStage::reads_shortlist). Throws what
+// opening the folder throws.
+StoredWeights stored_weights(const std::filesystem::path& folder, bool shortlist);
 
 }  // namespace qvl::apps

@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "qvl/base/error.h"
-#include "qvl/base/file_descriptor.h"
 #include "qvl/base/file_stamp.h"
 
 namespace qvl {
@@ -32,8 +31,8 @@ struct stat regular_file(const FileDescriptor& fd, const std::filesystem::path& 
 }  // namespace
 
 MappedFile MappedFile::open(const std::filesystem::path& path) {
-  const FileDescriptor fd = open_to_read(path);
-  MappedFile file;
+  MappedFile file(open_to_read(path));
+  const FileDescriptor& fd = file.file_;
   file.path_ = path;
   const struct stat status = regular_file(fd, path);
   file.stamp_ = file_stamp(status);
@@ -52,12 +51,14 @@ MappedFile MappedFile::open(const std::filesystem::path& path) {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)),
+    : file_(std::move(other.file_)),
+      path_(std::move(other.path_)),
       stamp_(std::move(other.stamp_)),
       data_(std::exchange(other.data_, nullptr)),
       size_bytes_(std::exchange(other.size_bytes_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(file_, other.file_);
   std::swap(path_, other.path_);
   std::swap(stamp_, other.stamp_);
   std::swap(data_, other.data_);
@@ -67,6 +68,17 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_bytes_);
+}
+
+void MappedFile::read(size_t offset, std::span<std::byte> out) const {
+  while (!out.empty()) {
+    const ssize_t n = ::pread(file_.get(), out.data(), out.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_errno(path_.string(), "cannot read");
+    if (n == 0) fail(ErrorCode::kIo, path_.string(), "the file became shorter while it was used");
+    out = out.subspan(static_cast<size_t>(n));
+    offset += static_cast<size_t>(n);
+  }
 }
 
 void MappedFile::advise(size_t offset, size_t length_bytes, int advice) const {

@@ -5,6 +5,9 @@
 #include <filesystem>
 #include <span>
 #include <string>
+#include <utility>
+
+#include "qvl/base/file_descriptor.h"
 
 namespace qvl {
 
@@ -25,14 +28,19 @@ class MappedFile {
   // file_stamp() of the file as it was opened.
   const std::string& stamp() const { return stamp_; }
 
+  // Copies a range of the file, past the mapping: touched pages of a mapping count as this process's memory, up to 2 MiB for a
+  // few bytes. Throws kIo where the file cannot be read there (any more). Thread-safe.
+  void read(size_t offset, std::span<std::byte> out) const;
+
   // Asks the system to read ahead / to drop the pages of a range (clipped to the file). Only hints.
   void will_need(size_t offset, size_t length_bytes) const;
   void drop(size_t offset, size_t length_bytes) const;
 
  private:
-  MappedFile() = default;
+  explicit MappedFile(FileDescriptor file) : file_(std::move(file)) {}
   void advise(size_t offset, size_t length_bytes, int advice) const;
 
+  FileDescriptor file_;
   std::filesystem::path path_;
   std::string stamp_;
   const std::byte* data_ = nullptr;

@@ -114,6 +114,19 @@ class KvCache {
 // Rows of a decode call, of all timelines together.
 inline constexpr int64_t kMaxDecodeRows = 16;
 
+// Which logits of a row somebody will look at.
+struct TopLogits {
+  // 0: all. Else the `count` greatest among ids [0, ids), and all that equal the last of them: those are what they are with 0, to
+  // the bit. Any other may be an approximation that is less than they are.
+  int64_t count = 0;
+  int64_t ids = 0;  // 0: all
+
+  // Whether logits made with this do for who asks for `other`.
+  bool covers(const TopLogits& other) const {
+    return count == 0 || (other.count > 0 && other.count <= count && other.ids == ids);
+  }
+};
+
 struct DecoderInput {
   // [S, D]; rows at visual positions already replaced by merged features.
   const Tensor* embeds = nullptr;
@@ -127,6 +140,7 @@ struct DecoderInput {
   // True for generated tokens (S <= kMaxDecodeRows): weights are streamed once per call instead of being tiled. Prompts
   // use false, also for a last chunk of one row, so that results do not depend on the chunk size.
   bool decode = false;
+  TopLogits top;
 };
 
 enum class LogitsMode { kNone, kLast, kAll };
@@ -163,6 +177,8 @@ class DecoderStage {
   // The largest run of weights that every decode step reads once, where it lies: how fast memory gives it can be measured there.
   // Empty where nobody knows.
   virtual std::span<const std::byte> largest_weight() const { return {}; }
+  // Whether steps that ask for the greatest logits alone (TopLogits) read the package's shortlist of the head instead of the head.
+  virtual bool reads_shortlist() const { return false; }
 };
 
 }  // namespace qvl::engine

@@ -55,10 +55,11 @@ image::Grid static_grid(const StaticImage& image, const Input& input) {
 // stop.
 class Progress {
  public:
-  Progress(const ExportOptions& options, int64_t total) : options_(options), total_(total) {}
-  void begin(std::string_view phase) {
+  explicit Progress(const ExportOptions& options) : options_(options) {}
+  void begin(std::string_view phase, int64_t total) {
     phase_ = phase;
     done_ = 0;
+    total_ = total;
     report(0);
   }
   void report(int64_t bytes) {
@@ -71,7 +72,7 @@ class Progress {
  private:
   const ExportOptions& options_;
   std::string_view phase_;
-  int64_t done_ = 0, total_;
+  int64_t done_ = 0, total_ = 0;
 };
 
 ExistingFolder existing_folder(bool replace) {
@@ -83,7 +84,7 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Input& input, c
                                DataWriter& writer, ThreadPool& pool, Progress& progress) {
   const checkpoint::TensorView& view = input.tensor(tensor.role, tensor.layer);
   const quant::Format& format = tensor.format;
-  const auto importance = options.importance.find(tensor.name);
+  const auto importance = options.importance.find(model::tensor_name(tensor.role, tensor.layer));
   const std::span<const float> weights = importance == options.importance.end()
                                              ? std::span<const float>()
                                              : std::span<const float>(importance->second);
@@ -129,6 +130,16 @@ Json quantisation_entry(const StoredTensor& tensor, const quant::ErrorStats& sta
   Json entry = {{"tensor", tensor.name}, {"format", tensor.format.name()}};
   entry.update(stats.to_json());
   return entry;
+}
+
+// Four bits find what eight decide; wide blocks, since bytes are all that it costs.
+const quant::Format kShortlistFormat = quant::Format::blocks(4, 128, false, DType::kBF16);
+
+// Other layouts are for other runtimes, and a head of fewer bits or of floats is read whole.
+bool wants_shortlist(const ExportOptions& options, const StoredTensor& head) {
+  constexpr int64_t kLargeVocabulary = 16384;
+  return options.head_shortlist.value_or(head.rows >= kLargeVocabulary) && options.layout == Layout::kQvl &&
+         head.format.kind == quant::Kind::kBlock && head.format.bits == 8;
 }
 
 struct GraphFile {
@@ -183,11 +194,12 @@ ExportResult export_package(const ExportOptions& options) {
 
   PartialFolder folder(options.out, existing_folder(options.replace));
   ThreadPool pool(threads);
-  Progress progress(options, static_cast<int64_t>(input.weight_bytes()));
+  Progress progress(options);
+  const auto weight_bytes = static_cast<int64_t>(input.weight_bytes());
 
   SensitivityReport sensitivity;
   if (options.recipe != quant::Recipe::kPlain) {
-    progress.begin("measuring");
+    progress.begin("measuring", weight_bytes);
     sensitivity = measure_sensitivity(input, options, pool, [&](int64_t bytes) { progress.report(bytes); });
   }
   WeightPlan plan(input.config(), [&](const model::TensorSpec& tensor) {
@@ -196,6 +208,7 @@ ExportResult export_package(const ExportOptions& options) {
                                                : options.precision.format_of(tensor, input.dtype());
   });
   std::vector<GraphFile> graphs = build_graphs(plan, options, graph_options);
+  const StoredTensor* const shortlist = wants_shortlist(options, plan.head()) ? &plan.store_head_shortlist(kShortlistFormat) : nullptr;
 
   ExportResult result;
   result.checkpoint_bytes = input.weight_bytes();
@@ -228,7 +241,7 @@ ExportResult export_package(const ExportOptions& options) {
                              options.static_sequence,        options.static_context};
   }
 
-  progress.begin("writing");
+  progress.begin("writing", weight_bytes + (shortlist ? static_cast<int64_t>(input.tensor(shortlist->role, shortlist->layer).bytes.size()) : 0));
   quant::ErrorStats total;
   Json tensors = Json::array();
   for (const auto& [file, bytes] : plan.file_bytes()) {
@@ -241,10 +254,14 @@ ExportResult export_package(const ExportOptions& options) {
         total.merge(stats);
       }
     }
+    // Not part of the sum: it is no weight of the model.
+    if (shortlist && shortlist->data.file == file)
+      tensors.push_back(quantisation_entry(*shortlist, write_tensor(*shortlist, input, options, writer, pool, progress)));
     manifest.data_files.push_back(writer.finish());
     result.package_bytes += manifest.data_files.back().bytes;
   }
   for (const StoredTensor* tensor : plan.tensors()) manifest.tensors.push_back(*tensor);
+  if (shortlist) manifest.head_shortlist = *shortlist;
   if (!tensors.empty()) {
     manifest.quantisation = {{"recipe", quant::recipe_name(options.recipe)},
                              {"calibrated", !options.importance.empty()},

@@ -39,6 +39,9 @@ struct ExportOptions {
   bool plain = false;
   int64_t opset = 21;
   int accuracy_level = 4;
+  // Whether the package also gets a 4-bit copy of a head in 8 bits for the native engine (Manifest::head_shortlist), in layout kQvl.
+  // Absent: where the vocabulary is so large that reading it is what a head costs.
+  std::optional<bool> head_shortlist;
   std::optional<StaticImage> static_image;
   int64_t static_sequence = 0;  // with static_image: tokens a decoder call takes, and the cache's length
   int64_t static_context = 0;

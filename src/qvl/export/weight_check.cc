@@ -16,6 +16,7 @@
 namespace qvl::exporting {
 namespace {
 
+using model::TensorRole;
 using source::Source;
 
 // Rows that one task compares: enough values to be worth it, little memory.
@@ -191,17 +192,15 @@ WeightReport check_weights(const package::Package& package, const Source& source
   WeightReport report;
   int64_t done = 0;
   const auto total = static_cast<int64_t>(package.data_bytes());
-  for (const package::PackageTensor& t : package.tensors()) {
+  const auto check_one = [&](const package::PackageTensor& t, TensorRole role, int layer) {
     if (progress && !progress(done, total)) fail(ErrorCode::kCancelled, "weights", "cancelled");
-    const auto spec = specs.find(t.entry->name);
-    if (spec == specs.end()) fail(ErrorCode::kMismatch, t.where(), "no tensor of this model");
     WeightCheck check;
     check.tensor = t.entry->name;
-    check.role = spec->second->role;
+    check.role = role;
     check.format = t.entry->format;
-    const checkpoint::TensorView& view = source.tensor(check.role, spec->second->layer);
+    const checkpoint::TensorView& view = source.tensor(role, layer);
     check.stats = compare(t, view, pool, [&] {
-      source.drop(check.role, spec->second->layer);
+      source.drop(role, layer);
       package.drop(t);
     });
     check.limit = weight_limit(check.format);
@@ -209,7 +208,14 @@ WeightReport check_weights(const package::Package& package, const Source& source
     if (const auto r = reported.find(check.tensor); r != reported.end()) check.reported = r->second;
     done += static_cast<int64_t>(check.stats.stored_bytes);
     report.tensors.push_back(std::move(check));
+  };
+  for (const package::PackageTensor& t : package.tensors()) {
+    const auto spec = specs.find(t.entry->name);
+    if (spec == specs.end()) fail(ErrorCode::kMismatch, t.where(), "no tensor of this model");
+    check_one(t, spec->second->role, spec->second->layer);
   }
+  if (const std::optional<package::PackageTensor> t = package.head_shortlist())
+    check_one(*t, package.tied_head() ? TensorRole::kTokenEmbedding : TensorRole::kLmHead, -1);
   if (progress) progress(total, total);
   return report;
 }

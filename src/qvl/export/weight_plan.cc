@@ -107,46 +107,59 @@ const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
   tensor.rows = vector ? 1 : spec.shape[0];
   tensor.columns = element_count(spec.shape) / tensor.rows;
 
-  uint64_t& end = file_bytes_[model::is_vision_role(role) ? package::kVisionData : package::kTextData];
-  const auto part = [&](std::string initializer, DType type, Shape shape, uint64_t length) {
-    const uint64_t offset = (end + package::kPartAlignmentBytes - 1) / package::kPartAlignmentBytes *
-                            package::kPartAlignmentBytes;
-    end = offset + length;
-    return package::TensorPart{std::move(initializer),
-                               model::is_vision_role(role) ? package::kVisionData : package::kTextData,
-                               offset,
-                               length,
-                               type,
-                               std::move(shape)};
-  };
-  const quant::Format& f = tensor.format;
-  const int64_t rows = tensor.rows, columns = tensor.columns, blocks = f.block_count(columns);
-  const std::string scales = spec.name + ".scales";
-  const uint64_t data_bytes = f.data_bytes(rows, columns), scale_bytes = f.scale_bytes(rows, columns);
-  switch (f.kind) {
-    case quant::Kind::kFloat:
-      tensor.data = part(spec.name, f.float_type, vector ? Shape{columns} : Shape{rows, columns}, data_bytes);
-      break;
-    case quant::Kind::kBlock:
-      tensor.data = part(spec.name, DType::kU8, {rows, blocks, f.block * f.bits / 8}, data_bytes);
-      tensor.scales = part(scales, f.scale_type, {rows, blocks}, scale_bytes);
-      if (f.zero_points) {
-        tensor.zero_points = part(spec.name + ".zero_points", DType::kU8, {rows, (blocks * f.bits + 7) / 8},
-                                  f.zero_point_bytes(rows, columns));
-      }
-      break;
-    case quant::Kind::kRow8:
-      tensor.data = part(spec.name, DType::kU8, {rows, columns}, data_bytes);
-      tensor.scales = part(scales, DType::kF32, {rows}, scale_bytes);
-      break;
-  }
+  place(tensor, vector);
   const StoredTensor& kept = stored_.emplace(key, std::move(tensor)).first->second;
   order_.push_back(&kept);
   return kept;
 }
 
+void WeightPlan::place(StoredTensor& tensor, bool vector) {
+  const char* const file = model::is_vision_role(tensor.role) ? package::kVisionData : package::kTextData;
+  uint64_t& end = file_bytes_[file];
+  const auto part = [&](std::string initializer, DType type, Shape shape, uint64_t length) {
+    const uint64_t offset = (end + package::kPartAlignmentBytes - 1) / package::kPartAlignmentBytes *
+                            package::kPartAlignmentBytes;
+    end = offset + length;
+    return package::TensorPart{std::move(initializer), file, offset, length, type, std::move(shape)};
+  };
+  const quant::Format& f = tensor.format;
+  const int64_t rows = tensor.rows, columns = tensor.columns, blocks = f.block_count(columns);
+  const std::string scales = tensor.name + ".scales";
+  const uint64_t data_bytes = f.data_bytes(rows, columns), scale_bytes = f.scale_bytes(rows, columns);
+  switch (f.kind) {
+    case quant::Kind::kFloat:
+      tensor.data = part(tensor.name, f.float_type, vector ? Shape{columns} : Shape{rows, columns}, data_bytes);
+      break;
+    case quant::Kind::kBlock:
+      tensor.data = part(tensor.name, DType::kU8, {rows, blocks, f.block * f.bits / 8}, data_bytes);
+      tensor.scales = part(scales, f.scale_type, {rows, blocks}, scale_bytes);
+      if (f.zero_points) {
+        tensor.zero_points = part(tensor.name + ".zero_points", DType::kU8, {rows, (blocks * f.bits + 7) / 8},
+                                  f.zero_point_bytes(rows, columns));
+      }
+      break;
+    case quant::Kind::kRow8:
+      tensor.data = part(tensor.name, DType::kU8, {rows, columns}, data_bytes);
+      tensor.scales = part(scales, DType::kF32, {rows}, scale_bytes);
+      break;
+  }
+}
+
 const StoredTensor& WeightPlan::head() {
   return store(config_.tie_word_embeddings ? TensorRole::kTokenEmbedding : TensorRole::kLmHead);
+}
+
+const StoredTensor& WeightPlan::store_head_shortlist(const quant::Format& format) {
+  const StoredTensor& whole = head();
+  StoredTensor tensor;
+  tensor.name = "head_shortlist";
+  tensor.role = whole.role;
+  tensor.layer = whole.layer;
+  tensor.format = format;
+  tensor.rows = whole.rows;
+  tensor.columns = whole.columns;
+  place(tensor, false);
+  return head_shortlist_.emplace(std::move(tensor));
 }
 
 onnx::ExternalData external(const package::TensorPart& part) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -36,6 +37,9 @@ class WeightPlan {
   const StoredTensor& store(model::TensorRole role, int layer = -1);
   // lm_head.weight or, when tied, the token embedding.
   const StoredTensor& head();
+  // The head once more in `format`, for the native engine (Manifest::head_shortlist): behind everything declared so far,
+  // and not one of tensors(). At most once.
+  const StoredTensor& store_head_shortlist(const quant::Format& format);
 
   // In the order of their declaration.
   std::span<const StoredTensor* const> tensors() const { return order_; }
@@ -43,10 +47,14 @@ class WeightPlan {
   const std::map<std::string, uint64_t>& file_bytes() const { return file_bytes_; }
 
  private:
+  // Gives the parts of a tensor whose format, rows and columns are known their places; `vector`: of one dimension.
+  void place(StoredTensor& tensor, bool vector);
+
   const model::ModelConfig& config_;
   FormatChooser chooser_;
   std::map<std::pair<model::TensorRole, int>, StoredTensor> stored_;
   std::vector<const StoredTensor*> order_;
+  std::optional<StoredTensor> head_shortlist_;
   std::map<std::string, uint64_t> file_bytes_;
 };
 

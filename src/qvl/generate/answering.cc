@@ -91,7 +91,7 @@ void Answering::begin(Prompt prompt, std::vector<std::shared_ptr<Visual>> visual
   collect_preprocess_ms();  // loading happened before this call, but the user waited for it
   before_ms_ = answer_.preprocess_ms;
   try {
-    fill_session(donors);
+    fill_session(donors, needed_logits(*pipeline_.engine_, generate_options(options)));
   } catch (const Error& e) {
     if (e.code() != ErrorCode::kCancelled || !cancelled()) throw;
     answer_.reason = FinishReason::kCancelled;
@@ -101,7 +101,7 @@ void Answering::begin(Prompt prompt, std::vector<std::shared_ptr<Visual>> visual
   start_generation(options);
 }
 
-void Answering::fill_session(std::span<const Pipeline* const> donors) {
+void Answering::fill_session(std::span<const Pipeline* const> donors, engine::TopLogits top) {
   Session& session = pipeline_.session_;
   int64_t cached = session.cached_prefix(prompt_);
   for (const Pipeline* donor : donors) {
@@ -114,7 +114,7 @@ void Answering::fill_session(std::span<const Pipeline* const> donors) {
   const PrefillResult prefill = session.prefill(prompt_, [&](int64_t done, int64_t total) {
     if (callbacks_.progress) callbacks_.progress(Phase::kPrefill, done, total);
     return !cancelled();
-  });
+  }, top);
   answer_.cached_tokens = prefill.cached_tokens;
   answer_.prefill_ms = prefill.prefill_ms;
 }
@@ -157,20 +157,23 @@ void Answering::find_features(int64_t cached) {
   }
 }
 
-void Answering::start_generation(const AnswerOptions& options) {
+GenerateOptions Answering::generate_options(const AnswerOptions& options) const {
   const Assets& assets = *pipeline_.assets_;
-  GenerateOptions generate{.sampling = options.sampling,
-                           .seed = answer_.seed,
-                           .max_tokens = options.max_tokens,
-                           .end_ids = options.ignore_eos ? std::vector<int32_t>{} : assets.end_ids,
-                           .id_limit = assets.tokenizer.vocab_size(),
-                           .speculation = options.speculation,
-                           .constraint = options.constraint,
-                           .logit_bias = options.logit_bias,
-                           .top_logprobs = options.top_logprobs};
+  return {.sampling = options.sampling,
+          .seed = answer_.seed,
+          .max_tokens = options.max_tokens,
+          .end_ids = options.ignore_eos ? std::vector<int32_t>{} : assets.end_ids,
+          .id_limit = assets.tokenizer.vocab_size(),
+          .speculation = options.speculation,
+          .constraint = options.constraint,
+          .logit_bias = options.logit_bias,
+          .top_logprobs = options.top_logprobs};
+}
+
+void Answering::start_generation(const AnswerOptions& options) {
   before_ms_ += ms_since(start_);
   generation_ = std::make_unique<Generation>(
-      pipeline_.session_, std::move(generate),
+      pipeline_.session_, generate_options(options),
       [this](const SaidToken& token) {
         const bool wanted = !callbacks_.on_token || callbacks_.on_token(token);
         return stream_->push(token.id) && wanted;

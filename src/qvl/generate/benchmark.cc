@@ -174,7 +174,7 @@ TextSeries time_text(const engine::EmbedStage& embed, const engine::DecoderStage
   {  // pages of the weights, buffers
     TextTimeline warm(embed, decoder);
     int32_t next = likeliest(warm.prefill(first(std::min<int64_t>(longest, 32)), o.chunk_tokens));
-    for (int i = 0; i < 2; ++i) next = likeliest(warm.decode(next));
+    for (int i = 0; i < 2; ++i) next = likeliest(warm.decode(next, {.count = 1}));
   }
   TextSeries out;
   for (const int64_t n : o.prompt_tokens) {
@@ -200,7 +200,7 @@ TextSeries time_text(const engine::EmbedStage& embed, const engine::DecoderStage
       timeline.truncate(context);
       const Series one = timed(1, steps, [&] {
         int32_t next = start;
-        for (int64_t t = 0; t < o.decode_tokens; ++t) next = likeliest(timeline.decode(next));
+        for (int64_t t = 0; t < o.decode_tokens; ++t) next = likeliest(timeline.decode(next, {.count = 1}));
       });
       out.decode[i].seconds.seconds.push_back(one.seconds[0]);
       if (!read_rate) continue;

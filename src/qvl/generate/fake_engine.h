@@ -222,12 +222,24 @@ class FakeEngine final : public engine::Engine {
         if (step >= owner_->script_.size()) continue;
         v[static_cast<size_t>(r * vocabulary + owner_->script_[step])] = owner_->script_logit_;
       }
+      for (int64_t r = 0; r < out_rows; ++r) spoil(input.top, v.subspan(static_cast<size_t>(r * vocabulary), static_cast<size_t>(vocabulary)));
       return logits;
     }
     Tensor decode_together(const engine::DecoderInput& input, std::span<const engine::DecodeShare> shares,
                            const engine::StageHooks& hooks) const override {
       owner_->calls_.together.push_back(static_cast<int64_t>(shares.size()));
       return DecoderStage::decode_together(input, shares, hooks);
+    }
+    // Logits that nobody asked for say nothing, so that whoever looks at them says something else.
+    static void spoil(const engine::TopLogits& top, std::span<float> row) {
+      if (top.count == 0) return;
+      const std::span<float> asked = row.first(top.ids > 0 ? std::min(row.size(), static_cast<size_t>(top.ids)) : row.size());
+      std::vector<float> sorted(asked.begin(), asked.end());
+      std::ranges::sort(sorted, std::greater<>());
+      const float least = sorted[std::min(static_cast<size_t>(top.count), sorted.size()) - 1];
+      for (size_t i = 0; i < row.size(); ++i) {
+        if (i >= asked.size() || row[i] < least) row[i] = least - 1 - static_cast<float>(i % 7);
+      }
     }
     const FakeEngine* owner_;
   };

@@ -27,6 +27,12 @@ bool speculates(const engine::Engine& engine, const Speculation& speculation) {
   return false;
 }
 
+// Of two answers in one step.
+engine::TopLogits both(const engine::TopLogits& a, const engine::TopLogits& b) {
+  if (a.covers(b)) return a;
+  return b.covers(a) ? b : engine::TopLogits{};
+}
+
 GenerateOptions with_id_limit(const engine::Engine& engine, GenerateOptions options) {
   const int64_t vocabulary = engine.config().text.vocab_size;
   options.id_limit = options.id_limit > 0 ? std::min(options.id_limit, vocabulary) : vocabulary;
@@ -35,6 +41,13 @@ GenerateOptions with_id_limit(const engine::Engine& engine, GenerateOptions opti
 
 }  // namespace
 
+engine::TopLogits needed_logits(const engine::Engine& engine, const GenerateOptions& options) {
+  if (options.constraint || options.top_logprobs || !options.logit_bias.empty()) return {};
+  const int64_t count = logits_needed(options.sampling);
+  if (count == 0) return {};
+  return {count, with_id_limit(engine, options).id_limit};
+}
+
 Generation::Generation(Session& session, GenerateOptions options, SaidTokenFn on_token,
                        const std::atomic<bool>* cancel)
     : session_(session),
@@ -42,6 +55,7 @@ Generation::Generation(Session& session, GenerateOptions options, SaidTokenFn on
       on_token_(std::move(on_token)),
       cancel_(cancel),
       speculates_(speculates(*session.engine_, options_.speculation)),
+      top_(needed_logits(*session_.engine_, options_)),
       sampler_(options_.sampling, options_.seed, options_.id_limit),
       start_(Clock::now()) {
   if (options_.max_tokens < 1)
@@ -53,6 +67,8 @@ Generation::Generation(Session& session, GenerateOptions options, SaidTokenFn on
   sampler_.set_bias(options_.logit_bias);
   if (session_.logits_.empty())
     fail(ErrorCode::kInvalidArgument, "session", "generate", "a prefill before it", "none");
+  if (!session_.top_.covers(top_))
+    fail(ErrorCode::kInvalidArgument, "session", "generate", "a prefill with all logits that the answer needs", "others");
   sampler_.add_prompt(session_.ids_);
   if (speculates_) session_.drafter_.set_timeline(session_.ids_);
   known_ = session_.length();
@@ -258,6 +274,8 @@ struct DecodeStep {
     input.embeds = &embeds;
     for (auto& axis : input.positions) axis = positions;
     input.decode = true;
+    input.top = generations.front()->top_;
+    for (const Generation* g : generations) input.top = both(input.top, g->top_);
     const auto start = Clock::now();
     const Tensor logits = engine.decoder().decode_together(input, shares, hooks);
     out.ms = ms_since(start);

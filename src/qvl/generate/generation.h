@@ -25,13 +25,17 @@ namespace qvl::generate {
 // of the answer).
 using SaidTokenFn = std::function<bool(const SaidToken& token)>;
 
+// The logits that an answer with these options looks at: the greatest few where it is greedy or has a top_k, and nothing needs all
+// of them (penalties, a bias, a constraint, log-probabilities).
+engine::TopLogits needed_logits(const engine::Engine& engine, const GenerateOptions& options);
+
 // Not thread-safe: everything, decode_step() included, happens on one thread at a time; only *cancel may be set from
 // anywhere. While it lives nothing else may change its session, which must outlive it.
 class Generation {
  public:
   // Continues the session's last prefill: the first token is chosen here, from the prefill's logits, and handed to
   // on_token. `cancel`, which may be null, is looked at before every token. Throws kInvalidArgument for options out of
-  // range or without a prefill before it, kUnsupported for Speculation::kFixed when the decoder's rows are not
+  // range, without a prefill before it or after one with fewer logits than needed_logits(), kUnsupported for Speculation::kFixed when the decoder's rows are not
   // independent. Whatever goes wrong later, in the first token too (damaged logits, an exception of on_token or of the
   // constraint), ends this answer alone and is thrown by finish().
   Generation(Session& session, GenerateOptions options, SaidTokenFn on_token,
@@ -81,6 +85,7 @@ class Generation {
   SaidTokenFn on_token_;
   const std::atomic<bool>* cancel_;
   bool speculates_;
+  engine::TopLogits top_;
   Sampler sampler_;
   GenerateResult result_;
   std::exception_ptr error_;

@@ -282,6 +282,26 @@ TEST(Generation, WhatDoesNotGoTogetherIsRefused) {
   EXPECT_THROW(Generation(session, {.logit_bias = {{64, 1.0F}}}, kTakeAll), Error);
   EXPECT_THROW(Generation(session, {.logit_bias = {{3, INFINITY}}}, kTakeAll), Error);
   EXPECT_NO_THROW(Generation(session, {.max_tokens = 1}, kTakeAll));  // the prefill is still there
+  const GenerateOptions greedy{.sampling = {.greedy = true}, .max_tokens = 1};
+  session.prefill(prompt_of(1, 4), {}, needed_logits(*engine, greedy));
+  EXPECT_THROW(Generation(session, {.max_tokens = 1}, kTakeAll), Error);  // samples from all logits
+  EXPECT_NO_THROW(Generation(session, greedy, kTakeAll));
+}
+
+TEST(Generation, FewLogitsSayWhatAllOfThemSay) {
+  // The engine spoils what was not asked for.
+  for (const GenerateOptions& options :
+       {GenerateOptions{.sampling = {.greedy = true}, .max_tokens = 12},
+        GenerateOptions{.sampling = {.temperature = 1.3, .top_k = 7, .top_p = 0.95}, .seed = 5, .max_tokens = 12}}) {
+    const auto engine = std::make_shared<FakeEngine>();
+    GenerateOptions all = options;
+    all.top_logprobs = 0;
+    const Ids want = alone(engine, prompt_of(2, 6), all).ids;
+    EXPECT_EQ(alone(engine, prompt_of(2, 6), options).ids, want);
+    Session session(engine);
+    session.prefill(prompt_of(2, 6), {}, needed_logits(*engine, options));
+    EXPECT_EQ(session.generate(options, [](int32_t) { return true; }).ids, want);
+  }
 }
 
 // ---- steps of other answers inside a prefill
@@ -335,6 +355,22 @@ class OneOf final : public TokenConstraint {
   std::vector<Ids> words_;
   int32_t end_;
 };
+
+TEST(Generation, LogitsAreAskedForAsFarAsSomebodyLooksAtThem) {
+  const FakeEngine engine;
+  const auto count = [&](const GenerateOptions& o) { return needed_logits(engine, o).count; };
+  EXPECT_EQ(count({.sampling = {.greedy = true}}), 1);
+  EXPECT_EQ(count({.sampling = {.temperature = 0, .top_k = 50}}), 1);
+  EXPECT_EQ(count({.sampling = {.top_k = 50, .top_p = 0.9, .min_p = 0.1}}), 50);
+  EXPECT_EQ(needed_logits(engine, {.sampling = {.greedy = true}, .id_limit = 40}).ids, 40);
+  EXPECT_EQ(count({}), 0);
+  EXPECT_EQ(count({.sampling = {.greedy = true, .repetition_penalty = 1.1}}), 0);
+  EXPECT_EQ(count({.sampling = {.greedy = true, .presence_penalty = 0.5}}), 0);
+  EXPECT_EQ(count({.sampling = {.greedy = true, .frequency_penalty = -0.5}}), 0);
+  EXPECT_EQ(count({.sampling = {.greedy = true}, .logit_bias = {{3, 1.0F}}}), 0);
+  EXPECT_EQ(count({.sampling = {.greedy = true}, .top_logprobs = 0}), 0);
+  EXPECT_EQ(count({.sampling = {.greedy = true}, .constraint = std::make_shared<OneOf>(std::vector<Ids>{{1}}, 2)}), 0);
+}
 
 TEST(GenerationConstraint, OnlyWhatItLetsThroughIsSaidWithGuessesToo) {
   const std::vector<Ids> words = {{7, 8, 9, 10, 7, 8, 9, 10, 7, 8, 9, 10, 7, 8}, {7, 9, 9}, {12}};

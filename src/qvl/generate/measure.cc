@@ -37,6 +37,7 @@ TextSpeed run_text(const engine::EmbedStage& embed, const engine::DecoderStage& 
     step.embeds = &row;
     for (auto& axis : step.positions) axis = std::span(&position, 1);
     step.decode = true;
+    step.top.count = 1;
     next = likeliest(decoder.forward(step, *cache, engine::LogitsMode::kLast));
   }
   out.decode_seconds = seconds_since(decode_start);

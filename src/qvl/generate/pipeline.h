@@ -165,9 +165,10 @@ class Answering {
   void begin(Prompt prompt, std::vector<std::shared_ptr<Visual>> visuals, const AnswerOptions& options,
              std::span<const Pipeline* const> donors);
   // Takes over what is known of the prompt, encodes and computes the rest.
-  void fill_session(std::span<const Pipeline* const> donors);
+  void fill_session(std::span<const Pipeline* const> donors, engine::TopLogits top);
   // Gives the pictures that the session lacks behind its first `cached` tokens their features.
   void find_features(int64_t cached);
+  GenerateOptions generate_options(const AnswerOptions& options) const;
   void start_generation(const AnswerOptions& options);
   // For Pipeline::read_ahead().
   void leave_unread();

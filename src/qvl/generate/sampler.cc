@@ -40,6 +40,12 @@ void validate(const SamplingParams& p) {
         p.frequency_penalty);
 }
 
+int64_t logits_needed(const SamplingParams& p) {
+  // Penalties reorder what they meet.
+  if (p.repetition_penalty != 1.0 || p.presence_penalty != 0 || p.frequency_penalty != 0) return 0;
+  return p.greedy || p.temperature == 0 ? 1 : p.top_k;
+}
+
 Sampler::Sampler(const SamplingParams& params, uint64_t seed, int64_t id_limit)
     : params_(params), random_(seed), id_limit_(id_limit) {
   validate(params);

@@ -29,6 +29,9 @@ struct SamplingParams {
 // Throws kInvalidArgument "[sampling] top_p: expected 0..1, got 1.5" and the like.
 void validate(const SamplingParams& params);
 
+// How many of the greatest logits sample() looks at, ties with the last of them included; 0: all.
+int64_t logits_needed(const SamplingParams& params);
+
 // A seeded stream of reals in [0, 1). The Mersenne Twister's output is fixed by the C++ standard and the
 // conversion is exact, so a seed means the same stream on every machine.
 class Random {

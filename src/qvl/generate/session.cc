@@ -192,7 +192,7 @@ void Session::truncate(int64_t length) {
   logits_ = Tensor();
 }
 
-PrefillResult Session::prefill(const Prompt& prompt, const engine::ProgressFn& progress) {
+PrefillResult Session::prefill(const Prompt& prompt, const engine::ProgressFn& progress, engine::TopLogits top) {
   const auto start = Clock::now();
   if (prompt.ids.empty())
     fail(ErrorCode::kInvalidArgument, "session", "prompt", "at least one token", "none");
@@ -202,7 +202,7 @@ PrefillResult Session::prefill(const Prompt& prompt, const engine::ProgressFn& p
   result.prompt_tokens = static_cast<int64_t>(prompt.ids.size());
   result.cached_tokens = common_prefix(prompt, where);
   for (int32_t v : where.visual) result.visual_tokens += v >= 0;
-  fill(prompt, where, result.cached_tokens, result.prompt_tokens, engine::LogitsMode::kLast, progress);
+  fill(prompt, where, result.cached_tokens, result.prompt_tokens, engine::LogitsMode::kLast, top, progress);
   result.prefill_ms = ms_since(start);
   return result;
 }
@@ -213,11 +213,11 @@ void Session::read_ahead(const Prompt& prompt, int64_t length, const engine::Pro
   const Layout where = layout(prompt);
   check_context(prompt);
   const int64_t cached = common_prefix(prompt, where, length);
-  if (cached < length) fill(prompt, where, cached, length, engine::LogitsMode::kNone, progress);
+  if (cached < length) fill(prompt, where, cached, length, engine::LogitsMode::kNone, {}, progress);
 }
 
 void Session::fill(const Prompt& prompt, const Layout& where, int64_t cached, int64_t length,
-                   engine::LogitsMode logits, const engine::ProgressFn& progress) {
+                   engine::LogitsMode logits, engine::TopLogits top, const engine::ProgressFn& progress) {
   std::vector<image::Grid> grids[2];
   for (const PromptVisual& v : prompt.visuals) grids[v.is_video].push_back(v.grid);
   const model::Positions positions =
@@ -243,7 +243,7 @@ void Session::fill(const Prompt& prompt, const Layout& where, int64_t cached, in
       axes[a] = positions.row(a).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
     const int64_t before = begin - cached;
     const engine::LogitsMode wanted = end == length ? logits : engine::LogitsMode::kNone;
-    prefill_chunk(prompt, where, begin, end, axes, wanted, [&](int64_t done, int64_t units) {
+    prefill_chunk(prompt, where, begin, end, axes, wanted, top, [&](int64_t done, int64_t units) {
       return !progress || progress(before + (units > 0 ? (end - begin) * done / units : 0), total);
     });
   }
@@ -252,7 +252,7 @@ void Session::fill(const Prompt& prompt, const Layout& where, int64_t cached, in
 
 void Session::prefill_chunk(const Prompt& prompt, const Layout& where, int64_t begin, int64_t end,
                             std::span<const int64_t> const (&positions)[3], engine::LogitsMode logits,
-                            const engine::ProgressFn& progress) {
+                            engine::TopLogits top, const engine::ProgressFn& progress) {
   const model::ModelConfig& config = engine_->config();
   const auto first = static_cast<size_t>(begin);
   const auto count = static_cast<size_t>(end - begin);
@@ -272,6 +272,7 @@ void Session::prefill_chunk(const Prompt& prompt, const Layout& where, int64_t b
   for (int a = 0; a < 3; ++a) input.positions[a] = positions[a];
   input.visual_rows = placed.rows;
   input.deepstack = placed.deepstack;
+  input.top = top_ = top;
   logits_ = engine_->decoder().forward(input, *cache_, logits, {.trace = {}, .progress = progress});
   if (prefilled_ == begin) prefilled_ = end;
   ids_.insert(ids_.end(), ids.begin(), ids.end());

@@ -143,7 +143,8 @@ class Session {
   // Makes the cache hold exactly `prompt`. progress: tokens done and to do; false cancels (kCancelled; what
   // was computed by then stays and is taken over the next time). Throws kInvalidArgument, kMismatch, kLimit;
   // the session stays usable after any of them.
-  PrefillResult prefill(const Prompt& prompt, const engine::ProgressFn& progress = {});
+  // `top`: which of its last token's logits the answer will need (needed_logits() in generation.h).
+  PrefillResult prefill(const Prompt& prompt, const engine::ProgressFn& progress = {}, engine::TopLogits top = {});
   // Computes what the cache lacks of the first `length` (1..ids.size()) tokens of a prompt that is still to come; where it lacks
   // nothing of them the cache stays as it is. An answer needs prefill() first. progress, errors as of prefill().
   void read_ahead(const Prompt& prompt, int64_t length, const engine::ProgressFn& progress = {});
@@ -187,11 +188,11 @@ class Session {
   // Makes the cache hold the first `length` tokens of the prompt, `cached` of which it does; with kLast the logits of the
   // last of them are then known.
   void fill(const Prompt& prompt, const Layout& where, int64_t cached, int64_t length, engine::LogitsMode logits,
-            const engine::ProgressFn& progress);
+            engine::TopLogits top, const engine::ProgressFn& progress);
   void truncate(int64_t length);
   void prefill_chunk(const Prompt& prompt, const Layout& layout, int64_t begin, int64_t end,
                      std::span<const int64_t> const (&positions)[3], engine::LogitsMode logits,
-                     const engine::ProgressFn& progress);
+                     engine::TopLogits top, const engine::ProgressFn& progress);
   // Makes `cache`, which holds the first `length` positions of the prompt as a prompt's, this session's.
   void adopt(std::unique_ptr<engine::KvCache> cache, const Prompt& prompt, const Layout& layout, int64_t length);
 
@@ -206,6 +207,7 @@ class Session {
   std::vector<PromptVisual> visuals_;  // features not kept
   int64_t delta_ = 0;                  // rotary position minus cache length of the next token (spec 6.2)
   Tensor logits_;                      // of the last position, [1, V]; empty when it is not known
+  engine::TopLogits top_;              // which of them are exact
   Drafter drafter_;
   DraftController controller_;
 };

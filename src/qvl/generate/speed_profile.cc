@@ -158,7 +158,7 @@ class TextSampler {
   int64_t length() const { return timeline_->length(); }
   // Seconds of one token after the last prefill.
   double decode() {
-    const auto one = [&] { timeline_->decode(5); };
+    const auto one = [&] { timeline_->decode(5, {.count = 1}); };
     one();
     std::vector<double> seconds;
     double spent = 0;

@@ -25,12 +25,12 @@ Tensor TextTimeline::prefill(std::span<const int32_t> ids, int64_t chunk, const 
   return logits;
 }
 
-Tensor TextTimeline::decode(int32_t id) {
-  return forward({&id, 1}, true, engine::LogitsMode::kLast, {});
+Tensor TextTimeline::decode(int32_t id, engine::TopLogits top) {
+  return forward({&id, 1}, true, engine::LogitsMode::kLast, {}, top);
 }
 
 Tensor TextTimeline::forward(std::span<const int32_t> ids, bool decode, engine::LogitsMode mode,
-                             const engine::StageHooks& hooks) {
+                             const engine::StageHooks& hooks, engine::TopLogits top) {
   const Tensor rows = embed_.embed(ids);
   std::vector<int64_t> positions(ids.size());
   std::iota(positions.begin(), positions.end(), cache_->length());
@@ -38,6 +38,7 @@ Tensor TextTimeline::forward(std::span<const int32_t> ids, bool decode, engine::
   input.embeds = &rows;
   for (auto& axis : input.positions) axis = positions;
   input.decode = decode;
+  input.top = top;
   return decoder_.forward(input, *cache_, mode, hooks);
 }
 

@@ -42,7 +42,7 @@ Operations prefill_operations(const model::TextConfig& c, int64_t tokens, int64_
   return out;
 }
 
-int64_t decode_weight_bytes(const model::ModelConfig& config, bool tied_head, const StoredBytes& stored) {
+int64_t decode_weight_bytes(const model::ModelConfig& config, bool tied_head, const StoredBytes& stored, int64_t shortlist_bytes) {
   using model::TensorRole;
   int64_t total = 0;
   for (const model::TensorSpec& spec : model::tensor_table(config)) {
@@ -52,7 +52,7 @@ int64_t decode_weight_bytes(const model::ModelConfig& config, bool tied_head, co
     total += stored(spec.role, spec.layer);
   }
   const int64_t embedding = stored(TensorRole::kTokenEmbedding, -1);
-  const int64_t head = tied_head ? embedding : stored(TensorRole::kLmHead, -1);
+  const int64_t head = shortlist_bytes > 0 ? shortlist_bytes : tied_head ? embedding : stored(TensorRole::kLmHead, -1);
   return total + head + embedding / config.text.vocab_size;
 }
 

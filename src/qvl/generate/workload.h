@@ -29,8 +29,9 @@ Operations prefill_operations(const model::TextConfig& config, int64_t tokens, i
 // Bytes of a tensor as it is stored; 0 for one that shares another's (a tied head).
 using StoredBytes = std::function<int64_t(model::TensorRole role, int layer)>;
 
-// What one generated token reads of the weights: the decoder's layers and the head, a row of the embedding.
-int64_t decode_weight_bytes(const model::ModelConfig& config, bool tied_head, const StoredBytes& stored);
+// What one generated token reads of the weights: the decoder's layers and the head, or its shortlist where `shortlist_bytes` is not
+// 0 (the few rows of the head that follow are not counted), a row of the embedding.
+int64_t decode_weight_bytes(const model::ModelConfig& config, bool tied_head, const StoredBytes& stored, int64_t shortlist_bytes = 0);
 
 // What a token at cache length `context` reads: those, and keys and values of the positions before it and its own.
 double decode_bytes(const model::ModelConfig& config, int64_t weight_bytes, int64_t context, DType cache);

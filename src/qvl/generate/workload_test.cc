@@ -73,6 +73,7 @@ TEST(Workload, DecodeReadsLayersHeadAndKeysAndValues) {
               2.0 * static_cast<double>(model::parameter_count(config).total) - vision + 2 * 2560, 1);
   // Another matrix of the same size instead of the embedding: as many bytes.
   EXPECT_EQ(decode_weight_bytes(config, false, bf16), bytes);
+  EXPECT_EQ(decode_weight_bytes(config, true, bf16, 1000), bytes - bf16(model::TensorRole::kTokenEmbedding, -1) + 1000);
   EXPECT_DOUBLE_EQ(decode_bytes(config, bytes, 799, DType::kBF16), static_cast<double>(bytes) + 800.0 * 147456);
 }
 

@@ -543,6 +543,48 @@ TEST_P(IntegerLinearTest, ZerosTinyValuesAndNonFiniteOnes) {
   }
 }
 
+TEST_P(IntegerLinearTest, OutputsDoNotDependOnOtherRowsOfTheWeight) {
+  // What the decoder's shortlist of the head stands on: rows multiplied by themselves have the bits of the whole product.
+  std::mt19937 rng(9);
+  ThreadPool pool(2);
+  const Context ctx{&pool, &table()};
+  constexpr int64_t kOut = 75;
+  for (const Format& format : formats()) {
+    for (const int64_t depth : {40, 272, 1111}) {
+      const IntegerWeight w(format, kOut, depth, rng);
+      for (const DType type : {DType::kF32, DType::kBF16}) {
+        const Activations x(type, 3, depth, rng);
+        for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+          const auto product = [&](const Weight& weight) {
+            Tensor y(type, {3, weight.out});
+            linear(ctx, path, x.view(), weight, Activation::kNone, {}, {y.data(), type, 3, weight.out, weight.out});
+            return y.to(DType::kF32);
+          };
+          const Tensor whole = product(w.view());
+          for (const int64_t count : {1, 16, 41}) {
+            IntegerWeight some = w;
+            const auto pick = [&](std::vector<std::byte>& part) {
+              const size_t bytes = part.size() / kOut;
+              const std::vector<std::byte> all = part;
+              part.resize(bytes * static_cast<size_t>(count));
+              for (int64_t i = 0; i < count; ++i)
+                std::copy_n(all.begin() + (i * 31 + 74) % kOut * static_cast<int64_t>(bytes), bytes, part.begin() + i * static_cast<int64_t>(bytes));
+            };
+            for (std::vector<std::byte>* part : {&some.data, &some.scales, &some.zero_points}) pick(*part);
+            some.out = count;
+            const Tensor got = product(some.view());
+            for (int64_t i = 0; i < 3 * count; ++i) {
+              ASSERT_EQ(got.as<float>()[static_cast<size_t>(i)],
+                        whole.as<float>()[static_cast<size_t>(i / count * kOut + (i % count * 31 + 74) % kOut)])
+                  << format.name() << ", depth " << depth << ", row " << i % count << " of " << count;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_P(IntegerLinearTest, ChecksTheWeight) {
   std::mt19937 rng(7);
   ThreadPool pool(1);

@@ -325,7 +325,7 @@ void Manifest::validate(std::string_view where) const {
   Places places;
   std::set<std::string_view> seen;
   std::set<std::string_view> initializers;
-  for (const TensorEntry& t : tensors) {
+  const auto check_one = [&](const TensorEntry& t) {
     if (!seen.insert(t.name).second)
       fail(ErrorCode::kFormat, where, "tensor '" + t.name + "' is listed twice");
     check_tensor(where, data, t, places);
@@ -335,7 +335,9 @@ void Manifest::validate(std::string_view where) const {
         fail(ErrorCode::kFormat, where, "initializer '" + part->initializer + "' belongs to two parts");
       }
     }
-  }
+  };
+  std::ranges::for_each(tensors, check_one);
+  if (head_shortlist) check_one(*head_shortlist);
   for (auto& [file, list] : places) {
     std::ranges::sort(list, {}, &Place::offset);
     for (size_t i = 1; i < list.size(); ++i) {
@@ -387,6 +389,7 @@ Json head_json(const Manifest& m) {
     j[key] = Json::array();
     for (const FileEntry& f : *list) j[key].push_back(to_json(f));
   }
+  if (m.head_shortlist) j["head_shortlist"] = to_json(*m.head_shortlist);
   j["quantisation"] = m.quantisation;
   j["parity"] = m.parity;
   return j;
@@ -470,6 +473,7 @@ Manifest Manifest::from_json(const Json& json, std::string_view where) {
   const size_t tensors = r.array("tensors").size();
   m.tensors.reserve(tensors);
   for (size_t i = 0; i < tensors; ++i) m.tensors.push_back(read_tensor(r.element("tensors", i)));
+  if (r.has("head_shortlist")) m.head_shortlist = read_tensor(r.object("head_shortlist"));
   if (r.has("quantisation")) m.quantisation = r.get("quantisation");
   if (r.has("parity")) m.parity = r.get("parity");
   m.validate(where);

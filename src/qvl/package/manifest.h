@@ -108,6 +108,9 @@ struct Manifest {
   std::vector<FileEntry> data_files;
   std::vector<FileEntry> other_files;  // config, tokenizer and processor files
   std::vector<TensorEntry> tensors;
+  // The head once more in 4 bits, in no graph: by it the native engine finds the few rows of the head that a decode step
+  // needs (engine/native/head.h). Readers may ignore it.
+  std::optional<TensorEntry> head_shortlist;
   Json quantisation;  // report of the quantisers; null when there is none
   Json parity;        // report of `qvl verify`; null when there is none
 

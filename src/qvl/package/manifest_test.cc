@@ -68,6 +68,12 @@ TEST(Manifest, WrittenAndReadBackIsTheSame) {
   EXPECT_EQ(back.vision.int8_attention, 0);
   seven.vision.int8_attention = 8;
   EXPECT_EQ(Manifest::from_json(seven.to_json(), "t").vision.int8_attention, 8);
+  EXPECT_FALSE(back.head_shortlist);
+  Manifest shortlist = m;
+  shortlist.head_shortlist = matrix("head_shortlist", 2048);
+  EXPECT_EQ(Manifest::from_json(parse_json(shortlist.to_text(), "t"), "t").head_shortlist->data.offset, 2048u);
+  shortlist.head_shortlist = matrix("head_shortlist", 512);
+  EXPECT_THROW(shortlist.validate("t"), Error);  // where "b" is
 }
 
 // `change` spoils a valid manifest; the error must have the code and name `words`.

@@ -94,21 +94,29 @@ std::string Package::identity() const {
   return "package " + hash.finish();
 }
 
-void Package::bind_tensors() {
+PackageTensor Package::bound(const TensorEntry& entry) const {
   const auto bytes = [&](const TensorPart& part) {
     return file(part.file).bytes().subspan(part.offset, part.length);
   };
+  PackageTensor t;
+  t.entry = &entry;
+  t.folder_ = folder_.string();
+  t.data = bytes(entry.data);
+  if (entry.scales) t.scales = bytes(*entry.scales);
+  if (entry.zero_points) t.zero_points = bytes(*entry.zero_points);
+  return t;
+}
+
+void Package::bind_tensors() {
   tensors_.reserve(manifest_.tensors.size());
   for (const TensorEntry& entry : manifest_.tensors) {
-    PackageTensor t;
-    t.entry = &entry;
-    t.folder_ = folder_.string();
-    t.data = bytes(entry.data);
-    if (entry.scales) t.scales = bytes(*entry.scales);
-    if (entry.zero_points) t.zero_points = bytes(*entry.zero_points);
     index_.emplace(entry.name, tensors_.size());
-    tensors_.push_back(std::move(t));
+    tensors_.push_back(bound(entry));
   }
+}
+
+std::optional<PackageTensor> Package::head_shortlist() const {
+  return manifest_.head_shortlist ? std::optional(bound(*manifest_.head_shortlist)) : std::nullopt;
 }
 
 void Package::check_model() const {
@@ -135,6 +143,17 @@ void Package::check_model() const {
     if (!quantisable && t->entry->format.kind != quant::Kind::kFloat) {
       fail(ErrorCode::kUnsupported, where, "format of tensor '" + spec.name + "'", "a floating-point one",
            t->entry->format.name());
+    }
+  }
+  if (manifest_.head_shortlist) {
+    const TensorEntry& head = *get(model::tensor_name(tied_head() ? model::TensorRole::kTokenEmbedding : model::TensorRole::kLmHead)).entry;
+    const TensorEntry& shortlist = *manifest_.head_shortlist;
+    if (shortlist.rows != head.rows || shortlist.columns != head.columns) {
+      fail(ErrorCode::kMismatch, where, "rows and columns of the head's shortlist", shape_string({head.rows, head.columns}),
+           shape_string({shortlist.rows, shortlist.columns}));
+    }
+    if (shortlist.format.kind != quant::Kind::kBlock) {
+      fail(ErrorCode::kUnsupported, where, "format of the head's shortlist", "integers in blocks", shortlist.format.name());
     }
   }
   if (known.size() == tensors_.size()) return;
@@ -177,6 +196,10 @@ void Package::advise(const PackageTensor& tensor, void (MappedFile::*hint)(size_
        {&e.data, e.scales ? &*e.scales : nullptr, e.zero_points ? &*e.zero_points : nullptr}) {
     if (part) (file(part->file).*hint)(part->offset, part->length);
   }
+}
+
+void Package::read(const TensorPart& part, uint64_t offset, std::span<std::byte> out) const {
+  file(part.file).read(part.offset + offset, out);
 }
 
 void Package::will_need(const PackageTensor& tensor) const {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -63,12 +64,18 @@ class Package {
   // Throws kNotFound naming folder and tensor.
   const PackageTensor& get(std::string_view name) const;
 
+  // The manifest's head_shortlist, if it has one; valid while the Package stays where it is. Not one of tensors().
+  std::optional<PackageTensor> head_shortlist() const;
+
   // Bytes of all data files.
   uint64_t data_bytes() const;
 
   // SHA-256 over the configuration's and the data files' hashes in the manifest, the places of the tensors, and the
   // stamps of the data files (base/file_stamp.h): names the weights without reading them.
   std::string identity() const;
+
+  // Copies bytes of a part from its file, not from the mapping (MappedFile::read); throws kIo.
+  void read(const TensorPart& part, uint64_t offset, std::span<std::byte> out) const;
 
   // Hints for the page cache about one tensor.
   void will_need(const PackageTensor& tensor) const;
@@ -83,6 +90,7 @@ class Package {
  private:
   Package() = default;
   void map_files();
+  PackageTensor bound(const TensorEntry& entry) const;
   void bind_tensors();
   void check_model() const;
   const MappedFile& file(const std::string& name) const;

@@ -44,12 +44,31 @@ void add_visual_rows(const kernels::Context& context, const kernels::Matrix& x, 
 Tensor NativeEmbed::embed(std::span<const int32_t> ids) const {
   const kernels::Weight& table = weights_.embedding;
   Tensor out(activation_, {static_cast<int64_t>(ids.size()), table.in});
+  // A row as it is stored, where rows are read one by one.
+  std::vector<std::byte> data, scales, zero_points;
+  kernels::Weight one = table;
+  const bool reads = weights_.read_embedding_row && table.format.kind != quant::Kind::kFloat;
+  if (reads) {
+    data.resize(table.format.data_bytes(1, table.in));
+    scales.resize(table.format.scale_bytes(1, table.in));
+    zero_points.resize(table.format.zero_point_bytes(1, table.in));
+    one.out = 1;
+    one.data = data.data();
+    one.scales = scales.data();
+    if (table.format.zero_points) one.zero_points = zero_points.data();
+  }
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= table.out) {
       fail(ErrorCode::kInvalidArgument, "embed", "token id", "0.." + std::to_string(table.out - 1),
            std::to_string(ids[i]));
     }
-    kernels::weight_row(table, ids[i], activation_, row_at(out, static_cast<int64_t>(i)));
+    std::byte* const row = row_at(out, static_cast<int64_t>(i));
+    if (reads) {
+      weights_.read_embedding_row(ids[i], data.data(), scales.data(), zero_points.data());
+      kernels::weight_row(one, 0, activation_, row);
+    } else {
+      kernels::weight_row(table, ids[i], activation_, row);
+    }
   }
   return out;
 }
@@ -58,6 +77,7 @@ NativeDecoder::NativeDecoder(const model::TextConfig& config, const DecoderWeigh
                              DType cache, kernels::Context context, std::function<void()> give_back)
     : config_(config),
       weights_(weights),
+      head_(weights.head, weights.head_shortlist, weights.read_head_row),
       activation_(activation),
       cache_(cache),
       context_(context),
@@ -75,7 +95,7 @@ void NativeDecoder::give_back() const {
 }
 
 std::span<const std::byte> NativeDecoder::largest_weight() const {
-  const kernels::Weight& head = weights_.head;
+  const kernels::Weight& head = head_.streamed();
   const uint64_t bytes = head.format.kind == quant::Kind::kFloat
                              ? static_cast<uint64_t>(head.out * head.in) * dtype_size_bytes(head.dtype)
                              : head.format.data_bytes(head.out, head.in);
@@ -86,7 +106,7 @@ std::unique_ptr<KvCache> NativeDecoder::new_cache() const {
   return std::make_unique<NativeKvCache>(this, cache_, config_.num_layers, config_.num_kv_heads, config_.head_dim);
 }
 
-Tensor NativeDecoder::logits(const kernels::ConstMatrix& x, LogitsMode mode, LinearPath path) const {
+Tensor NativeDecoder::logits(const kernels::ConstMatrix& x, LogitsMode mode, TopLogits top, LinearPath path) const {
   const int64_t vocab = weights_.head.out;
   const int64_t first = mode == LogitsMode::kAll ? 0 : mode == LogitsMode::kLast ? x.rows - 1 : x.rows;
   const int64_t rows = x.rows - first;
@@ -94,21 +114,12 @@ Tensor NativeDecoder::logits(const kernels::ConstMatrix& x, LogitsMode mode, Lin
   Tensor result(DType::kF32, {rows, vocab});
   const int64_t step = std::min(rows, kLogitRows);
   Tensor normed(activation_, {step, width});
-  Tensor narrow;  // bf16 logits before they are raised to float32 (spec B)
-  if (activation_ == DType::kBF16) narrow = Tensor(activation_, {step, vocab});
   for (int64_t done = 0; done < rows; done += step) {
     const int64_t n = std::min(step, rows - done);
     const kernels::Matrix norm_out = rows_of(view(normed), 0, n);
     kernels::rms_norm(context_, rows_of(x, first + done, n), weights_.final_norm.data(),
                       static_cast<float>(config_.rms_norm_eps), norm_out);
-    const kernels::Matrix direct{row_at(result, done), DType::kF32, n, vocab, vocab};
-    if (activation_ == DType::kF32) {
-      kernels::linear(context_, path, norm_out, weights_.head, Activation::kNone, {}, direct);
-    } else {
-      const kernels::Matrix out{narrow.data(), narrow.dtype(), n, vocab, vocab};
-      kernels::linear(context_, path, norm_out, weights_.head, Activation::kNone, {}, out);
-      convert_elements(out.data, DType::kBF16, direct.data, DType::kF32, n * vocab);
-    }
+    head_.logits(context_, path, norm_out, top, rows_of(view(result), done, n));
   }
   return result;
 }
@@ -237,7 +248,7 @@ Tensor NativeDecoder::run(const DecoderInput& input, std::span<const DecodeShare
     }
     if (hooks.trace) hooks.trace("layer" + std::to_string(i), copy_of(x, DType::kF32));
   }
-  Tensor result = logits(x, mode, path);
+  Tensor result = logits(x, mode, input.top, path);
   for (const Timeline& t : timelines) t.cache->check_intact();
   for (const Timeline& t : timelines) t.cache->set_length(t.past + t.rows);
   if (hooks.progress) hooks.progress(config_.num_layers, config_.num_layers);

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "qvl/base/pages_ahead.h"
+#include "qvl/engine/native/head.h"
 #include "qvl/engine/native/kv_cache.h"
 #include "qvl/engine/native/weights.h"
 #include "qvl/engine/stages.h"
@@ -42,15 +43,17 @@ class NativeDecoder : public DecoderStage {
   void expect() const override;
   void give_back() const override;
   std::span<const std::byte> largest_weight() const override;
+  bool reads_shortlist() const override { return head_.has_shortlist(); }
 
  private:
   // forward() of one timeline or a decode step of several.
   Tensor run(const DecoderInput& input, std::span<const DecodeShare> shares, LogitsMode logits,
              const StageHooks& hooks) const;
-  Tensor logits(const kernels::ConstMatrix& x, LogitsMode mode, kernels::LinearPath path) const;
+  Tensor logits(const kernels::ConstMatrix& x, LogitsMode mode, TopLogits top, kernels::LinearPath path) const;
 
   const model::TextConfig& config_;
   const DecoderWeights& weights_;
+  Head head_;
   DType activation_;
   DType cache_;
   kernels::Context context_;

@@ -76,6 +76,7 @@ void drop_stage(const TensorSource& source, bool vision) {
     if (spec.role == model::TensorRole::kLmHead && source.tied_head()) continue;
     source.drop(spec.role, spec.layer);
   }
+  if (!vision) source.drop_head_shortlist();
 }
 
 OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const EngineOptions& options,
@@ -84,20 +85,22 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
                                                  ? &kernels::active_table()
                                                  : &kernels::table_by_name(options.kernels)};
   const model::ModelConfig& config = source->config();
-  int64_t done = 0;
-  const int64_t total =
-      (selection.vision ? source->stage_bytes(true) : 0) + (selection.text ? source->stage_bytes(false) : 0);
+  // Bits of the codes that activations become before integer weights; 0: they stay as they are.
+  const auto code_bits = [&](bool vision) {
+    if ((vision ? options.vision_precision : options.text_precision) != Precision::kAuto) return 0;
+    return vision && options.vision_activation_bits ? *options.vision_activation_bits : source->activation_bits(vision);
+  };
+  int64_t done = 0, total = 0;
+  if (selection.vision) total += source->stage_bytes(true);
+  if (selection.text) total += source->stage_bytes(false);
+  if (const auto shortlist = source->head_shortlist(); shortlist && selection.text && code_bits(false) != 0)
+    total += static_cast<int64_t>(shortlist->bytes());
   const auto on_bytes = [&](int64_t n) {
     done += n;
     if (options.progress && !options.progress(done, total)) fail(ErrorCode::kCancelled, "load", "cancelled");
   };
 
   const std::string weights = source->identity();
-  // Bits of the codes that activations become before integer weights; 0: they stay as they are.
-  const auto code_bits = [&](bool vision) {
-    if ((vision ? options.vision_precision : options.text_precision) != Precision::kAuto) return 0;
-    return vision && options.vision_activation_bits ? *options.vision_activation_bits : source->activation_bits(vision);
-  };
   const auto identity = [&](const std::string& name, DType activation) {
     return cat(name, ", ", dtype_name(activation), " activations, ", kernels::table_name(*context.table), ", ",
                weights);

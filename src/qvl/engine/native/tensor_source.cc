@@ -81,7 +81,34 @@ class PackageSource : public TensorSource {
 
   SourceTensor find(TensorRole role, int layer) const override {
     // open() compared rows and columns with the tensor table.
-    const package::PackageTensor& t = package_->get(model::tensor_name(role, layer));
+    return as_stored(package_->get(model::tensor_name(role, layer)));
+  }
+  std::optional<SourceTensor> head_shortlist() const override {
+    const std::optional<package::PackageTensor> t = package_->head_shortlist();
+    return t ? std::optional(as_stored(*t)) : std::nullopt;
+  }
+  void drop_head_shortlist() const override {
+    if (const std::optional<package::PackageTensor> t = package_->head_shortlist()) package_->drop(*t);
+  }
+  ReadStoredRow row_reader(TensorRole role) const override {
+    const package::TensorEntry& entry = *package_->get(model::tensor_name(role, -1)).entry;
+    const quant::Format& f = entry.format;
+    return [&package = *package_, &entry, data_bytes = f.data_bytes(1, entry.columns), scale_bytes = f.scale_bytes(1, entry.columns),
+            zero_bytes = f.zero_point_bytes(1, entry.columns)](int64_t row, std::byte* data, std::byte* scales, std::byte* zero_points) {
+      const auto part = [&](const package::TensorPart& from, uint64_t bytes, std::byte* to) {
+        package.read(from, static_cast<uint64_t>(row) * bytes, {to, bytes});
+      };
+      part(entry.data, data_bytes, data);
+      if (entry.scales) part(*entry.scales, scale_bytes, scales);
+      if (entry.zero_points) part(*entry.zero_points, zero_bytes, zero_points);
+    };
+  }
+  void drop(TensorRole role, int layer) const override {
+    package_->drop(package_->get(model::tensor_name(role, layer)));
+  }
+
+ private:
+  static SourceTensor as_stored(const package::PackageTensor& t) {
     return {.format = t.entry->format,
             .rows = t.entry->rows,
             .columns = t.entry->columns,
@@ -89,11 +116,7 @@ class PackageSource : public TensorSource {
             .scales = t.scales,
             .zero_points = t.zero_points};
   }
-  void drop(TensorRole role, int layer) const override {
-    package_->drop(package_->get(model::tensor_name(role, layer)));
-  }
 
- private:
   std::shared_ptr<const package::Package> package_;
 };
 

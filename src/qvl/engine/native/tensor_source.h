@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -30,6 +32,10 @@ struct SourceTensor {
   size_t bytes() const { return data.size() + scales.size() + zero_points.size(); }
 };
 
+// Copies row `row` of an integer matrix as it is stored: its data, scales and zero points, each as much as a row has. Reads the
+// file rather than the mapping, whose pages would become memory of the process, 2 MiB for a row. Thread-safe; throws kIo.
+using ReadStoredRow = std::function<void(int64_t row, std::byte* data, std::byte* scales, std::byte* zero_points)>;
+
 class TensorSource {
  public:
   virtual ~TensorSource() = default;
@@ -39,6 +45,11 @@ class TensorSource {
   virtual SourceTensor find(model::TensorRole role, int layer) const = 0;
   // Gives the pages of a tensor back to the system; reading it brings them again.
   virtual void drop(model::TensorRole role, int layer) const = 0;
+  // The head in fewer bits (package::Manifest::head_shortlist), and giving back its pages; none in a checkpoint.
+  virtual std::optional<SourceTensor> head_shortlist() const { return std::nullopt; }
+  virtual void drop_head_shortlist() const {}
+  // Of the token embedding and, where it is another, the head; only with a shortlist. The source outlives what it returns.
+  virtual ReadStoredRow row_reader(model::TensorRole) const { return {}; }
   // BF16, F16 or F32: the precision that a stage's publisher chose, for Precision::kAuto.
   virtual DType stage_type(bool vision) const = 0;
   // Of the codes that activations become before integer weights, 8 or 7, as the publisher chose.
@@ -49,7 +60,7 @@ class TensorSource {
   // headers and stamps of the files, without reading the weights.
   virtual std::string identity() const = 0;
 
-  // Stored bytes of one stage; embedding, decoder and head are the other.
+  // Stored bytes of one stage, the head's shortlist not counted; embedding, decoder and head are the other.
   int64_t stage_bytes(bool vision) const;
   // Of both stages; a tied head counts once.
   int64_t parameters() const;

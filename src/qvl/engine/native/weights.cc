@@ -50,21 +50,33 @@ Tensor WeightBinder::converted(const SourceTensor& source, DType type) const {
   return out;
 }
 
-kernels::Weight WeightBinder::matrix(TensorRole role, int layer) {
-  const SourceTensor tensor = find(role, layer);
+kernels::Weight WeightBinder::integer(const SourceTensor& tensor) {
   kernels::Weight w;
   w.out = tensor.rows;
   w.in = tensor.columns;
-  if (tensor.format.kind != quant::Kind::kFloat) {
-    w.format = tensor.format;
-    w.data = tensor.data.data();
-    w.scales = tensor.scales.data();
-    w.zero_points = tensor.format.zero_points ? tensor.zero_points.data() : nullptr;
-    w.int8_activations = activation_bits_ != 0;
-    if (w.int8_activations) w.activation_bits = activation_bits_;
-    multiplies_int8_ |= w.int8_activations;
-    return w;
-  }
+  w.format = tensor.format;
+  w.data = tensor.data.data();
+  w.scales = tensor.scales.data();
+  w.zero_points = tensor.format.zero_points ? tensor.zero_points.data() : nullptr;
+  w.int8_activations = activation_bits_ != 0;
+  if (w.int8_activations) w.activation_bits = activation_bits_;
+  multiplies_int8_ |= w.int8_activations;
+  return w;
+}
+
+std::optional<kernels::Weight> WeightBinder::head_shortlist() {
+  const std::optional<SourceTensor> tensor = source_.head_shortlist();
+  if (!tensor || activation_bits_ == 0) return std::nullopt;
+  if (on_bytes_) on_bytes_(static_cast<int64_t>(tensor->bytes()));
+  return integer(*tensor);
+}
+
+kernels::Weight WeightBinder::matrix(TensorRole role, int layer) {
+  const SourceTensor tensor = find(role, layer);
+  if (tensor.format.kind != quant::Kind::kFloat) return integer(tensor);
+  kernels::Weight w;
+  w.out = tensor.rows;
+  w.in = tensor.columns;
   // Float32 activations take any stored float type (widening is exact); bfloat16 ones need bfloat16 weights.
   const DType stored = tensor.format.float_type;
   if (activation_ == DType::kF32 || stored == DType::kBF16) {
@@ -127,6 +139,11 @@ DecoderWeights bind_decoder(WeightBinder& b, const model::TextConfig& config, bo
   DecoderWeights w;
   w.embedding = b.matrix(TensorRole::kTokenEmbedding);
   w.head = tied_head ? w.embedding : b.matrix(TensorRole::kLmHead);
+  w.head_shortlist = b.head_shortlist();
+  if (w.head_shortlist) {
+    w.read_embedding_row = b.row_reader(TensorRole::kTokenEmbedding);
+    w.read_head_row = tied_head ? w.read_embedding_row : b.row_reader(TensorRole::kLmHead);
+  }
   w.final_norm = b.vector(TensorRole::kTextFinalNorm);
   for (int i = 0; i < config.num_layers; ++i) {
     DecoderLayerWeights l;
@@ -163,7 +180,7 @@ std::vector<std::span<const std::byte>> pages_in_order_of_use(const DecoderWeigh
   for (const DecoderLayerWeights& l : weights.layers) {
     for (const kernels::Weight* w : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) add_matrix(*w);
   }
-  add_matrix(weights.head);
+  add_matrix(weights.head_shortlist ? *weights.head_shortlist : weights.head);
   return out;
 }
 
