@@ -25,8 +25,9 @@ class Plan : public ::testing::Test {
     fs::remove_all(folder_);
     fs::create_directories(folder_);
     // A machine on which nothing but the encoder takes time: 1 ns for an operation of its linear layers.
-    std::ofstream(folder_ / "slow.json") << R"({"vision_linear_s": 1e-9, "vision_attention_s": 0, "prefill_linear_s": 0,
-      "prefill_weight_s": 0, "vision_first_s": 0, "prefill_first_s": 0, "decode_byte_s": 1e-9, "decode_weight_bytes": 4000000, "element_bytes": 2})";
+    std::ofstream(folder_ / "slow.json") << R"({"vision_linear_s": 1e-9, "vision_attention_s": 0, "vision_weight_s": 0,
+      "prefill_linear_s": 0, "prefill_attention_s": 0, "prefill_weight_s": 0, "vision_first_s": 0, "prefill_first_s": 0, "decode_byte_s": 1e-9, "decode_part_s": 0,
+      "decode_weight_bytes": 4000000, "element_bytes": 2})";
   }
   void TearDown() override { fs::remove_all(folder_); }
   std::string slow() const { return (folder_ / "slow.json").string(); }
@@ -100,16 +101,43 @@ TEST_F(Plan, MeasuresOnceAndKeepsIt) {
   ASSERT_TRUE(fs::exists(file));
   const Outcome second = run({"plan", kSmall, "Hello"});
   EXPECT_NE(second.out.find("of 2"), std::string::npos) << second.out;
-  EXPECT_EQ(second.out.find("measured now"), std::string::npos);
+  EXPECT_EQ(second.out.find("measured now in"), std::string::npos);
   // Another number of threads is another machine; what is damaged is measured again.
-  EXPECT_NE(run({"plan", kSmall, "Hello", "--threads", "1"}).out.find("measured now"), std::string::npos);
+  EXPECT_NE(run({"plan", kSmall, "Hello", "--threads", "1"}).out.find("measured now in"), std::string::npos);
   EXPECT_EQ(parse_json_file(file).size(), 2u);
-  EXPECT_NE(run({"plan", kSmall, "Hello", "--calibrate"}).out.find("measured now"), std::string::npos);
+  EXPECT_NE(run({"plan", kSmall, "Hello", "--calibrate"}).out.find("measured now in"), std::string::npos);
   std::ofstream(file) << "[";
   const Outcome third = run({"plan", kSmall, "Hello"});
   EXPECT_EQ(third.exit_code, 0);
-  EXPECT_NE(third.out.find("measured now"), std::string::npos);
+  EXPECT_NE(third.out.find("measured now in"), std::string::npos);
   EXPECT_EQ(parse_json_file(file).size(), 1u);
+}
+
+TEST_F(Plan, DecodingIsThatOfTheMoment) {
+  const auto rate = [](const Json& p) { return p["forecast"]["decode_tokens_per_s"].get<double>(); };
+  const double first = rate(plan({}));
+  const fs::path file = folder_ / "cache/qvl/calibration.json";
+  Json all = parse_json_file(file);
+  // Kept in a moment that was a thousand times slower.
+  Json& profile = all.begin().value()["profile"];
+  profile["decode_byte_s"] = 1000 * profile["decode_byte_s"].get<double>();
+  profile["decode_part_s"] = 1000 * profile["decode_part_s"].get<double>();
+  std::ofstream(file) << all;
+  const Json later = plan({});
+  EXPECT_GT(rate(later), first / 30);
+  EXPECT_EQ(later["profile"]["vision_linear_s"], profile["vision_linear_s"]);
+  EXPECT_EQ(parse_json_file(file), all);
+  EXPECT_NE(run({"plan", kSmall, "Hello"}).out.find("decoding measured now"), std::string::npos);
+  // A given one is taken as it is.
+  std::ofstream(folder_ / "given.json") << profile;
+  EXPECT_LT(rate(plan({"--calibration", (folder_ / "given.json").string()})), first / 30);
+  // One of a version that knew fewer figures is no calibration.
+  profile.erase("prefill_attention_s");
+  std::ofstream(file) << all;
+  const Outcome old = run({"plan", kSmall, "Hello"});
+  EXPECT_EQ(old.exit_code, 0);
+  EXPECT_NE(old.err.find("damaged or of another version"), std::string::npos) << old.err;
+  EXPECT_NE(old.out.find("measured now in"), std::string::npos) << old.out;
 }
 
 TEST_F(Plan, RefusesWhatCannotBe) {

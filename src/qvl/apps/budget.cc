@@ -67,6 +67,21 @@ void keep_profile(const fs::path& file, const std::string& key, const generate::
   }
 }
 
+std::optional<generate::SpeedProfile> kept_profile(const fs::path& file, const std::string& key, std::string& source) {
+  const Json all = read_profiles(file);
+  if (!all.contains(key)) return std::nullopt;
+  try {
+    const Json& entry = all[key];
+    const auto profile = generate::SpeedProfile::from_json(entry.value("profile", Json()), file.string());
+    source = fmt::format("of {} ({})", entry.value("made", "an unknown time"), file.string());
+    return profile;
+  } catch (const Error&) {
+    log_message(LogLevel::kWarning,
+                fmt::format("{}: a calibration that is damaged or of another version is measured again", file.string()));
+    return std::nullopt;
+  }
+}
+
 generate::SpeedProfile find_profile(const fs::path& folder, const OpenModel& model, const BudgetChoice& choice,
                                     ProgressBar& bar, std::string& source) {
   if (!choice.calibration.empty()) {
@@ -76,16 +91,10 @@ generate::SpeedProfile find_profile(const fs::path& folder, const OpenModel& mod
   const fs::path file = profiles_file();
   const std::string key = profile_key(model);
   if (!choice.calibrate) {
-    const Json all = read_profiles(file);
-    if (all.contains(key)) {
-      try {
-        const Json& entry = all[key];
-        const auto profile = generate::SpeedProfile::from_json(entry.value("profile", Json()), file.string());
-        source = fmt::format("of {} ({})", entry.value("made", "an unknown time"), file.string());
-        return profile;
-      } catch (const Error&) {
-        log_message(LogLevel::kWarning, fmt::format("{}: a damaged calibration is measured again", file.string()));
-      }
+    if (const std::optional<generate::SpeedProfile> kept = kept_profile(file, key, source)) {
+      if (!choice.decoding_now) return *kept;
+      source += ", decoding measured now";
+      return generate::with_decoding_now(*kept, *model.engine);
     }
   }
   const Clock::time_point start = Clock::now();
@@ -95,8 +104,7 @@ generate::SpeedProfile find_profile(const fs::path& folder, const OpenModel& mod
         return !interrupt_flag();
       });
   bar.clear();
-  source = fmt::format("measured now in {:.1f} s",
-                       seconds_since(start));
+  source = fmt::format("measured now in {:.1f} s", seconds_since(start));
   keep_profile(file, key, profile);
   return profile;
 }
@@ -120,7 +128,7 @@ void add_budget_options(CLI::App& app, BudgetChoice& choice) {
       ->type_name("BYTES")
       ->group(group);
   app.add_option("--calibration", choice.calibration,
-                 "Predict with this profile (qvl plan --json: \"profile\") instead of measuring")
+                 "Predict with this profile (qvl plan --json: \"profile\") as it is instead of measuring")
       ->type_name("FILE")
       ->group(group);
 }

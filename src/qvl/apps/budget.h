@@ -21,6 +21,7 @@ struct BudgetChoice {
   std::optional<uint64_t> bytes;
   std::string calibration;   // FILE: instead of measuring
   bool calibrate = false;    // measure anew
+  bool decoding_now = false;  // decoding is measured again beside a kept profile: memory changes its speed by the minute
   bool asked() const { return seconds || bytes; }
 };
 // --budget-seconds, --budget-memory, --calibration.

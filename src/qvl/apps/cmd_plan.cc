@@ -140,6 +140,7 @@ int plan(const PlanOptions& o) {
 
 Registration register_plan(CLI::App& app) {
   auto o = std::make_shared<PlanOptions>();
+  o->budget.decoding_now = true;
   CLI::App* command = app.add_subcommand("plan", "Predict time and memory of a question; fit pictures into a budget");
   set_usage(*command, "qvl plan [MODEL] [-i IMAGE]... [\"PROMPT\"] [OPTIONS]");
   command->footer(

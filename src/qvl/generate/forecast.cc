@@ -49,7 +49,8 @@ Forecast forecast(const model::ModelConfig& config, const SpeedProfile& profile,
                                                          processor.min_pixels, processor.max_pixels);
     const image::Grid grid{1, resized.height / processor.patch_size_px, resized.width / processor.patch_size_px};
     const Operations work = vision_operations(config.vision, {&grid, 1});
-    out.vision_seconds += profile.vision_linear_s * work.linear + profile.vision_attention_s * work.attention;
+    out.vision_seconds += profile.vision_linear_s * work.linear + profile.vision_attention_s * work.attention +
+                          profile.vision_weight_s * vision_weights(config.vision);
     out.patches += grid.patches();
     out.image_tokens += grid.merged_tokens(config.vision.spatial_merge_size);
     largest_picture = std::max(largest_picture, grid.patches());
@@ -60,11 +61,10 @@ Forecast forecast(const model::ModelConfig& config, const SpeedProfile& profile,
 
   const model::TextConfig& text = config.text;
   const Operations prefill = prefill_operations(text, out.prompt_tokens);
-  const double layer_weights = as_double(text.num_layers * text.hidden_size) *
-                               as_double(2 * text.q_width() + 2 * text.kv_width() + 3 * text.intermediate_size);
   const int64_t chunks = (out.prompt_tokens + question.prefill_chunk - 1) / question.prefill_chunk;
-  out.prefill_seconds = profile.prefill_first_s + profile.prefill_linear_s * prefill.linear + profile.vision_attention_s * prefill.attention +
-                        profile.prefill_weight_s * (as_double(chunks) * layer_weights +
+  out.prefill_seconds = profile.prefill_first_s + profile.prefill_linear_s * prefill.linear +
+                        profile.prefill_attention_s * prefill.attention +
+                        profile.prefill_weight_s * (as_double(chunks) * layer_weights(text) +
                                                     as_double(text.vocab_size * text.hidden_size));
   out.first_token_seconds = question.preprocess_seconds + out.vision_seconds + out.prefill_seconds;
   const int64_t middle = out.prompt_tokens + question.answer_tokens / 2;

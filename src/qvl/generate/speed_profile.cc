@@ -1,7 +1,10 @@
 #include "qvl/generate/speed_profile.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <initializer_list>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -15,28 +18,59 @@
 namespace qvl::generate {
 namespace {
 
-// One timed piece of work.
-struct ProfileSample {
-  double linear = 0, attention = 0;  // operations
-  double weights = 0;                // elements
-  double seconds = 0;
-  bool whole = false;  // a complete call
-};
-
 constexpr struct {
   const char* key;
   double SpeedProfile::*value;
 } kRates[] = {{"vision_linear_s", &SpeedProfile::vision_linear_s},
               {"vision_attention_s", &SpeedProfile::vision_attention_s},
+              {"vision_weight_s", &SpeedProfile::vision_weight_s},
               {"prefill_linear_s", &SpeedProfile::prefill_linear_s},
+              {"prefill_attention_s", &SpeedProfile::prefill_attention_s},
               {"prefill_weight_s", &SpeedProfile::prefill_weight_s},
               {"vision_first_s", &SpeedProfile::vision_first_s},
               {"prefill_first_s", &SpeedProfile::prefill_first_s},
-              {"decode_byte_s", &SpeedProfile::decode_byte_s}};
+              {"decode_byte_s", &SpeedProfile::decode_byte_s},
+              {"decode_part_s", &SpeedProfile::decode_part_s}};
+
+using Rates = std::array<double, 3>;  // linear, attention, weights
+
+// Of the rates whose bits are set in `chosen` those with the smallest sum of (row * rates - 1)^2, the others 0. None where the rows
+// do not tell them apart.
+std::optional<Rates> least_squares(std::span<const Rates> rows, unsigned chosen) {
+  std::array<size_t, 3> at{};
+  size_t n = 0;
+  for (size_t i = 0; i < 3; ++i)
+    if (chosen >> i & 1) at[n++] = i;
+  Rates unit{};  // the largest of each column, so that pivots can be judged
+  for (const Rates& row : rows)
+    for (size_t i = 0; i < 3; ++i) unit[i] = std::max(unit[i], row[i]);
+  std::array<std::array<double, 4>, 3> m{};  // normal equations
+  for (const Rates& row : rows) {
+    for (size_t i = 0; i < n; ++i) {
+      if (!(unit[at[i]] > 0)) return std::nullopt;
+      const double x = row[at[i]] / unit[at[i]];
+      for (size_t j = 0; j < n; ++j) m[i][j] += x * row[at[j]] / unit[at[j]];
+      m[i][3] += x;
+    }
+  }
+  for (size_t i = 0; i < n; ++i) {  // positive semidefinite: no need to exchange rows
+    if (!(m[i][i] > 1e-9)) return std::nullopt;
+    for (size_t r = 0; r < n; ++r) {
+      if (r == i) continue;
+      const double f = m[r][i] / m[i][i];
+      for (size_t c = 0; c < 4; ++c) m[r][c] -= f * m[i][c];
+    }
+  }
+  Rates out{};
+  for (size_t i = 0; i < n; ++i) out[at[i]] = m[i][3] / m[i][i] / unit[at[i]];
+  return out;
+}
 
 // Stages tell when they begin a block or a layer. Where these are slow, a few of them say as much as all.
 class UnitClock {
  public:
+  static constexpr int kUnits = 4;  // of a slow stage
+
   UnitClock(const std::function<void()>& check) : check_(check) {}
 
   // Runs `call` with a hook; true when it was stopped early.
@@ -50,7 +84,7 @@ class UnitClock {
       if (done == units) return true;
       units = done;
       begun_.push_back(Clock::now());
-      stopped_ = begun_.size() > kUnits && seconds_between(begun_.front(), begun_.back()) > kEnoughSeconds;
+      stopped_ = begun_.size() > static_cast<size_t>(kUnits) && seconds_between(begun_.front(), begun_.back()) > kEnoughSeconds;
       return !stopped_;
     };
     start_ = Clock::now();
@@ -76,7 +110,6 @@ class UnitClock {
   }
 
  private:
-  static constexpr size_t kUnits = 4;
   static constexpr double kEnoughSeconds = 0.4;
   const std::function<void()>& check_;
   std::vector<Clock::time_point> begun_;
@@ -93,13 +126,18 @@ ProfileSample sample_vision(const engine::Engine& engine, int64_t side, UnitCloc
       clock.run([&](const engine::StageHooks& hooks) { engine.vision().encode(pixels, {&grid, 1}, hooks); });
   if (!stopped) {
     const Operations work = vision_operations(config, {&grid, 1});
-    return {.linear = work.linear, .attention = work.attention, .seconds = clock.call_seconds(), .whole = true};
+    return {.linear = work.linear,
+            .attention = work.attention,
+            .weights = vision_weights(config),
+            .seconds = clock.call_seconds(),
+            .whole = true};
   }
   model::VisionConfig one = config, none = config;
   one.depth = 1, none.depth = 0;
   const Operations with = vision_operations(one, {&grid, 1}), without = vision_operations(none, {&grid, 1});
   return {.linear = with.linear - without.linear,
           .attention = with.attention - without.attention,
+          .weights = vision_weights(one) - vision_weights(none),
           .seconds = clock.unit_seconds(config.deepstack_indexes)};
 }
 
@@ -119,14 +157,20 @@ ProfileSample steady_sample(const std::function<ProfileSample()>& take) {
   return out;
 }
 
+// The first of `sizes`, largest first, whose sample should take a few seconds at most, or else the last. `known` is a sample of
+// `size`; work grows with the size to the power of `power` or somewhat faster.
+int64_t affordable(const ProfileSample& known, int64_t size, std::initializer_list<int64_t> sizes, int power) {
+  constexpr double kSeconds = 5;
+  const double calls = known.whole ? 1 : UnitClock::kUnits;
+  for (const int64_t s : sizes) {
+    if (calls * known.seconds * std::pow(static_cast<double>(s) / static_cast<double>(size), power) <= kSeconds) return s;
+  }
+  return *(sizes.end() - 1);
+}
+
 // What the first call took beyond the second, which did the same; 0 where either was stopped early.
 double first_call_seconds(const ProfileSample& first, const ProfileSample& second) {
   return first.whole && second.whole ? std::max(0.0, first.seconds - second.seconds) : 0;
-}
-
-double layer_weights(const model::TextConfig& c) {
-  return static_cast<double>(c.hidden_size) *
-         static_cast<double>(2 * c.q_width() + 2 * c.kv_width() + 3 * c.intermediate_size);
 }
 
 class TextSampler {
@@ -143,12 +187,11 @@ class TextSampler {
     if (!stopped) {
       const Operations work = prefill_operations(config, tokens);
       out = {.linear = work.linear, .attention = work.attention, .seconds = clock_.call_seconds(), .whole = true};
-      out.weights = layer_weights(config) * static_cast<double>(config.num_layers) +
-                    static_cast<double>(config.vocab_size * config.hidden_size);
+      out.weights = layer_weights(config) + static_cast<double>(config.vocab_size * config.hidden_size);
       return out;
     }
     const double rows = static_cast<double>(tokens);
-    out.weights = layer_weights(config);
+    out.weights = layer_weights(config) / static_cast<double>(config.num_layers);
     out.linear = 2 * rows * out.weights;
     out.attention = 4 * static_cast<double>(config.q_width()) * rows * (rows + 1) / 2;
     out.seconds = clock_.unit_seconds({});
@@ -203,60 +246,95 @@ SpeedProfile SpeedProfile::from_json(const Json& json, std::string_view where) {
   return out;
 }
 
-Pair solve_rates(double p1, double q1, double seconds1, double p2, double q2, double seconds2) {
-  if (!(p1 > 0 && p2 > 0 && seconds1 > 0 && seconds2 > 0)) {
+double vision_weights(const model::VisionConfig& c) {
+  const double width = static_cast<double>(c.hidden_size), merged = static_cast<double>(c.merged_width());
+  return static_cast<double>(c.patch_width()) * width +
+         static_cast<double>(c.depth) * width * (4 * width + 2 * static_cast<double>(c.intermediate_size)) +
+         static_cast<double>(1 + c.deepstack_levels()) * merged * (merged + static_cast<double>(c.out_hidden_size));
+}
+
+double layer_weights(const model::TextConfig& c) {
+  return static_cast<double>(c.num_layers * c.hidden_size) *
+         static_cast<double>(2 * c.q_width() + 2 * c.kv_width() + 3 * c.intermediate_size);
+}
+
+WorkRates fit_rates(std::span<const ProfileSample> samples) {
+  std::vector<Rates> rows;  // work a second: rates should make it 1
+  for (const ProfileSample& s : samples) {
+    if (s.seconds > 0 && s.linear > 0) rows.push_back({s.linear / s.seconds, s.attention / s.seconds, s.weights / s.seconds});
+  }
+  if (rows.empty() || rows.size() < samples.size()) {
     fail(ErrorCode::kInvalidArgument, "profile", "samples", "work and time in each", "none");
   }
-  const double determinant = p1 * q2 - p2 * q1;
-  if (std::abs(determinant) > 1e-9 * p1 * std::max(q2, 1e-300)) {
-    const double x = (seconds1 * q2 - seconds2 * q1) / determinant;
-    const double y = (p1 * seconds2 - p2 * seconds1) / determinant;
-    if (x >= 0 && y >= 0) return {x, y};
-    if (x < 0 && q2 > 0) return {0, seconds2 / q2};
+  constexpr unsigned kLinear = 1, kAttention = 2, kWeights = 4;
+  constexpr double kBetter = 1e-12;  // what fewer rates explain as well they explain
+  Rates best{};
+  double least = INFINITY;
+  for (const unsigned chosen : {kLinear, kLinear | kWeights, kLinear | kAttention, kLinear | kAttention | kWeights, kAttention,
+                                kWeights, kAttention | kWeights}) {
+    const std::optional<Rates> rates = least_squares(rows, chosen);
+    if (!rates || std::ranges::any_of(*rates, [](double r) { return r < 0; })) continue;
+    double error = 0;
+    for (const Rates& row : rows) {
+      const double e = row[0] * (*rates)[0] + row[1] * (*rates)[1] + row[2] * (*rates)[2] - 1;
+      error += e * e;
+    }
+    if (error + kBetter < least) least = error, best = *rates;
   }
-  return {seconds2 / p2, 0};
+  return {best[0], best[1], best[2]};
 }
 
 SpeedProfile measure_speed_profile(const engine::Engine& engine, int64_t decode_weight_bytes,
                                    const engine::ProgressFn& progress) {
-  constexpr int64_t kSmallSide = 16, kLargeSide = 48;  // 256 and 2304 patches
   constexpr int64_t kFewTokens = 32, kManyTokens = 256;
   int64_t step = 0;
   const std::function<void()> check = [&] {
-    if (progress && !progress(step, 6)) fail(ErrorCode::kCancelled, "plan", "cancelled");
+    if (progress && !progress(step, 8)) fail(ErrorCode::kCancelled, "plan", "cancelled");
   };
   UnitClock clock(check);
   SpeedProfile out;
   out.decode_weight_bytes = decode_weight_bytes;
 
-  const ProfileSample v0 = sample_vision(engine, kSmallSide, clock);  // brings the weights into memory
+  const auto vision = [&](int64_t side) { return sample_vision(engine, side, clock); };
+  const ProfileSample v0 = vision(16);  // brings the weights into memory
   ++step;
-  const ProfileSample v1 = steady_sample([&] { return sample_vision(engine, kSmallSide, clock); });
+  const ProfileSample v1 = steady_sample([&] { return vision(16); });
   ++step;
-  const ProfileSample v2 = steady_sample([&] { return sample_vision(engine, kLargeSide, clock); });
+  const ProfileSample v2 = steady_sample([&] { return vision(32); });
+  ++step;
+  // Attention grows with the square, so that four times the patches tell it from the rest.
+  const int64_t side = affordable(v2, 32, {64, 48}, 2);
+  const ProfileSample v3 = steady_sample([&] { return vision(side); });
   out.vision_first_s = first_call_seconds(v0, v1);
-  const Pair vision = solve_rates(v1.linear, v1.attention, v1.seconds, v2.linear, v2.attention, v2.seconds);
-  out.vision_linear_s = vision.x;
-  out.vision_attention_s = vision.y;
+  const WorkRates seeing = fit_rates(std::array{v1, v2, v3});
+  out.vision_linear_s = seeing.linear;
+  out.vision_attention_s = seeing.attention;
+  out.vision_weight_s = seeing.weights;
   engine.vision().give_back();
   ++step;
 
   TextSampler text(engine, clock);
-  const int64_t many = std::min(kManyTokens, engine.config().text.max_positions);
+  const int64_t most = engine.config().text.max_positions, many = std::min(kManyTokens, most);
   const ProfileSample t0 = text.prefill(std::min(kFewTokens, many));
   ++step;
-  const auto without_attention = [&](ProfileSample s) {
-    s.seconds = std::max(s.seconds / 2, s.seconds - s.attention * out.vision_attention_s);
-    return s;
-  };
-  const ProfileSample t2 = without_attention(steady_sample([&] { return text.prefill(many); }));
+  std::vector<ProfileSample> samples = {steady_sample([&] { return text.prefill(many); })};
   ++step;
-  const ProfileSample last = steady_sample([&] { return text.prefill(std::min(kFewTokens, many)); });
-  const ProfileSample t1 = without_attention(last);
-  out.prefill_first_s = first_call_seconds(t0, last);
-  const Pair prefill = solve_rates(t1.linear, t1.weights, t1.seconds, t2.linear, t2.weights, t2.seconds);
-  out.prefill_linear_s = prefill.x;
-  out.prefill_weight_s = prefill.y;
+  const int64_t long_tokens = std::min(most, affordable(samples[0], many, {2048, 1024, 512}, 1));
+  if (long_tokens > many) {
+    try {
+      samples.push_back(steady_sample([&] { return text.prefill(long_tokens); }));
+    } catch (const Error& e) {
+      // A package with fixed sizes has less room than its model says; attention is little of any prompt there.
+      if (e.code() != ErrorCode::kLimit) throw;
+    }
+  }
+  ++step;
+  samples.push_back(steady_sample([&] { return text.prefill(std::min(kFewTokens, many)); }));
+  out.prefill_first_s = first_call_seconds(t0, samples.back());
+  const WorkRates reading = fit_rates(samples);
+  out.prefill_linear_s = reading.linear;
+  out.prefill_attention_s = reading.attention;
+  out.prefill_weight_s = reading.weights;
   ++step;
   const int32_t some_id = 0;
   out.element_bytes = static_cast<int64_t>(dtype_size_bytes(engine.embed().embed({&some_id, 1}).dtype()));
@@ -264,7 +342,56 @@ SpeedProfile measure_speed_profile(const engine::Engine& engine, int64_t decode_
   const int64_t context = text.length();  // none where the layers were stopped early
   out.decode_byte_s =
       text.decode() / decode_bytes(engine.config(), decode_weight_bytes, context, engine.info().kv_dtype);
+  out.decode_part_s = measure_decode_part(engine, decode_weight_bytes);
   return out;
+}
+
+double measure_decode_part(const engine::Engine& engine, int64_t decode_weight_bytes) {
+  // Several times what last caches hold: the next sample finds nothing there.
+  constexpr double kPartBytes = 256e6, kSeconds = 0.3;
+  constexpr size_t kLeastSamples = 5, kMostSamples = 100;
+  const int64_t layers = engine.config().text.num_layers;
+  const double part = std::ceil(kPartBytes / static_cast<double>(std::max<int64_t>(1, decode_weight_bytes)) *
+                                static_cast<double>(layers));
+  bool stopped = false;
+  engine::StageHooks hooks;
+  hooks.progress = [&](int64_t done, int64_t total) {
+    stopped = done < total && static_cast<double>(done) >= part;
+    return !stopped;
+  };
+  const int32_t some_id = 5;
+  const Tensor row = engine.embed().embed({&some_id, 1});
+  const int64_t position = 0;
+  engine::DecoderInput input;
+  input.embeds = &row;
+  for (auto& axis : input.positions) axis = {&position, 1};
+  input.decode = true;
+  const std::unique_ptr<engine::KvCache> cache = engine.decoder().new_cache();
+  const auto one = [&] {
+    const Clock::time_point start = Clock::now();
+    try {
+      engine.decoder().forward(input, *cache, engine::LogitsMode::kLast, hooks);
+    } catch (const Error& e) {
+      if (e.code() != ErrorCode::kCancelled || !stopped) throw;
+    }
+    const double seconds = seconds_since(start);
+    cache->truncate(0);
+    return seconds;
+  };
+  one();  // pages of the weights, buffers
+  const Clock::time_point start = Clock::now();
+  std::vector<double> seconds;
+  while (seconds.size() < kLeastSamples || (seconds_since(start) < kSeconds && seconds.size() < kMostSamples)) {
+    seconds.push_back(one());
+  }
+  return median(std::move(seconds));
+}
+
+SpeedProfile with_decoding_now(SpeedProfile profile, const engine::Engine& engine) {
+  const double part = measure_decode_part(engine, profile.decode_weight_bytes);
+  if (profile.decode_part_s > 0) profile.decode_byte_s *= part / profile.decode_part_s;
+  profile.decode_part_s = part;
+  return profile;
 }
 
 }  // namespace qvl::generate
