@@ -144,10 +144,11 @@ Registration register_plan(CLI::App& app) {
   CLI::App* command = app.add_subcommand("plan", "Predict time and memory of a question; fit pictures into a budget");
   set_usage(*command, "qvl plan [MODEL] [-i IMAGE]... [\"PROMPT\"] [OPTIONS]");
   command->footer(
-      "Predicts encoding, time to the first token, tokens a second and peak memory from a few seconds of the model's own blocks and "
+      "Predicts encoding, time to the first token, tokens a second and peak memory from some ten seconds of the model's own blocks and "
       "layers\non this machine. They are kept in ~/.cache/qvl (XDG_CACHE_HOME) for this processor, number of threads, kernels, "
-      "version and model;\n--calibrate measures anew. With a budget, pictures are made smaller until it fits, never below the "
-      "model's minimum, and what was\ngiven up is said. qvl run takes the same budgets.\n"
+      "version and model;\n--calibrate measures anew. Memory changes its speed by the minute, so how fast tokens are decoded is measured "
+      "again each time, on the\nfirst layers (up to 256 MB of weights, a third of a second): it is that of the moment. With a budget, pictures are made smaller until it "
+      "fits,\nnever below the model's minimum, and what was given up is said. qvl run takes the same budgets.\n"
       "Example: qvl plan ~/Qwen3-VL-4B-int4 -i photo.jpg \"What is this?\" --budget-seconds 10");
   command->add_option("WORDS", o->words, "[MODEL] [\"PROMPT\"]")->expected(0, 2)->type_name("TEXT");
   add_visual_options(*command, o->visuals);

@@ -199,25 +199,61 @@ class TextSampler {
   }
 
   int64_t length() const { return timeline_->length(); }
-  // Seconds of one token after the last prefill.
+  // Seconds of one token more.
   double decode() {
-    const auto one = [&] { timeline_->decode(5, {.count = 1}); };
-    one();
-    std::vector<double> seconds;
-    double spent = 0;
-    while (seconds.size() < 5 || (spent < 1 && seconds.size() < 100)) {
-      const Clock::time_point start = Clock::now();
-      one();
-      seconds.push_back(seconds_since(start));
-      spent += seconds.back();
-    }
-    return median(std::move(seconds));
+    const Clock::time_point start = Clock::now();
+    timeline_->decode(5, {.count = 1});
+    return seconds_since(start);
   }
 
  private:
   const engine::Engine& engine_;
   UnitClock& clock_;
   std::optional<TextTimeline> timeline_;
+};
+
+// The first layers of a decode step, again and again.
+class DecodePart {
+ public:
+  DecodePart(const engine::Engine& engine, int64_t decode_weight_bytes)
+      : decoder_(engine.decoder()), cache_(decoder_.new_cache()), row_(engine.embed().embed({&kId, 1})) {
+    // Several times what last caches hold: the next sample finds nothing there.
+    constexpr double kPartBytes = 256e6;
+    const double layers = static_cast<double>(engine.config().text.num_layers) * kPartBytes /
+                          static_cast<double>(std::max<int64_t>(1, decode_weight_bytes));
+    hooks_.progress = [this, layers](int64_t done, int64_t total) {
+      stopped_ = done < total && static_cast<double>(done) >= layers;
+      return !stopped_;
+    };
+  }
+  DecodePart(const DecodePart&) = delete;
+  DecodePart& operator=(const DecodePart&) = delete;
+
+  double run() {
+    const int64_t position = 0;
+    engine::DecoderInput input;
+    input.embeds = &row_;
+    for (auto& axis : input.positions) axis = {&position, 1};
+    input.decode = true;
+    stopped_ = false;
+    const Clock::time_point start = Clock::now();
+    try {
+      decoder_.forward(input, *cache_, engine::LogitsMode::kLast, hooks_);
+    } catch (const Error& e) {
+      if (e.code() != ErrorCode::kCancelled || !stopped_) throw;
+    }
+    const double seconds = seconds_since(start);
+    cache_->truncate(0);
+    return seconds;
+  }
+
+ private:
+  static constexpr int32_t kId = 5;
+  const engine::DecoderStage& decoder_;
+  std::unique_ptr<engine::KvCache> cache_;
+  Tensor row_;
+  engine::StageHooks hooks_;
+  bool stopped_ = false;
 };
 
 }  // namespace
@@ -340,50 +376,28 @@ SpeedProfile measure_speed_profile(const engine::Engine& engine, int64_t decode_
   out.element_bytes = static_cast<int64_t>(dtype_size_bytes(engine.embed().embed({&some_id, 1}).dtype()));
   check();
   const int64_t context = text.length();  // none where the layers were stopped early
+  // In turns, so that memory that changes its speed meanwhile changes both.
+  DecodePart part(engine, decode_weight_bytes);
+  text.decode(), part.run();
+  std::vector<double> steps, parts;
+  double spent = 0;
+  while (steps.size() < 5 || (spent < 1 && steps.size() < 100)) {
+    spent += steps.emplace_back(text.decode());
+    spent += parts.emplace_back(part.run());
+  }
   out.decode_byte_s =
-      text.decode() / decode_bytes(engine.config(), decode_weight_bytes, context, engine.info().kv_dtype);
-  out.decode_part_s = measure_decode_part(engine, decode_weight_bytes);
+      median(std::move(steps)) / decode_bytes(engine.config(), decode_weight_bytes, context, engine.info().kv_dtype);
+  out.decode_part_s = median(std::move(parts));
   return out;
 }
 
 double measure_decode_part(const engine::Engine& engine, int64_t decode_weight_bytes) {
-  // Several times what last caches hold: the next sample finds nothing there.
-  constexpr double kPartBytes = 256e6, kSeconds = 0.3;
-  constexpr size_t kLeastSamples = 5, kMostSamples = 100;
-  const int64_t layers = engine.config().text.num_layers;
-  const double part = std::ceil(kPartBytes / static_cast<double>(std::max<int64_t>(1, decode_weight_bytes)) *
-                                static_cast<double>(layers));
-  bool stopped = false;
-  engine::StageHooks hooks;
-  hooks.progress = [&](int64_t done, int64_t total) {
-    stopped = done < total && static_cast<double>(done) >= part;
-    return !stopped;
-  };
-  const int32_t some_id = 5;
-  const Tensor row = engine.embed().embed({&some_id, 1});
-  const int64_t position = 0;
-  engine::DecoderInput input;
-  input.embeds = &row;
-  for (auto& axis : input.positions) axis = {&position, 1};
-  input.decode = true;
-  const std::unique_ptr<engine::KvCache> cache = engine.decoder().new_cache();
-  const auto one = [&] {
-    const Clock::time_point start = Clock::now();
-    try {
-      engine.decoder().forward(input, *cache, engine::LogitsMode::kLast, hooks);
-    } catch (const Error& e) {
-      if (e.code() != ErrorCode::kCancelled || !stopped) throw;
-    }
-    const double seconds = seconds_since(start);
-    cache->truncate(0);
-    return seconds;
-  };
-  one();  // pages of the weights, buffers
-  const Clock::time_point start = Clock::now();
+  constexpr double kSeconds = 0.3;
+  DecodePart part(engine, decode_weight_bytes);
+  part.run();  // pages of the weights, buffers
   std::vector<double> seconds;
-  while (seconds.size() < kLeastSamples || (seconds_since(start) < kSeconds && seconds.size() < kMostSamples)) {
-    seconds.push_back(one());
-  }
+  double spent = 0;
+  while (seconds.size() < 5 || (spent < kSeconds && seconds.size() < 100)) spent += seconds.emplace_back(part.run());
   return median(std::move(seconds));
 }
 

@@ -1,4 +1,4 @@
-// How long this machine takes for what a model does, from a few seconds of its own stages: what `qvl plan` predicts
+// How long this machine takes for what a model does, from some ten seconds of its own stages: what `qvl plan` predicts
 // with. Times follow from operations and bytes (workload.h) by a few numbers.
 #pragma once
 
