@@ -235,6 +235,7 @@ class DecodePart {
     input.embeds = &row_;
     for (auto& axis : input.positions) axis = {&position, 1};
     input.decode = true;
+    input.top.count = 1;
     stopped_ = false;
     const Clock::time_point start = Clock::now();
     try {
