@@ -21,7 +21,7 @@ class Timeline {
  public:
   explicit Timeline(const engine::Engine& engine) : engine_(engine), cache_(engine.decoder().new_cache()) {}
 
-  Tensor append(const std::vector<int32_t>& ids, bool decode) { return bench::append(engine_, *cache_, ids, decode); }
+  Tensor append(const std::vector<int32_t>& ids, bool decode) { return bench::append(engine_, *cache_, ids, decode, {.count = decode ? 1 : 0}); }
   void truncate(int64_t length) { cache_->truncate(length); }
   Timeline fork() const {
     Timeline out(engine_);
@@ -41,6 +41,7 @@ class Timeline {
     input.embeds = &embeds;
     for (auto& axis : input.positions) axis = positions;
     input.decode = true;
+    input.top.count = 1;
     return timelines[0].engine_.decoder().decode_together(input, shares);
   }
 

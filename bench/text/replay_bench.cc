@@ -11,7 +11,6 @@
 // --json: one object instead of the table: {"model", "isa", "threads", "questions", "rounds", "tasks": {TASK: SUM}, "all": SUM},
 // SUM = {"answers", "prompt_tokens" (mean), "tokens" (after the first of each answer), "off": RUN, "auto": RUN}, RUN = {"ms",
 // "tokens_per_s", "steps", "drafted_tokens", "accepted_tokens"}. A kind of answers that are one token long has no "tokens_per_s".
-#include <limits>
 #include <map>
 #include <span>
 
@@ -26,19 +25,56 @@ using namespace qvl;
 using namespace qvl::bench;
 using namespace qvl::generate;
 
-class Replay : public TokenConstraint {
+// The decoder of another engine, whose likeliest tokens are those of an answer.
+class ReplayDecoder : public engine::DecoderStage {
  public:
-  explicit Replay(std::vector<int32_t> ids) : ids_(std::move(ids)) {}
-  void apply(std::span<float> logits) override {
-    std::ranges::fill(logits, -std::numeric_limits<float>::infinity());
-    logits[static_cast<size_t>(ids_[said_])] = 0;
+  explicit ReplayDecoder(const engine::DecoderStage& decoder) : decoder_(decoder) {}
+  // Of the answer to the prompt that is read next.
+  void say(std::vector<int32_t> ids) { ids_ = std::move(ids); }
+
+  std::unique_ptr<engine::KvCache> new_cache() const override { return decoder_.new_cache(); }
+  bool decode_rows_are_independent() const override { return decoder_.decode_rows_are_independent(); }
+  Tensor forward(const engine::DecoderInput& input, engine::KvCache& cache, engine::LogitsMode mode,
+                 const engine::StageHooks& hooks) const override {
+    Tensor logits = decoder_.forward(input, cache, mode, hooks);
+    prompt_ = cache.length();
+    return lay_down(std::move(logits), cache);
   }
-  void accept(int32_t) override { ++said_; }
-  bool finished() const override { return said_ == ids_.size(); }
+  Tensor decode_together(const engine::DecoderInput& input, std::span<const engine::DecodeShare> shares,
+                         const engine::StageHooks& hooks) const override {
+    return lay_down(decoder_.decode_together(input, shares, hooks), *shares.front().cache);
+  }
 
  private:
+  // The rows are those of the last positions. Behind a wrong guess, and behind the answer, nobody looks at them.
+  Tensor lay_down(Tensor logits, const engine::KvCache& cache) const {
+    for (int64_t r = 0; r < logits.dim(0); ++r) {
+      const int64_t said = cache.length() - logits.dim(0) + r + 1 - prompt_;
+      if (said < static_cast<int64_t>(ids_.size()))
+        logits.as<float>()[static_cast<size_t>(r * logits.dim(1) + ids_[static_cast<size_t>(said)])] = 1e6F;
+    }
+    return logits;
+  }
+
+  const engine::DecoderStage& decoder_;
   std::vector<int32_t> ids_;
-  size_t said_ = 0;
+  mutable int64_t prompt_ = 0;  // tokens
+};
+
+class ReplayEngine : public engine::Engine {
+ public:
+  explicit ReplayEngine(std::shared_ptr<const engine::Engine> engine) : engine_(std::move(engine)), decoder_(engine_->decoder()) {}
+  const model::ModelConfig& config() const override { return engine_->config(); }
+  const engine::EngineInfo& info() const override { return engine_->info(); }
+  const engine::VisionStage& vision() const override { return engine_->vision(); }
+  const engine::EmbedStage& embed() const override { return engine_->embed(); }
+  const engine::DecoderStage& decoder() const override { return decoder_; }
+  ThreadPool& pool() const override { return engine_->pool(); }
+  void say(std::vector<int32_t> ids) { decoder_.say(std::move(ids)); }
+
+ private:
+  std::shared_ptr<const engine::Engine> engine_;
+  ReplayDecoder decoder_;
 };
 
 struct Sum {
@@ -92,7 +128,7 @@ int run(const std::filesystem::path& folder, const std::filesystem::path& questi
   }
   if (questions.size() > limit) questions.resize(limit);
   if (questions.empty()) fail(ErrorCode::kNotFound, "replay_bench", cat("no questions of ", tasks, " in ", questions_at.string()));
-  const auto engine = open_native(folder, threads);
+  const auto engine = std::make_shared<ReplayEngine>(open_native(folder, threads));
   const auto assets = std::make_shared<const Assets>(Assets::load(folder, engine->config()));
   std::map<std::string, Pair> by_task;
   Pair all;
@@ -107,7 +143,7 @@ int run(const std::filesystem::path& folder, const std::filesystem::path& questi
         AnswerOptions options;
         options.sampling.greedy = true;
         options.speculation.mode = guesses ? Speculation::Mode::kAuto : Speculation::Mode::kOff;
-        options.constraint = std::make_shared<Replay>(ids);
+        engine->say(ids);
         const Answer answer = (guesses ? guessing : plain).answer({text_message(text::Role::kUser, q.question)}, options);
         if (answer.token_ids != ids)
           fail(ErrorCode::kMismatch, "replay_bench", "an answer", "'" + q.answer + "'", "'" + answer.text + "'");

@@ -330,10 +330,13 @@ TEST(NativeTextCache, AnErrorLeavesTheTimelineAsItWas) {
   EXPECT_TRUE(std::ranges::equal(rest.as<float>(), whole.as<float>()));
 }
 
-TEST(NativeTextStage, TheLargestWeightIsTheHeadWhereItLies) {
+TEST(NativeTextStage, AStepReadsItsLayersAndTheHead) {
   const auto engine = tiny_engine({engine::Precision::kBF16, "scalar"});
   const auto& t = engine->config().text;
-  EXPECT_EQ(engine->decoder().largest_weight().size(), static_cast<size_t>(t.vocab_size * t.hidden_size) * sizeof(BFloat16));
+  size_t bytes = 0;
+  for (const auto& run : engine->decoder().weights_of_step()) bytes += run.size();
+  const int64_t layer = t.hidden_size * (2 * t.q_width() + 2 * t.kv_width() + 3 * t.intermediate_size);
+  EXPECT_EQ(bytes, static_cast<size_t>(t.num_layers * layer + t.vocab_size * t.hidden_size) * sizeof(BFloat16));
 }
 
 TEST(NativeTextStage, RefusesInputThatDoesNotFit) {

@@ -43,14 +43,20 @@ void measure_vision(const BenchSettings& s, const OpenStages& opened, const gene
 }
 
 // How fast weights are read where they lie: memory is not equally fast everywhere, nor at all times. Empty where there are
-// none so large that no cache answers for it.
+// so few that caches answer for them.
 std::function<double()> weights_read_rate(const OpenStages& opened) {
-  constexpr size_t kLeastBytes = size_t{128} << 20, kMostBytes = size_t{256} << 20;
-  const std::span<const std::byte> weights = opened.decoder->largest_weight();
-  if (weights.size() < kLeastBytes) return {};
-  return [&pool = *opened.pool, part = weights.first(std::min(weights.size(), kMostBytes))] {
+  constexpr size_t kLeastBytes = size_t{512} << 20, kMostBytes = size_t{1} << 30;
+  std::vector<std::span<const std::byte>> some;
+  size_t bytes = 0;
+  for (const std::span<const std::byte> run : opened.decoder->weights_of_step()) {
+    if (bytes >= kMostBytes) break;
+    some.push_back(run);
+    bytes += run.size();
+  }
+  if (bytes < kLeastBytes) return {};
+  return [&pool = *opened.pool, some = std::move(some)] {
     kernels::ReadRate rate;
-    kernels::measure_read_limit(part, pool, 2, rate);
+    kernels::measure_read_limit(some, pool, 1, rate);
     return rate.bytes_per_second;
   };
 }

@@ -174,9 +174,9 @@ class DecoderStage {
   virtual void expect() const {}
   // It does not come so soon: ends what expect() began and gives back what that brought in.
   virtual void give_back() const {}
-  // The largest run of weights that every decode step reads once, where it lies: how fast memory gives it can be measured there.
-  // Empty where nobody knows.
-  virtual std::span<const std::byte> largest_weight() const { return {}; }
+  // The weights that every decode step which asks for the greatest logits reads once, where they lie and in its order: how fast memory
+  // gives them can be measured there. Empty where nobody knows.
+  virtual std::vector<std::span<const std::byte>> weights_of_step() const { return {}; }
   // Whether steps that ask for the greatest logits alone (TopLogits) read the package's shortlist of the head instead of the head.
   virtual bool reads_shortlist() const { return false; }
 };

@@ -377,22 +377,33 @@ void MachineLimits::raise_to(const MachineLimits& other) {
 }
 
 void measure_read_limit(std::span<const std::byte> bytes, ThreadPool& pool, int repeats, ReadRate& limit) {
-  const auto pieces = static_cast<int64_t>(bytes.size()) / kPieceBytes / pool.threads();
-  if (pieces < 1 || repeats < 1) {
-    fail(ErrorCode::kInvalidArgument, "read limit", "bytes and repeats", "1 MiB for each thread, 1",
-         cat(bytes.size(), " bytes, ", repeats));
+  measure_read_limit({&bytes, 1}, pool, repeats, limit);
+}
+
+void measure_read_limit(std::span<const std::span<const std::byte>> runs, ThreadPool& pool, int repeats, ReadRate& limit) {
+  // What every pattern reads in whole steps.
+  constexpr int64_t kStepBytes = 4 * 64;
+  const auto share = [&](std::span<const std::byte> run) {
+    return static_cast<int64_t>(run.size()) / pool.threads() / kStepBytes * kStepBytes;
+  };
+  int64_t bytes = 0;
+  for (const std::span<const std::byte> run : runs) bytes += share(run) * pool.threads();
+  if (bytes < kPieceBytes * pool.threads() || repeats < 1) {
+    fail(ErrorCode::kInvalidArgument, "read limit", "bytes and repeats", "1 MiB for each thread, 1", cat(bytes, " bytes, ", repeats));
   }
   const auto once = [&](const ReadPattern& pattern) {
     const double start = wall_seconds();
     pool.run([&](int thread) {
-      const std::byte* part = bytes.data() + thread * pieces * kPieceBytes;
       uint64_t sum = 0;
-      for (int64_t piece = 0; piece < pieces; ++piece)
-        sum += pattern.sum(part + piece * kPieceBytes, kPieceBytes, pattern.ahead);
+      for (const std::span<const std::byte> run : runs) {
+        const int64_t mine = share(run);
+        const std::byte* part = run.data() + thread * mine;
+        for (int64_t done = 0; done < mine; done += kPieceBytes)
+          sum += pattern.sum(part + done, std::min(kPieceBytes, mine - done), pattern.ahead);
+      }
       asm volatile("" ::"r"(sum));
     });
-    const double rate =
-        static_cast<double>(pieces * kPieceBytes * pool.threads()) / (wall_seconds() - start);
+    const double rate = static_cast<double>(bytes) / (wall_seconds() - start);
     if (rate <= limit.bytes_per_second) return rate;
     limit.bytes_per_second = rate;
     limit.pattern = cat(pattern.streams, pattern.streams == 1 ? " stream" : " streams",

@@ -62,9 +62,11 @@ struct LimitOptions {
 // plain C++. Throws kInvalidArgument (options), kLimit (memory).
 MachineLimits measure_machine_limits(const KernelTable& table, ThreadPool& pool, const LimitOptions& options = {});
 
-// The memory part alone, for bytes that lie somewhere already: where they lie may decide how fast they are read. At least 1 MiB
-// for each thread, several times the last cache to say anything about memory; what was never written or is not in the page
-// cache is read slowly the first time. Raises `rate`. Throws kInvalidArgument.
+// The memory part alone, for bytes that lie somewhere already, in one run or in several that are read one after the other: where
+// they lie may decide how fast they are read. At least 1 MiB for each thread, many times the last cache to say anything about memory
+// (of six times as much it still holds a tenth); what was never written or is not in the page cache is read slowly the first time.
+// Raises `rate`. Throws kInvalidArgument.
+void measure_read_limit(std::span<const std::span<const std::byte>> runs, ThreadPool& pool, int repeats, ReadRate& rate);
 void measure_read_limit(std::span<const std::byte> bytes, ThreadPool& pool, int repeats, ReadRate& rate);
 
 }  // namespace qvl::kernels

@@ -94,12 +94,8 @@ void NativeDecoder::give_back() const {
   if (ahead_->wait() > 0) give_back_();
 }
 
-std::span<const std::byte> NativeDecoder::largest_weight() const {
-  const kernels::Weight& head = head_.streamed();
-  const uint64_t bytes = head.format.kind == quant::Kind::kFloat
-                             ? static_cast<uint64_t>(head.out * head.in) * dtype_size_bytes(head.dtype)
-                             : head.format.data_bytes(head.out, head.in);
-  return {static_cast<const std::byte*>(head.data), bytes};
+std::vector<std::span<const std::byte>> NativeDecoder::weights_of_step() const {
+  return pages_in_order_of_use(weights_);
 }
 
 std::unique_ptr<KvCache> NativeDecoder::new_cache() const {

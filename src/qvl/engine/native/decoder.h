@@ -42,7 +42,7 @@ class NativeDecoder : public DecoderStage {
   // Only where there are threads beside the caller's.
   void expect() const override;
   void give_back() const override;
-  std::span<const std::byte> largest_weight() const override;
+  std::vector<std::span<const std::byte>> weights_of_step() const override;
   bool reads_shortlist() const override { return head_.has_shortlist(); }
 
  private:

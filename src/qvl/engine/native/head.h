@@ -36,8 +36,6 @@ class Head {
               const kernels::Matrix& logits) const;
 
   bool has_shortlist() const { return shortlist_.has_value(); }
-  // What a decode step reads whole.
-  const kernels::Weight& streamed() const { return shortlist_ ? *shortlist_ : head_; }
 
  private:
   // How far off rows of the shortlist are, up to a factor that depends on x: for each the root of the sum of its squared scales.
