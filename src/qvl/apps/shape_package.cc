@@ -41,9 +41,11 @@ constexpr int kVisionActivationBits = 7;
 bool usable(const fs::path& folder, bool vision_integers) {
   if (!package::is_package_folder(folder)) return false;
   try {
-    const package::Manifest manifest = package::Package::open(folder).manifest();
-    const bool text_integers = manifest.text.precision == "int4" || manifest.text.precision == "int8";
-    return manifest.qvl_version == QVL_VERSION && manifest.head_shortlist.has_value() == text_integers &&
+    const package::Package package = package::Package::open(folder);
+    const package::Manifest& manifest = package.manifest();
+    const bool shortlist = (manifest.text.precision == "int4" || manifest.text.precision == "int8") &&
+                           package.config().text.vocab_size >= exporting::kLargeVocabulary;
+    return manifest.qvl_version == QVL_VERSION && manifest.head_shortlist.has_value() == shortlist &&
            (!vision_integers || (manifest.vision.activation_bits == kVisionActivationBits &&
                                  manifest.vision.int8_attention == kVisionActivationBits));
   } catch (const Error&) {

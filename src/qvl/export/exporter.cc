@@ -137,7 +137,6 @@ const quant::Format kShortlistFormat = quant::Format::blocks(4, 128, false, DTyp
 
 // Other layouts are for other runtimes, and a head of fewer bits or of floats is read whole.
 bool wants_shortlist(const ExportOptions& options, const StoredTensor& head) {
-  constexpr int64_t kLargeVocabulary = 16384;
   return options.head_shortlist.value_or(head.rows >= kLargeVocabulary) && options.layout == Layout::kQvl &&
          head.format.kind == quant::Kind::kBlock && head.format.bits == 8;
 }

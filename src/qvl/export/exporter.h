@@ -27,6 +27,9 @@ struct StaticImage {
   int64_t width_px = 0, height_px = 0;
 };
 
+// Tokens from which on reading the head is what it costs, so that a shortlist of it pays.
+inline constexpr int64_t kLargeVocabulary = 16384;
+
 struct ExportOptions {
   std::filesystem::path checkpoint;
   const Input* input = nullptr;  // instead of `checkpoint`; outlives the call
@@ -40,7 +43,7 @@ struct ExportOptions {
   int64_t opset = 21;
   int accuracy_level = 4;
   // Whether the package also gets a 4-bit copy of a head in 8 bits for the native engine (Manifest::head_shortlist), in layout kQvl.
-  // Absent: where the vocabulary is so large that reading it is what a head costs.
+  // Absent: from kLargeVocabulary on.
   std::optional<bool> head_shortlist;
   std::optional<StaticImage> static_image;
   int64_t static_sequence = 0;  // with static_image: tokens a decoder call takes, and the cache's length
