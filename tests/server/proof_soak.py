@@ -24,7 +24,8 @@ ERRORS = [({"messages": "no list"}, 400), ({"model": "qvl"}, 400), ({"messages":
 
 
 def server_options(options):
-    return ["--queue", "64"]
+    # What guesses remember, up to 131,072 tokens a slot, grows until it is full, which takes longer than this does.
+    return ["--queue", "64", "--speculate", "off"]
 
 
 class Load:
