@@ -338,6 +338,17 @@ TEST_F(Packages, AShortlistOfTheHeadChangesNoAnswer) {
   rehash(flipped, "text.data");
   expect_failure(qvl({"verify", flipped, "--against", kSmall, "--engines", "native", "--sizes", "64x64"}),
                  {"head_shortlist", "as the export measured"});
+  // One of another vocabulary is refused.
+  const std::string shorter = copy(with, "short_shortlist");
+  package::Manifest manifest = package::Manifest::load(shorter);
+  package::TensorEntry& shortlist = *manifest.head_shortlist;
+  for (package::TensorPart* part : {&shortlist.data, &*shortlist.scales}) {
+    part->length = part->length / static_cast<uint64_t>(shortlist.rows) * static_cast<uint64_t>(shortlist.rows - 1);
+    --part->shape[0];
+  }
+  --shortlist.rows;
+  manifest.save(shorter);
+  expect_failure(qvl({"run", shorter, "Hello"}), {"rows and columns of the head's shortlist"});
 }
 
 TEST_F(Packages, GuessedTokensAreCheckedWhereThatChangesNoAnswer) {
