@@ -16,6 +16,7 @@
 
 #include "native_bench.h"
 #include "qvl/base/json.h"
+#include "qvl/engine/engine_with_decoder.h"
 #include "qvl/generate/eval.h"
 #include "qvl/generate/pipeline.h"
 
@@ -61,19 +62,13 @@ class ReplayDecoder : public engine::DecoderStage {
   mutable int64_t prompt_ = 0;  // tokens
 };
 
-class ReplayEngine : public engine::Engine {
+class ReplayEngine : public engine::EngineWithDecoder {
  public:
-  explicit ReplayEngine(std::shared_ptr<const engine::Engine> engine) : engine_(std::move(engine)), decoder_(engine_->decoder()) {}
-  const model::ModelConfig& config() const override { return engine_->config(); }
-  const engine::EngineInfo& info() const override { return engine_->info(); }
-  const engine::VisionStage& vision() const override { return engine_->vision(); }
-  const engine::EmbedStage& embed() const override { return engine_->embed(); }
+  explicit ReplayEngine(std::shared_ptr<const engine::Engine> engine) : EngineWithDecoder(std::move(engine)), decoder_(inner().decoder()) {}
   const engine::DecoderStage& decoder() const override { return decoder_; }
-  ThreadPool& pool() const override { return engine_->pool(); }
   void say(std::vector<int32_t> ids) { decoder_.say(std::move(ids)); }
 
  private:
-  std::shared_ptr<const engine::Engine> engine_;
   ReplayDecoder decoder_;
 };
 

@@ -82,7 +82,7 @@ std::optional<generate::SpeedProfile> kept_profile(const fs::path& file, const s
   }
 }
 
-generate::SpeedProfile find_profile(const fs::path& folder, const OpenModel& model, const BudgetChoice& choice,
+generate::SpeedProfile find_profile(const OpenModel& model, int64_t decode_weight_bytes, const BudgetChoice& choice,
                                     ProgressBar& bar, std::string& source) {
   if (!choice.calibration.empty()) {
     source = fmt::format("from {}", choice.calibration);
@@ -99,7 +99,7 @@ generate::SpeedProfile find_profile(const fs::path& folder, const OpenModel& mod
   }
   const Clock::time_point start = Clock::now();
   const generate::SpeedProfile profile = generate::measure_speed_profile(
-      *model.engine, stored_weights(folder, model.engine->decoder().reads_shortlist()).decode_bytes, [&bar](int64_t done, int64_t total) {
+      *model.engine, decode_weight_bytes, [&bar](int64_t done, int64_t total) {
         bar.update("measuring this machine", done, total, "steps");
         return !interrupt_flag();
       });
@@ -146,7 +146,7 @@ Planned plan_question(const fs::path& folder, const OpenModel& model, const gene
                                      .vision_weight_bytes = weights.vision_bytes,
                                      .text_weight_bytes = weights.decode_bytes,
                                      .kv_dtype = info.kv_dtype};
-  out.profile = find_profile(folder, model, choice, bar, out.profile_source);
+  out.profile = find_profile(model, weights.decode_bytes, choice, bar, out.profile_source);
   generate::Budget budget;
   budget.seconds = choice.seconds;
   if (choice.bytes) budget.bytes = static_cast<int64_t>(*choice.bytes);

@@ -28,6 +28,18 @@ struct stat regular_file(const FileDescriptor& fd, const std::filesystem::path& 
   return st;
 }
 
+// All of `out`, from `offset` on.
+void read_range(const FileDescriptor& fd, const std::filesystem::path& path, size_t offset, std::span<std::byte> out) {
+  while (!out.empty()) {
+    const ssize_t n = ::pread(fd.get(), out.data(), out.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail_errno(path.string(), "cannot read");
+    if (n == 0) fail(ErrorCode::kIo, path.string(), "file became shorter while it was read");
+    out = out.subspan(static_cast<size_t>(n));
+    offset += static_cast<size_t>(n);
+  }
+}
+
 }  // namespace
 
 MappedFile MappedFile::open(const std::filesystem::path& path) {
@@ -71,14 +83,7 @@ MappedFile::~MappedFile() {
 }
 
 void MappedFile::read(size_t offset, std::span<std::byte> out) const {
-  while (!out.empty()) {
-    const ssize_t n = ::pread(file_.get(), out.data(), out.size(), static_cast<off_t>(offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_errno(path_.string(), "cannot read");
-    if (n == 0) fail(ErrorCode::kIo, path_.string(), "the file became shorter while it was used");
-    out = out.subspan(static_cast<size_t>(n));
-    offset += static_cast<size_t>(n);
-  }
+  read_range(file_, path_, offset, out);
 }
 
 void MappedFile::advise(size_t offset, size_t length_bytes, int advice) const {
@@ -104,14 +109,7 @@ std::string read_file(const std::filesystem::path& path, size_t max_bytes) {
          std::to_string(size));
   }
   std::string content(size, '\0');
-  size_t done = 0;
-  while (done < size) {
-    const ssize_t n = ::read(fd.get(), content.data() + done, size - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail_errno(path.string(), "cannot read");
-    if (n == 0) fail(ErrorCode::kIo, path.string(), "file became shorter while it was read");
-    done += static_cast<size_t>(n);
-  }
+  read_range(fd, path, 0, std::as_writable_bytes(std::span(content)));
   return content;
 }
 

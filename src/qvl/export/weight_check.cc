@@ -215,7 +215,7 @@ WeightReport check_weights(const package::Package& package, const Source& source
     check_one(t, spec->second->role, spec->second->layer);
   }
   if (const std::optional<package::PackageTensor> t = package.head_shortlist())
-    check_one(*t, package.tied_head() ? TensorRole::kTokenEmbedding : TensorRole::kLmHead, -1);
+    check_one(*t, model::head_role(package.tied_head()), -1);
   if (progress) progress(total, total);
   return report;
 }

@@ -146,7 +146,7 @@ void WeightPlan::place(StoredTensor& tensor, bool vector) {
 }
 
 const StoredTensor& WeightPlan::head() {
-  return store(config_.tie_word_embeddings ? TensorRole::kTokenEmbedding : TensorRole::kLmHead);
+  return store(model::head_role(config_.tie_word_embeddings));
 }
 
 const StoredTensor& WeightPlan::store_head_shortlist(const quant::Format& format) {

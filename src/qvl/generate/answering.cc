@@ -90,15 +90,16 @@ void Answering::begin(Prompt prompt, std::vector<std::shared_ptr<Visual>> visual
   answer_.prompt_tokens = static_cast<int64_t>(prompt_.ids.size());
   collect_preprocess_ms();  // loading happened before this call, but the user waited for it
   before_ms_ = answer_.preprocess_ms;
+  GenerateOptions generate = generate_options(options);
   try {
-    fill_session(donors, needed_logits(*pipeline_.engine_, generate_options(options)));
+    fill_session(donors, needed_logits(*pipeline_.engine_, generate));
   } catch (const Error& e) {
     if (e.code() != ErrorCode::kCancelled || !cancelled()) throw;
     answer_.reason = FinishReason::kCancelled;
     answer_.cause = EndCause::kCancelled;
     return;
   }
-  start_generation(options);
+  start_generation(std::move(generate));
 }
 
 void Answering::fill_session(std::span<const Pipeline* const> donors, engine::TopLogits top) {
@@ -170,10 +171,10 @@ GenerateOptions Answering::generate_options(const AnswerOptions& options) const 
           .top_logprobs = options.top_logprobs};
 }
 
-void Answering::start_generation(const AnswerOptions& options) {
+void Answering::start_generation(GenerateOptions options) {
   before_ms_ += ms_since(start_);
   generation_ = std::make_unique<Generation>(
-      pipeline_.session_, generate_options(options),
+      pipeline_.session_, std::move(options),
       [this](const SaidToken& token) {
         const bool wanted = !callbacks_.on_token || callbacks_.on_token(token);
         return stream_->push(token.id) && wanted;

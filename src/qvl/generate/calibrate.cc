@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "qvl/base/error.h"
+#include "qvl/engine/engine_with_decoder.h"
 #include "qvl/generate/pipeline.h"
 #include "qvl/image/decode.h"
 
@@ -48,16 +49,11 @@ class Gatherer {
 };
 
 // The same engine with a listener in its decoder, so that calibration sees what an answer really computes.
-class ListeningEngine : public engine::Engine {
+class ListeningEngine : public engine::EngineWithDecoder {
  public:
   ListeningEngine(std::shared_ptr<const engine::Engine> inner, Gatherer* gatherer)
-      : inner_(std::move(inner)), decoder_(inner_->decoder(), gatherer) {}
-  const model::ModelConfig& config() const override { return inner_->config(); }
-  const engine::EngineInfo& info() const override { return inner_->info(); }
-  const engine::VisionStage& vision() const override { return inner_->vision(); }
-  const engine::EmbedStage& embed() const override { return inner_->embed(); }
+      : EngineWithDecoder(std::move(inner)), decoder_(this->inner().decoder(), gatherer) {}
   const engine::DecoderStage& decoder() const override { return decoder_; }
-  ThreadPool& pool() const override { return inner_->pool(); }
 
  private:
   class Decoder : public engine::DecoderStage {
@@ -78,7 +74,6 @@ class ListeningEngine : public engine::Engine {
     Gatherer* gatherer_;
   };
 
-  std::shared_ptr<const engine::Engine> inner_;
   Decoder decoder_;
 };
 

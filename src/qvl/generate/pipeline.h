@@ -169,7 +169,7 @@ class Answering {
   // Gives the pictures that the session lacks behind its first `cached` tokens their features.
   void find_features(int64_t cached);
   GenerateOptions generate_options(const AnswerOptions& options) const;
-  void start_generation(const AnswerOptions& options);
+  void start_generation(GenerateOptions options);
   // For Pipeline::read_ahead().
   void leave_unread();
   // What loading and preprocessing took and no answer has reported yet.

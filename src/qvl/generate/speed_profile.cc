@@ -216,7 +216,7 @@ class TextSampler {
 class DecodePart {
  public:
   DecodePart(const engine::Engine& engine, int64_t decode_weight_bytes)
-      : decoder_(engine.decoder()), cache_(decoder_.new_cache()), row_(engine.embed().embed({&kId, 1})) {
+      : timeline_(engine.embed(), engine.decoder()) {
     // Several times what last caches hold: the next sample finds nothing there.
     constexpr double kPartBytes = 256e6;
     const double layers = static_cast<double>(engine.config().text.num_layers) * kPartBytes /
@@ -230,29 +230,20 @@ class DecodePart {
   DecodePart& operator=(const DecodePart&) = delete;
 
   double run() {
-    const int64_t position = 0;
-    engine::DecoderInput input;
-    input.embeds = &row_;
-    for (auto& axis : input.positions) axis = {&position, 1};
-    input.decode = true;
-    input.top.count = 1;
     stopped_ = false;
     const Clock::time_point start = Clock::now();
     try {
-      decoder_.forward(input, *cache_, engine::LogitsMode::kLast, hooks_);
+      timeline_.decode(5, {.count = 1}, hooks_);
     } catch (const Error& e) {
       if (e.code() != ErrorCode::kCancelled || !stopped_) throw;
     }
     const double seconds = seconds_since(start);
-    cache_->truncate(0);
+    timeline_.truncate(0);
     return seconds;
   }
 
  private:
-  static constexpr int32_t kId = 5;
-  const engine::DecoderStage& decoder_;
-  std::unique_ptr<engine::KvCache> cache_;
-  Tensor row_;
+  TextTimeline timeline_;
   engine::StageHooks hooks_;
   bool stopped_ = false;
 };

@@ -25,8 +25,8 @@ Tensor TextTimeline::prefill(std::span<const int32_t> ids, int64_t chunk, const 
   return logits;
 }
 
-Tensor TextTimeline::decode(int32_t id, engine::TopLogits top) {
-  return forward({&id, 1}, true, engine::LogitsMode::kLast, {}, top);
+Tensor TextTimeline::decode(int32_t id, engine::TopLogits top, const engine::StageHooks& hooks) {
+  return forward({&id, 1}, true, engine::LogitsMode::kLast, hooks, top);
 }
 
 Tensor TextTimeline::forward(std::span<const int32_t> ids, bool decode, engine::LogitsMode mode,

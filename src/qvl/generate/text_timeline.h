@@ -20,7 +20,7 @@ class TextTimeline {
   // Logits of the last position, [1, V]; `ids` in pieces of `chunk` tokens. Throws what the stages throw.
   Tensor prefill(std::span<const int32_t> ids, int64_t chunk, const engine::StageHooks& hooks = {});
   // Logits of one token more, [1, V].
-  Tensor decode(int32_t id, engine::TopLogits top = {});
+  Tensor decode(int32_t id, engine::TopLogits top = {}, const engine::StageHooks& hooks = {});
   int64_t length() const { return cache_->length(); }
   void truncate(int64_t length) { cache_->truncate(length); }
 

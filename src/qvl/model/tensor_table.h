@@ -78,6 +78,11 @@ struct TensorSpec {
   PrecisionClass precision = PrecisionClass::kMatrix;
 };
 
+// The matrix that makes the logits: of its own, or the embedding's.
+constexpr TensorRole head_role(bool tied) {
+  return tied ? TensorRole::kTokenEmbedding : TensorRole::kLmHead;
+}
+
 // The canonical name of a role; `layer` is needed exactly by the roles of blocks, layers and DeepStack
 // mergers (kInvalidArgument otherwise).
 std::string tensor_name(TensorRole role, int layer = -1);

@@ -146,7 +146,7 @@ void Package::check_model() const {
     }
   }
   if (manifest_.head_shortlist) {
-    const TensorEntry& head = *get(model::tensor_name(tied_head() ? model::TensorRole::kTokenEmbedding : model::TensorRole::kLmHead)).entry;
+    const TensorEntry& head = *get(model::tensor_name(model::head_role(tied_head()))).entry;
     const TensorEntry& shortlist = *manifest_.head_shortlist;
     if (shortlist.rows != head.rows || shortlist.columns != head.columns) {
       fail(ErrorCode::kMismatch, where, "rows and columns of the head's shortlist", shape_string({head.rows, head.columns}),

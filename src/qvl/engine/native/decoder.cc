@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,28 +45,20 @@ void add_visual_rows(const kernels::Context& context, const kernels::Matrix& x, 
 Tensor NativeEmbed::embed(std::span<const int32_t> ids) const {
   const kernels::Weight& table = weights_.embedding;
   Tensor out(activation_, {static_cast<int64_t>(ids.size()), table.in});
-  // A row as it is stored, where rows are read one by one.
-  std::vector<std::byte> data, scales, zero_points;
-  kernels::Weight one = table;
-  const bool reads = weights_.read_embedding_row && table.format.kind != quant::Kind::kFloat;
-  if (reads) {
-    data.resize(table.format.data_bytes(1, table.in));
-    scales.resize(table.format.scale_bytes(1, table.in));
-    zero_points.resize(table.format.zero_point_bytes(1, table.in));
-    one.out = 1;
-    one.data = data.data();
-    one.scales = scales.data();
-    if (table.format.zero_points) one.zero_points = zero_points.data();
-  }
+  AlignedBuffer room;
+  std::optional<RowCopies> one;
+  if (weights_.read_embedding_row) one.emplace(table, 1, room);
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] < 0 || ids[i] >= table.out) {
       fail(ErrorCode::kInvalidArgument, "embed", "token id", "0.." + std::to_string(table.out - 1),
            std::to_string(ids[i]));
     }
     std::byte* const row = row_at(out, static_cast<int64_t>(i));
-    if (reads) {
-      weights_.read_embedding_row(ids[i], data.data(), scales.data(), zero_points.data());
-      kernels::weight_row(one, 0, activation_, row);
+    if (i > 0 && ids[i] == ids[i - 1]) {  // a picture's tokens
+      std::memcpy(row, row_at(out, static_cast<int64_t>(i) - 1), static_cast<size_t>(table.in) * dtype_size_bytes(activation_));
+    } else if (one) {
+      one->read(weights_.read_embedding_row, ids[i], 0);
+      kernels::weight_row(one->weight(), 0, activation_, row);
     } else {
       kernels::weight_row(table, ids[i], activation_, row);
     }

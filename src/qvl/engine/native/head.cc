@@ -8,6 +8,7 @@
 
 #include "qvl/base/tensor.h"
 #include "qvl/engine/native/matrices.h"
+#include "qvl/engine/native/weights.h"
 
 namespace qvl::engine::native {
 namespace {
@@ -94,30 +95,16 @@ void Head::multiply(const kernels::Context& context, kernels::LinearPath path, c
 
 Tensor Head::exact(const kernels::Context& context, kernels::LinearPath path, const kernels::ConstMatrix& x,
                    std::span<const int32_t> rows) const {
-  const auto aligned = [](uint64_t bytes) { return (bytes + 63) / 64 * 64; };
-  const quant::Format& f = head_.format;
-  const uint64_t data = f.data_bytes(1, head_.in), scales = f.scale_bytes(1, head_.in), zeros = f.zero_point_bytes(1, head_.in);
   thread_local AlignedBuffer room;
-  const uint64_t count = rows.size(), needed = aligned(data * count) + aligned(scales * count) + zeros * count;
-  if (room.size_bytes() < needed) room = AlignedBuffer(needed);
-  std::byte* const to_data = room.data();
-  std::byte* const to_scales = to_data + aligned(data * count);
-  std::byte* const to_zeros = to_scales + aligned(scales * count);
   constexpr int64_t kRowsOfATask = 16;
-  const auto n = static_cast<int64_t>(count);
+  const auto n = static_cast<int64_t>(rows.size());
+  RowCopies copies(head_, n, room);
   context.pool->parallel_for((n + kRowsOfATask - 1) / kRowsOfATask, [&](int64_t task, int) {
-    for (int64_t i = task * kRowsOfATask; i < std::min(n, (task + 1) * kRowsOfATask); ++i) {
-      const auto at = static_cast<uint64_t>(i);
-      read_(rows[at], to_data + at * data, to_scales + at * scales, to_zeros + at * zeros);
-    }
+    for (int64_t i = task * kRowsOfATask; i < std::min(n, (task + 1) * kRowsOfATask); ++i)
+      copies.read(read_, rows[static_cast<size_t>(i)], i);
   });
-  kernels::Weight copy = head_;
-  copy.out = n;
-  copy.data = to_data;
-  copy.scales = to_scales;
-  if (f.zero_points) copy.zero_points = to_zeros;
   Tensor out(DType::kF32, {1, n});
-  multiply(context, path, x, copy, view(out));
+  multiply(context, path, x, copies.weight(), view(out));
   return out;
 }
 

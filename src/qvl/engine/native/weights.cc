@@ -132,6 +132,29 @@ VisionWeights bind_vision(WeightBinder& b, const model::VisionConfig& config) {
   return w;
 }
 
+RowCopies::RowCopies(const kernels::Weight& matrix, int64_t rows, AlignedBuffer& room) : copy_(matrix) {
+  const quant::Format& f = matrix.format;
+  data_bytes_ = f.data_bytes(1, matrix.in);
+  scale_bytes_ = f.scale_bytes(1, matrix.in);
+  zero_bytes_ = f.zero_point_bytes(1, matrix.in);
+  // Parts begin at whole cache lines.
+  const auto part = [rows](uint64_t row_bytes) { return (static_cast<uint64_t>(rows) * row_bytes + 63) / 64 * 64; };
+  const uint64_t needed = part(data_bytes_) + part(scale_bytes_) + part(zero_bytes_);
+  if (room.size_bytes() < needed) room = AlignedBuffer(needed);
+  data_ = room.data();
+  scales_ = data_ + part(data_bytes_);
+  zeros_ = scales_ + part(scale_bytes_);
+  copy_.out = rows;
+  copy_.data = data_;
+  copy_.scales = scales_;
+  if (f.zero_points) copy_.zero_points = zeros_;
+}
+
+void RowCopies::read(const ReadStoredRow& read, int64_t row, int64_t at) {
+  const auto n = static_cast<uint64_t>(at);
+  read(row, data_ + n * data_bytes_, scales_ + n * scale_bytes_, zeros_ + n * zero_bytes_);
+}
+
 DecoderWeights bind_decoder(WeightBinder& b, const model::TextConfig& config, bool tied_head) {
   const auto projection = [&](TensorRole weight, TensorRole bias, int layer) {
     return config.attention_bias ? b.matrix(weight, bias, layer) : b.matrix(weight, layer);
@@ -141,8 +164,8 @@ DecoderWeights bind_decoder(WeightBinder& b, const model::TextConfig& config, bo
   w.head = tied_head ? w.embedding : b.matrix(TensorRole::kLmHead);
   w.head_shortlist = b.head_shortlist();
   if (w.head_shortlist) {
-    w.read_embedding_row = b.row_reader(TensorRole::kTokenEmbedding);
-    w.read_head_row = tied_head ? w.read_embedding_row : b.row_reader(TensorRole::kLmHead);
+    if (w.embedding.format.kind != quant::Kind::kFloat) w.read_embedding_row = b.row_reader(TensorRole::kTokenEmbedding);
+    w.read_head_row = b.row_reader(model::head_role(tied_head));
   }
   w.final_norm = b.vector(TensorRole::kTextFinalNorm);
   for (int i = 0; i < config.num_layers; ++i) {

@@ -58,7 +58,7 @@ struct DecoderWeights {
   kernels::Weight embedding;  // [vocab, D]
   kernels::Weight head;       // [vocab, D]; the same data when tied
   std::optional<kernels::Weight> head_shortlist;  // the head in fewer bits (head.h)
-  // With a shortlist few rows of these two are used: read them so.
+  // With a shortlist few rows of these two are used: read them so, if they are integers.
   ReadStoredRow read_embedding_row, read_head_row;
   std::span<const float> final_norm;
   std::vector<DecoderLayerWeights> layers;
@@ -108,6 +108,21 @@ class WeightBinder {
 };
 
 VisionWeights bind_vision(WeightBinder& binder, const model::VisionConfig& config);
+// Some rows of an integer matrix, copied from its file, in memory of the caller that is enlarged where it is too small.
+class RowCopies {
+ public:
+  RowCopies(const kernels::Weight& matrix, int64_t rows, AlignedBuffer& room);
+  // Makes row `row` of the matrix the copies' row `at`; different ones by several threads at once.
+  void read(const ReadStoredRow& read, int64_t row, int64_t at);
+  // [rows, in of the matrix]
+  const kernels::Weight& weight() const { return copy_; }
+
+ private:
+  kernels::Weight copy_;
+  uint64_t data_bytes_, scale_bytes_, zero_bytes_;  // of a row
+  std::byte *data_, *scales_, *zeros_;
+};
+
 DecoderWeights bind_decoder(WeightBinder& binder, const model::TextConfig& config, bool tied_head);
 // The bytes of the matrices that a call of the decoder reads whole, in its order.
 std::vector<std::span<const std::byte>> pages_in_order_of_use(const DecoderWeights& weights);
