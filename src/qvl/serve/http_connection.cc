@@ -134,7 +134,8 @@ void Connection::consume(size_t bytes) {
   if (input_.size() < input_limit_) start_read();
 }
 
-// Reading rests while input_ is full, so the end of the stream is asked for instead.
+// Reading rests while input_ is full, so the end of the stream is asked for instead. Where the system's buffer
+// is full as well, the end cannot arrive, and the client is missed when its answer is written.
 bool Connection::peer_hung_up() {
   pollfd entry{socket_.native_handle(), POLLRDHUP, 0};
   return ::poll(&entry, 1, 0) > 0 && (entry.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
