@@ -3,9 +3,9 @@
 // are read once for all of them.
 //
 // kGemm: a unit of the tile frame is one kv head with rows (position, head of the group).
-// kGemv: tasks are (kv head, run of kSplitTokens positions); every task leaves the maximum, the sum and the
-// weighted values of its run, which are then merged in ascending order. Runs start at fixed positions, so
-// neither the number of threads nor the other rows of the call matter.
+// kGemv: tasks are (run of kSplitTokens positions, kv head), in the order in which the cache lies; every task
+// leaves the maximum, the sum and the weighted values of its run, which are then merged in ascending order. Runs
+// start at fixed positions, so neither the number of threads nor the other rows of the call matter.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -152,7 +152,7 @@ void run_attention_stream(const Context& ctx, const AttentionStream& kernel, con
   };
 
   ctx.pool->parallel_for(partials, [&](int64_t task, int thread) {
-    const int64_t kv_head = task / splits, split = task % splits;
+    const int64_t kv_head = task % c.kv.kv_heads, split = task / c.kv.kv_heads;
     float* q = base + partial_floats * partials + thread_floats * thread;
     float* scores = q + rows * hd;
     const Partial p = partial(kv_head, split);
@@ -169,7 +169,9 @@ void run_attention_stream(const Context& ctx, const AttentionStream& kernel, con
       return std::pair(last, c.piece(kv_head, last ? first : at, 1));
     };
     const void* next_keys = nullptr;
-    if (task + 1 < partials) next_keys = c.piece((task + 1) / splits, (task + 1) % splits * kSplitTokens, 1).keys;
+    if (task + 1 < partials) {
+      next_keys = c.piece((task + 1) % c.kv.kv_heads, (task + 1) / c.kv.kv_heads * kSplitTokens, 1).keys;
+    }
     c.for_pieces(kv_head, first, count, [&](const Causal::Piece& piece) {
       float* at = scores + begin * kSplitTokens + (piece.first - first);
       const auto [last, then] = following(piece);

@@ -100,6 +100,7 @@ TEST_P(AttentionCausal, GemvPastAndBlocks) {
   for (int64_t block : {16, 64, 256}) {
     for (int64_t past : {0, 1, 17, 255, 256, 257, 511, 1300}) {
       check_random(LinearPath::kGemv, {2, 4, 64, block, past, 1}, 6);
+      check_random(LinearPath::kGemv, {2, 4, 128, block, past, 1}, 6);  // of every published model
       check_random(LinearPath::kGemv, {1, 2, 32, block, past, 16}, 7);
     }
   }
