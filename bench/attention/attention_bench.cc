@@ -171,10 +171,10 @@ class Bench {
     std::fflush(stdout);
   }
 
-  // One block of keys or values as normal as those of random_tensor().
-  static AlignedBuffer random_block(const KvView& kv, bool key, uint32_t seed) {
+  // A block of keys and values as normal as those of random_tensor().
+  static AlignedBuffer random_block(const KvView& kv, uint32_t seed) {
     AlignedBuffer block(kernels::kv_block_bytes(kv));
-    const int64_t rows = kv.kv_heads * kv.block_tokens;
+    const int64_t rows = 2 * kv.kv_heads * kv.block_tokens;
     if (kv.dtype != DType::kI8) {
       const Tensor t = random_tensor(kv.dtype, {rows, kv.head_dim}, seed);
       std::memcpy(block.data(), t.data(), t.size_bytes());
@@ -185,8 +185,11 @@ class Bench {
     auto* codes = reinterpret_cast<int8_t*>(block.data());
     for (int64_t i = 0; i < rows * kv.head_dim; ++i)
       codes[i] = static_cast<int8_t>(std::clamp(std::nearbyint(n(g) * 42), -127.0f, 127.0f));
-    const float scale = 1.0f / 42 / (key ? std::sqrt(static_cast<float>(kv.head_dim)) : 1.0f);
-    std::fill_n(reinterpret_cast<float*>(codes + rows * kv.head_dim), rows, scale);
+    float* scales = reinterpret_cast<float*>(codes + rows * kv.head_dim);
+    for (int64_t i = 0; i < rows; ++i) {
+      const bool key = i / kv.block_tokens % 2 == 0;
+      scales[i] = 1.0f / 42 / (key ? std::sqrt(static_cast<float>(kv.head_dim)) : 1.0f);
+    }
     return block;
   }
 
@@ -196,21 +199,17 @@ class Bench {
     constexpr int64_t kBlock = 256, kLayers = 36;
     const int64_t layers = path == LinearPath::kGemv ? kLayers : 1;  // decode: as cold as in a real step
     const int64_t blocks = (past + rows + kBlock - 1) / kBlock;
-    // As the engine's cache lays them out: a block holds the keys and values of all layers.
+    // As the engine's cache lays them out: a block of positions holds all layers.
     std::vector<AlignedBuffer> storage;
-    std::vector<void*> keys(static_cast<size_t>(layers * blocks)), values(keys.size());
-    const KvView shape{nullptr, nullptr, int8 ? DType::kI8 : dtype, kBlock, kv_heads, hd};
-    const AlignedBuffer key_sample = random_block(shape, true, 2), value_sample = random_block(shape, false, 3);
+    std::vector<void*> pointers(static_cast<size_t>(layers * blocks));
+    const KvView shape{nullptr, int8 ? DType::kI8 : dtype, kBlock, kv_heads, hd};
+    const AlignedBuffer sample = random_block(shape, 2);
     for (int64_t b = 0; b < blocks; ++b) {
-      storage.emplace_back(2 * key_sample.size_bytes() * static_cast<size_t>(layers));
+      storage.emplace_back(sample.size_bytes() * static_cast<size_t>(layers));
       std::byte* p = storage.back().data();
-      for (int64_t layer = 0; layer < layers; ++layer) {
-        const auto i = static_cast<size_t>(layer * blocks + b);
-        for (const auto& [sample, into] : {std::pair(&key_sample, &keys), std::pair(&value_sample, &values)}) {
-          std::memcpy(p, sample->data(), sample->size_bytes());
-          (*into)[i] = p;
-          p += sample->size_bytes();
-        }
+      for (int64_t layer = 0; layer < layers; ++layer, p += sample.size_bytes()) {
+        std::memcpy(p, sample.data(), sample.size_bytes());
+        pointers[static_cast<size_t>(layer * blocks + b)] = p;
       }
     }
     const Tensor q = random_tensor(dtype, {rows, heads * hd}, 4);
@@ -218,8 +217,7 @@ class Bench {
     const float scale = 1.0f / std::sqrt(static_cast<float>(hd));
     const auto call = [&](const KernelTable& table, int64_t layer, Tensor& out) {
       KvView kv = shape;
-      kv.key_blocks = keys.data() + layer * blocks;
-      kv.value_blocks = values.data() + layer * blocks;
+      kv.blocks = pointers.data() + layer * blocks;
       attention_causal({&pool_, &table}, path, {q.data(), dtype, rows, heads * hd, heads * hd}, kv, heads,
                        past, scale, {out.data(), dtype, rows, heads * hd, heads * hd});
     };
@@ -233,7 +231,7 @@ class Bench {
                    [&] { call(table_, 0, got); });
       return;
     }
-    const double bytes = 2.0 * static_cast<double>((past + rows) * layers) / kBlock *
+    const double bytes = static_cast<double>((past + rows) * layers) / kBlock *
                          static_cast<double>(kernels::kv_block_bytes(shape));
     const double limit =
         kernels::read_gb_per_s(static_cast<size_t>(std::clamp(bytes, 64e6, 600e6))) * options_.threads;

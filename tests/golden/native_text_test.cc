@@ -30,14 +30,14 @@ TEST(NativeTextCache, HoldsRotatedKeysAndPlainValues) {
       const kernels::KvView view = native.layer(0);
       const auto& t = engine->config().text;
       ASSERT_LE(length, view.block_tokens);
-      for (const char* which : {"kv0.key", "kv0.value"}) {
-        const void* block = std::string(which) == "kv0.key" ? view.key_blocks[0] : view.value_blocks[0];
+      for (const bool value : {false, true}) {
+        const char* which = value ? "kv0.value" : "kv0.key";
         std::vector<float> cached;
         for (int64_t h = 0; h < t.num_kv_heads; ++h) {
           std::vector<float> head(static_cast<size_t>(length * t.head_dim));
           convert_elements(
-              static_cast<const std::byte*>(block) +
-                  static_cast<size_t>(h * view.block_tokens * t.head_dim) * dtype_size_bytes(view.dtype),
+              static_cast<const std::byte*>(view.blocks[0]) +
+                  static_cast<size_t>((2 * h + value) * view.block_tokens * t.head_dim) * dtype_size_bytes(view.dtype),
               view.dtype, head.data(), DType::kF32, length * t.head_dim);
           cached.insert(cached.end(), head.begin(), head.end());
         }

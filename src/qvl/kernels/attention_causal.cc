@@ -59,16 +59,17 @@ struct Causal {
   // The positions from `at` on that lie side by side, at most `count`.
   Piece piece(int64_t kv_head, int64_t at, int64_t count) const {
     const int64_t block = at / kv.block_tokens, slot = at % kv.block_tokens;
-    const int64_t row = kv_head * kv.block_tokens + slot;
-    Piece piece{element(static_cast<const void*>(kv.key_blocks[block]), kv.dtype, row * kv.head_dim),
-                element(static_cast<const void*>(kv.value_blocks[block]), kv.dtype, row * kv.head_dim),
+    const int64_t key_row = kv_row(kv, kv_head, false, slot), value_row = kv_row(kv, kv_head, true, slot);
+    const void* rows = kv.blocks[block];
+    Piece piece{element(rows, kv.dtype, key_row * kv.head_dim),
+                element(rows, kv.dtype, value_row * kv.head_dim),
                 nullptr,
                 nullptr,
                 at,
                 std::min(kv.block_tokens - slot, count)};
     if (int8()) {
-      piece.key_scales = kv_scales(kv, kv.key_blocks[block]) + row;
-      piece.value_scales = kv_scales(kv, kv.value_blocks[block]) + row;
+      piece.key_scales = kv_scales(kv, kv.blocks[block]) + key_row;
+      piece.value_scales = kv_scales(kv, kv.blocks[block]) + value_row;
     }
     return piece;
   }

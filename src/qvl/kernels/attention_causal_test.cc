@@ -253,10 +253,10 @@ TEST_P(AttentionCausal, RejectsWhatDoesNotFit) {
   odd = cache.view;
   odd.dtype = DType::kU8;
   EXPECT_THROW(call(LinearPath::kGemm, 4, 0, 1.0f, odd), Error);
-  std::vector<void*> holes = cache.key_pointers;
+  std::vector<void*> holes = cache.pointers;
   holes[2] = nullptr;
   odd = cache.view;
-  odd.key_blocks = holes.data();
+  odd.blocks = holes.data();
   EXPECT_THROW(call(LinearPath::kGemm, 4, 44, 1.0f, odd), Error);
 }
 

@@ -142,37 +142,32 @@ inline ThreadPool VariantTest::pool_{2};
 
 // A paged cache of one layer with all storage set to NaN.
 struct Cache {
-  std::vector<AlignedBuffer> keys, values;
-  std::vector<void*> key_pointers, value_pointers;
+  std::vector<AlignedBuffer> blocks;
+  std::vector<void*> pointers;
   KvView view;
 
   Cache(DType dtype, int64_t tokens, int64_t block_tokens, int64_t kv_heads, int64_t head_dim) {
-    view = {nullptr, nullptr, dtype, block_tokens, kv_heads, head_dim};
-    const int64_t blocks = (tokens + block_tokens - 1) / block_tokens;
-    for (int64_t b = 0; b < blocks; ++b) {
-      for (auto* list : {&keys, &values}) {
-        list->emplace_back(kv_block_bytes(view));
-        std::memset(list->back().data(), 0xff, list->back().size_bytes());
-      }
-      key_pointers.push_back(keys.back().data());
-      value_pointers.push_back(values.back().data());
+    view = {nullptr, dtype, block_tokens, kv_heads, head_dim};
+    const int64_t count = (tokens + block_tokens - 1) / block_tokens;
+    for (int64_t b = 0; b < count; ++b) {
+      blocks.emplace_back(kv_block_bytes(view));
+      std::memset(blocks.back().data(), 0xff, blocks.back().size_bytes());
+      pointers.push_back(blocks.back().data());
     }
-    view.key_blocks = key_pointers.data();
-    view.value_blocks = value_pointers.data();
+    view.blocks = pointers.data();
     decode();
   }
 
   bool int8() const { return view.dtype == DType::kI8; }
-  const std::vector<AlignedBuffer>& list(bool key) const { return key ? keys : values; }
   // Of an int8 cache.
   int8_t* codes(bool key, int64_t position, int64_t head) const {
-    return static_cast<int8_t*>((key ? key_pointers : value_pointers)[block_of(position)]) + index(position, head, 0);
+    return static_cast<int8_t*>(pointers[block_of(position)]) + index(key, position, head, 0);
   }
   float* scale(bool key, int64_t position, int64_t head) const {
-    void* block = (key ? key_pointers : value_pointers)[block_of(position)];
+    void* block = pointers[block_of(position)];
     return reinterpret_cast<float*>(static_cast<std::byte*>(block) +
-                                    view.kv_heads * view.block_tokens * view.head_dim) +
-           index(position, head, 0) / view.head_dim;
+                                    2 * view.kv_heads * view.block_tokens * view.head_dim) +
+           index(key, position, head, 0) / view.head_dim;
   }
   size_t block_of(int64_t position) const { return static_cast<size_t>(position / view.block_tokens); }
 
@@ -184,8 +179,8 @@ struct Cache {
     std::vector<int64_t> head(static_cast<size_t>(hd));
     for (bool key : {true, false}) {
       auto& out = decoded_[key];
-      out.resize(list(key).size() * static_cast<size_t>(view.kv_heads * view.block_tokens * hd));
-      for (int64_t p = 0; p < static_cast<int64_t>(list(key).size()) * view.block_tokens; ++p) {
+      out.resize(blocks.size() * static_cast<size_t>(view.kv_heads * view.block_tokens * hd));
+      for (int64_t p = 0; p < static_cast<int64_t>(blocks.size()) * view.block_tokens; ++p) {
         for (int64_t h = 0; h < view.kv_heads; ++h) {
           std::copy_n(codes(key, p, h), hd, head.begin());
           for (int64_t half = 1; key && half < n; half *= 2) {
@@ -205,16 +200,18 @@ struct Cache {
     }
   }
 
-  int64_t index(int64_t position, int64_t head, int64_t d) const {
-    return (head * view.block_tokens + position % view.block_tokens) * view.head_dim + d;
+  // In a block: of each head its keys, then its values.
+  int64_t index(bool key, int64_t position, int64_t head, int64_t d) const {
+    return ((2 * head + (key ? 0 : 1)) * view.block_tokens + position % view.block_tokens) * view.head_dim + d;
   }
+  // In what decode() read.
   int64_t at(int64_t position, int64_t head, int64_t d) const {
-    return position / view.block_tokens * view.kv_heads * view.block_tokens * view.head_dim + index(position, head, d);
+    return (position * view.kv_heads + head) * view.head_dim + d;
   }
   float get(bool key, int64_t position, int64_t head, int64_t d) const {
     if (int8()) return decoded_[key][static_cast<size_t>(at(position, head, d))];
-    const std::byte* block = list(key)[block_of(position)].data();
-    const int64_t i = index(position, head, d);
+    const std::byte* block = blocks[block_of(position)].data();
+    const int64_t i = index(key, position, head, d);
     return view.dtype == DType::kF32 ? reinterpret_cast<const float*>(block)[i]
                                      : to_float(reinterpret_cast<const BFloat16*>(block)[i]);
   }
@@ -222,8 +219,8 @@ struct Cache {
   float value(int64_t position, int64_t head, int64_t d) const { return get(false, position, head, d); }
 
   void set(bool key, int64_t position, int64_t head, int64_t d, float v) {
-    std::byte* block = (key ? keys : values)[block_of(position)].data();
-    const int64_t i = index(position, head, d);
+    std::byte* block = blocks[block_of(position)].data();
+    const int64_t i = index(key, position, head, d);
     if (view.dtype == DType::kF32) {
       reinterpret_cast<float*>(block)[i] = v;
     } else {
@@ -235,9 +232,9 @@ struct Cache {
     const auto row_bytes = static_cast<size_t>(view.head_dim) * dtype_size_bytes(view.dtype);
     for (bool key : {true, false}) {
       for (int64_t h = 0; h < view.kv_heads; ++h) {
-        const size_t offset = static_cast<size_t>(index(position, h, 0)) * dtype_size_bytes(view.dtype);
-        std::memcpy((key ? keys : values)[block_of(position)].data() + offset,
-                    from.list(key)[block_of(position)].data() + offset, row_bytes);
+        const size_t offset = static_cast<size_t>(index(key, position, h, 0)) * dtype_size_bytes(view.dtype);
+        std::memcpy(blocks[block_of(position)].data() + offset, from.blocks[block_of(position)].data() + offset,
+                    row_bytes);
         if (int8()) *scale(key, position, h) = *from.scale(key, position, h);
       }
     }

@@ -14,9 +14,14 @@ inline void check_kv_type(std::string_view where, const KvView& kv, DType dtype)
   if (kv.dtype != DType::kI8) check_dtype(where, "cache", dtype, kv.dtype);
 }
 
-// The scales of an int8 block.
+// The row of a block that holds a head's key, or value, of position `slot` of it.
+inline int64_t kv_row(const KvView& kv, int64_t head, bool value, int64_t slot) {
+  return (2 * head + (value ? 1 : 0)) * kv.block_tokens + slot;
+}
+
+// The scales of an int8 block's rows.
 inline float* kv_scales(const KvView& kv, void* block) {
-  return reinterpret_cast<float*>(static_cast<std::byte*>(block) + kv.kv_heads * kv.block_tokens * kv.head_dim);
+  return reinterpret_cast<float*>(static_cast<std::byte*>(block) + 2 * kv.kv_heads * kv.block_tokens * kv.head_dim);
 }
 
 // Throws unless the view can hold `tokens` positions: type, extents, and a block behind every position.
@@ -35,11 +40,10 @@ inline void check_kv(std::string_view where, const KvView& kv, int64_t tokens) {
          std::to_string(kv.head_dim));
   }
   if (tokens <= 0) return;
-  check_pointer(where, "key blocks", kv.key_blocks);
-  check_pointer(where, "value blocks", kv.value_blocks);
+  check_pointer(where, "cache blocks", kv.blocks);
   const int64_t blocks = (tokens + kv.block_tokens - 1) / kv.block_tokens;
   for (int64_t b = 0; b < blocks; ++b) {
-    if (kv.key_blocks[b] == nullptr || kv.value_blocks[b] == nullptr) {
+    if (kv.blocks[b] == nullptr) {
       fail(ErrorCode::kInvalidArgument, where, "cache block " + std::to_string(b), "storage", "null");
     }
   }

@@ -134,14 +134,14 @@ void rope_vision(const Context& ctx, Matrix x, int64_t heads, int64_t head_dim, 
                  const float* sin);
 
 // Blocks of a paged KV cache of one layer. Block b holds positions [b*block_tokens, (b+1)*block_tokens), laid
-// out as [kv_heads][block_tokens][head_dim]. Keys are stored rotated (spec 6.4).
+// out as [kv_heads][keys, values][block_tokens][head_dim]: decode reads it from one end to the other. Keys are stored
+// rotated (spec 6.4).
 //
-// I8: codes -127..127, and behind a block's codes the scales, float32 [kv_heads][block_tokens]; an element is code *
-// scale. The codes of a key are those of its Hadamard transform (attention_int8_simd.h says why); head_dim is at most
+// I8: codes -127..127, and behind a block's codes the scales, float32 [kv_heads][keys, values][block_tokens]; an element
+// is code * scale. The codes of a key are those of its Hadamard transform (attention_int8_simd.h says why); head_dim is at most
 // kMaxInt8HeadDim. Rows are rounded to codes one by one, so the determinism contract holds.
 struct KvView {
-  void* const* key_blocks = nullptr;
-  void* const* value_blocks = nullptr;
+  void* const* blocks = nullptr;
   DType dtype = DType::kF32;  // the activations' type, or I8
   int64_t block_tokens = 0;   // a multiple of 16
   int64_t kv_heads = 0;
@@ -150,7 +150,7 @@ struct KvView {
 
 inline constexpr int64_t kMaxInt8HeadDim = 256;
 
-// Bytes of one block of keys, or of values: elements, then scales if it has any.
+// Bytes of one block: elements, then scales if it has any.
 size_t kv_block_bytes(const KvView& kv);
 // The bytes behind an element row of a head, per position: 4 for I8, else 0.
 size_t kv_scale_bytes(DType dtype);

@@ -15,7 +15,7 @@ size_t kv_scale_bytes(DType dtype) {
 }
 
 size_t kv_block_bytes(const KvView& kv) {
-  return static_cast<size_t>(kv.kv_heads * kv.block_tokens) *
+  return static_cast<size_t>(2 * kv.kv_heads * kv.block_tokens) *
          (static_cast<size_t>(kv.head_dim) * dtype_size_bytes(kv.dtype) + kv_scale_bytes(kv.dtype));
 }
 
@@ -74,23 +74,21 @@ void qk_norm_rope_append(const Context& ctx, Matrix q, ConstMatrix k, ConstMatri
     const int64_t block = (past + r) / kv.block_tokens, slot = (past + r) % kv.block_tokens;
     if (kv.dtype == DType::kI8) {
       alignas(64) std::byte key[kMaxInt8HeadDim * sizeof(float)];
-      float* key_scales = kv_scales(kv, kv.key_blocks[block]);
-      float* value_scales = kv_scales(kv, kv.value_blocks[block]);
+      float* scales = kv_scales(kv, kv.blocks[block]);
+      auto* codes = static_cast<int8_t*>(kv.blocks[block]);
       for (int64_t h = 0; h < kv.kv_heads; ++h) {
-        const int64_t row = h * kv.block_tokens + slot;
+        const int64_t key_row = kv_row(kv, h, false, slot), value_row = kv_row(kv, h, true, slot);
         kernels.norm_rope_head(element(k.data, k.dtype, r * k.stride + h * hd), hd, k_norm, eps, row_cos, row_sin, key);
-        key_scales[row] =
-            kernels.quantize_head(key, hd, true, static_cast<int8_t*>(kv.key_blocks[block]) + row * hd);
-        value_scales[row] = kernels.quantize_head(element(v.data, v.dtype, r * v.stride + h * hd), hd, false,
-                                                  static_cast<int8_t*>(kv.value_blocks[block]) + row * hd);
+        scales[key_row] = kernels.quantize_head(key, hd, true, codes + key_row * hd);
+        scales[value_row] =
+            kernels.quantize_head(element(v.data, v.dtype, r * v.stride + h * hd), hd, false, codes + value_row * hd);
       }
       return;
     }
     for (int64_t h = 0; h < kv.kv_heads; ++h) {
-      const int64_t at = (h * kv.block_tokens + slot) * hd;
       kernels.norm_rope_head(element(k.data, k.dtype, r * k.stride + h * hd), hd, k_norm, eps, row_cos,
-                             row_sin, element(kv.key_blocks[block], kv.dtype, at));
-      std::memcpy(element(kv.value_blocks[block], kv.dtype, at),
+                             row_sin, element(kv.blocks[block], kv.dtype, kv_row(kv, h, false, slot) * hd));
+      std::memcpy(element(kv.blocks[block], kv.dtype, kv_row(kv, h, true, slot) * hd),
                   element(v.data, v.dtype, r * v.stride + h * hd), head_bytes);
     }
   });

@@ -157,11 +157,8 @@ TEST_P(Rope, AppendRowsAreIndependent) {
                         a.cos.data() + r * hd / 2, a.sin.data() + r * hd / 2, r, single.view);
   }
   EXPECT_TRUE(testing::same_bits(q, q2));
-  for (size_t b = 0; b < together.keys.size(); ++b) {
-    EXPECT_EQ(std::memcmp(together.keys[b].data(), single.keys[b].data(), single.keys[b].size_bytes()), 0);
-    EXPECT_EQ(std::memcmp(together.values[b].data(), single.values[b].data(), single.values[b].size_bytes()),
-              0);
-  }
+  for (size_t b = 0; b < together.blocks.size(); ++b)
+    EXPECT_EQ(std::memcmp(together.blocks[b].data(), single.blocks[b].data(), single.blocks[b].size_bytes()), 0);
 }
 
 TEST_P(Rope, RejectsWhatDoesNotFit) {
@@ -181,7 +178,7 @@ TEST_P(Rope, RejectsWhatDoesNotFit) {
   EXPECT_THROW(call(q.matrix(), q.matrix(), v.matrix(), 4, 0, cache.view), Error);
   KvView null_block = cache.view;
   void* none = nullptr;
-  null_block.value_blocks = &none;
+  null_block.blocks = &none;
   EXPECT_THROW(call(q.matrix(), k.matrix(), v.matrix(), 4, 0, null_block), Error);
   EXPECT_THROW(rope_vision(context(), q.matrix(), 3, hd, angle.data(), angle.data()), Error);
   EXPECT_THROW(rope_vision(context(), q.matrix(), 64, 1, angle.data(), angle.data()), Error);

@@ -41,10 +41,7 @@ void NativeKvCache::truncate(int64_t length) {
   }
   length_ = length;
   const size_t keep = static_cast<size_t>((length + kBlockTokens - 1) / kBlockTokens);
-  for (Layer& layer : layers_) {
-    layer.keys.resize(keep);
-    layer.values.resize(keep);
-  }
+  for (auto& layer : layers_) layer.resize(keep);
   blocks_.resize(keep);
 }
 
@@ -54,7 +51,7 @@ size_t NativeKvCache::size_bytes() const {
   return total;
 }
 
-size_t NativeKvCache::block_bytes() const { return kernels::kv_block_bytes(shape()) * 2 * layers_.size(); }
+size_t NativeKvCache::block_bytes() const { return kernels::kv_block_bytes(shape()) * layers_.size(); }
 
 std::shared_ptr<NativeKvCache::Block> NativeKvCache::make_block() const {
   auto block = std::make_shared<Block>();
@@ -64,10 +61,10 @@ std::shared_ptr<NativeKvCache::Block> NativeKvCache::make_block() const {
 }
 
 std::shared_ptr<NativeKvCache::Block> NativeKvCache::copy_of(const Block& source, int64_t tokens) const {
-  const size_t half_bytes = kernels::kv_block_bytes(shape());
+  const size_t layer_bytes = kernels::kv_block_bytes(shape());
   std::shared_ptr<Block> block = make_block();
-  for (size_t half = 0; half < 2 * layers_.size(); ++half) {
-    for_each_piece_of_half(block->data + half * half_bytes, tokens, [&](std::span<std::byte> piece) {
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    for_each_piece_of_layer(block->data + layer * layer_bytes, tokens, [&](std::span<std::byte> piece) {
       std::memcpy(piece.data(), source.data + (piece.data() - block->data), piece.size());
     });
   }
@@ -76,15 +73,12 @@ std::shared_ptr<NativeKvCache::Block> NativeKvCache::copy_of(const Block& source
 }
 
 void NativeKvCache::set_block(size_t index, std::shared_ptr<Block> block) {
-  const size_t half_bytes = kernels::kv_block_bytes(shape());
   const size_t count = std::max(blocks_.size(), index + 1);
   std::byte* p = block->data;
-  for (Layer& layer : layers_) {
-    layer.keys.resize(count);
-    layer.values.resize(count);
-    layer.keys[index] = p;
-    layer.values[index] = p + half_bytes;
-    p += 2 * half_bytes;
+  for (auto& layer : layers_) {
+    layer.resize(count);
+    layer[index] = p;
+    p += kernels::kv_block_bytes(shape());
   }
   blocks_.resize(count);
   blocks_[index] = std::move(block);
@@ -125,22 +119,22 @@ bool NativeKvCache::share_prefix(const KvCache& other, int64_t length) {
 
 std::string NativeKvCache::saved_form() const {
   return cat("native ", dtype_name(dtype_), ", ", layers_.size(), " layers, ", kv_heads_, " heads of ", head_dim_,
-             ", blocks of ", kBlockTokens);
+             " with their keys and values, blocks of ", kBlockTokens);
 }
 
 uint64_t NativeKvCache::saved_bytes(int64_t length) const {
-  return static_cast<uint64_t>(length) * 2 * layers_.size() * (kernels::kv_block_bytes(shape()) / kBlockTokens);
+  return static_cast<uint64_t>(length) * layers_.size() * (kernels::kv_block_bytes(shape()) / kBlockTokens);
 }
 
-void NativeKvCache::for_each_piece_of_half(std::byte* half, int64_t tokens,
-                                           const std::function<void(std::span<std::byte>)>& visit) const {
-  if (tokens == kBlockTokens) return visit({half, kernels::kv_block_bytes(shape())});
+void NativeKvCache::for_each_piece_of_layer(std::byte* rows, int64_t tokens,
+                                            const std::function<void(std::span<std::byte>)>& visit) const {
+  if (tokens == kBlockTokens) return visit({rows, kernels::kv_block_bytes(shape())});
   if (tokens == 0) return;
   for (const size_t row_bytes :
        {static_cast<size_t>(head_dim_) * dtype_size_bytes(dtype_), kernels::kv_scale_bytes(dtype_)}) {
     if (row_bytes == 0) continue;
-    for (int64_t head = 0; head < kv_heads_; ++head, half += static_cast<size_t>(kBlockTokens) * row_bytes)
-      visit({half, static_cast<size_t>(tokens) * row_bytes});
+    for (int64_t run = 0; run < 2 * kv_heads_; ++run, rows += static_cast<size_t>(kBlockTokens) * row_bytes)
+      visit({rows, static_cast<size_t>(tokens) * row_bytes});
   }
 }
 
@@ -148,10 +142,7 @@ void NativeKvCache::for_each_piece(int64_t length,
                                    const std::function<void(std::span<std::byte>)>& visit) const {
   for (size_t b = 0; static_cast<int64_t>(b) * kBlockTokens < length; ++b) {
     const int64_t tokens = std::min(kBlockTokens, length - static_cast<int64_t>(b) * kBlockTokens);
-    for (const Layer& layer : layers_) {
-      for (void* half : {layer.keys[b], layer.values[b]})
-        for_each_piece_of_half(static_cast<std::byte*>(half), tokens, visit);
-    }
+    for (const auto& layer : layers_) for_each_piece_of_layer(static_cast<std::byte*>(layer[b]), tokens, visit);
   }
 }
 
@@ -182,9 +173,9 @@ void NativeKvCache::load(int64_t length, const SavedCache& saved) {
       set_block(whole, make_block());
       touch_in_small_pages(blocks_[whole]->own);
       const std::byte* next = saved.bytes.data() + whole * block_bytes();
-      for (std::byte* half = blocks_[whole]->data, *end = half + block_bytes(); half < end;
-           half += kernels::kv_block_bytes(shape())) {
-        for_each_piece_of_half(half, rest, [&next](std::span<std::byte> piece) {
+      for (std::byte* rows = blocks_[whole]->data, *end = rows + block_bytes(); rows < end;
+           rows += kernels::kv_block_bytes(shape())) {
+        for_each_piece_of_layer(rows, rest, [&next](std::span<std::byte> piece) {
           std::memcpy(piece.data(), next, piece.size());
           next += piece.size();
         });
@@ -213,10 +204,8 @@ void NativeKvCache::check_intact() const {
 }
 
 kernels::KvView NativeKvCache::layer(int64_t index) const {
-  const Layer& layer = layers_.at(static_cast<size_t>(index));
   kernels::KvView view = shape();
-  view.key_blocks = layer.keys.data();
-  view.value_blocks = layer.values.data();
+  view.blocks = layers_.at(static_cast<size_t>(index)).data();
   return view;
 }
 

@@ -29,8 +29,8 @@ class NativeKvCache : public KvCache {
   size_t size_bytes() const override;
   // Whole blocks are shared, a last one that is not full is copied.
   bool share_prefix(const KvCache& other, int64_t length) override;
-  // Block by block, in a block layer by layer, in a layer the keys, then the values; of these the heads with their
-  // positions, then likewise the scales where there are any.
+  // Block by block, in a block layer by layer, in a layer head by head the positions' keys, then their values, then likewise
+  // the scales where there are any.
   std::string saved_form() const override;
   uint64_t saved_bytes(int64_t length) const override;
   void save(int64_t length, const ByteSink& sink) const override;
@@ -52,15 +52,10 @@ class NativeKvCache : public KvCache {
  private:
   // The memory of positions [0, length) in the order of the saved form.
   void for_each_piece(int64_t length, const std::function<void(std::span<std::byte>)>& visit) const;
-  // Likewise of the first `tokens` positions of keys or values of a layer in one block.
-  void for_each_piece_of_half(std::byte* half, int64_t tokens, const std::function<void(std::span<std::byte>)>& visit) const;
+  // Likewise of the first `tokens` positions of a layer in one block.
+  void for_each_piece_of_layer(std::byte* rows, int64_t tokens, const std::function<void(std::span<std::byte>)>& visit) const;
 
-  struct Layer {
-    std::vector<void*> keys;
-    std::vector<void*> values;
-  };
-
-  // kBlockTokens positions, keys and values of all layers.
+  // kBlockTokens positions of all layers.
   struct Block {
     AlignedBuffer own;                           // empty where it lies in a file
     std::shared_ptr<const GuardedMapping> file;  // null where it is this cache's own
@@ -76,14 +71,14 @@ class NativeKvCache : public KvCache {
   void set_block(size_t index, std::shared_ptr<Block> block);
 
   // A view without blocks.
-  kernels::KvView shape() const { return {nullptr, nullptr, dtype_, kBlockTokens, kv_heads_, head_dim_}; }
+  kernels::KvView shape() const { return {nullptr, dtype_, kBlockTokens, kv_heads_, head_dim_}; }
 
   const void* owner_;
   DType dtype_;
   int64_t kv_heads_;
   int64_t head_dim_;
   int64_t length_ = 0;
-  std::vector<Layer> layers_;
+  std::vector<std::vector<void*>> layers_;  // where each block's rows of that layer lie
   std::vector<std::shared_ptr<Block>> blocks_;
 };
 

@@ -22,18 +22,17 @@ constexpr int64_t kLayers = 3, kHeads = 2, kHeadDim = 8;
 std::byte* row(const NativeKvCache& cache, int64_t layer, bool value, int64_t head, int64_t position) {
   const kernels::KvView v = cache.layer(layer);
   const int64_t block = position / v.block_tokens;
-  auto* base = static_cast<std::byte*>(value ? v.value_blocks[block] : v.key_blocks[block]);
-  return base + static_cast<size_t>((head * v.block_tokens + position % v.block_tokens) * v.head_dim) *
-                    dtype_size_bytes(v.dtype);
+  const int64_t at = ((2 * head + value) * v.block_tokens + position % v.block_tokens) * v.head_dim;
+  return static_cast<std::byte*>(v.blocks[block]) + static_cast<size_t>(at) * dtype_size_bytes(v.dtype);
 }
 
 // Of an int8 cache: behind the codes of all heads.
 std::byte* scale(const NativeKvCache& cache, int64_t layer, bool value, int64_t head, int64_t position) {
   const kernels::KvView v = cache.layer(layer);
   const int64_t block = position / v.block_tokens;
-  auto* base = static_cast<std::byte*>(value ? v.value_blocks[block] : v.key_blocks[block]);
-  return base + v.kv_heads * v.block_tokens * v.head_dim +
-         (head * v.block_tokens + position % v.block_tokens) * static_cast<int64_t>(sizeof(float));
+  const int64_t row = (2 * head + value) * v.block_tokens + position % v.block_tokens;
+  return static_cast<std::byte*>(v.blocks[block]) + 2 * v.kv_heads * v.block_tokens * v.head_dim +
+         row * static_cast<int64_t>(sizeof(float));
 }
 
 void for_each_row(int64_t length, const std::function<void(int64_t, bool, int64_t, int64_t)>& visit) {
@@ -143,8 +142,8 @@ TEST(NativeKvCacheSaved, WhoGoesOnFromAFileLeavesItAsItIs) {
       NativeKvCache cache(nullptr, dtype, kLayers, kHeads, kHeadDim), other(nullptr, dtype, kLayers, kHeads, kHeadDim);
       cache.load(700, file.saved);
       const kernels::KvView layer = cache.layer(0);
-      EXPECT_EQ(layer.key_blocks[0], file.saved.bytes.data());
-      EXPECT_EQ(layer.key_blocks[1], file.saved.bytes.data() + cache.saved_bytes(kBlock));
+      EXPECT_EQ(layer.blocks[0], file.saved.bytes.data());
+      EXPECT_EQ(layer.blocks[1], file.saved.bytes.data() + cache.saved_bytes(kBlock));
       EXPECT_EQ(cache.size_bytes(), full.size_bytes());
       ASSERT_TRUE(other.share_prefix(cache, 690));
       cache.truncate(cut);
