@@ -1,4 +1,4 @@
-// Integer GEMV of one to four rows of x for AVX-512 with VNNI, what a decode step waits for (int8_kernels.h, spec 6.4, 10).
+// Integer GEMV of one to three rows of x for AVX-512 with VNNI, what a decode step waits for (int8_kernels.h, spec 6.4, 10).
 //
 // Four rows of weights meet 64 bytes of themselves at a time, as they lie: 128 columns of 4 bits, 64 of 8. A lane of 32 bits
 // sums the products of 8 or 4 columns; the four vectors are then summed across and come out as one, in each quarter an output
@@ -29,7 +29,7 @@ using namespace avx512;
 constexpr int kRows = 4;              // of weights
 constexpr int64_t kVectorBytes = 64;  // of each of them
 constexpr int64_t kScales = 16;       // groups whose scales are made at once
-constexpr int kMaxRows = 4;           // of x
+constexpr int kMaxRows = 3;           // of x; four are faster in int8_gemv_avx512vnni.cc
 // Processors foresee four streams, and asking for what comes later only costs then; but not beside an x that fills the nearest
 // cache.
 constexpr int64_t kLongX = 8192, kPrefetchBytes = 2048;

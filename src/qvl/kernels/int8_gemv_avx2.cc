@@ -29,6 +29,7 @@ using namespace avx2;
 using namespace gemv_lanes;
 
 constexpr int kLanes = 8;  // rows of weights
+constexpr int64_t kMaxRows = 16;  // of x in one pass
 constexpr int64_t kPrefetchBytes = 384, kPrefetchScaleBytes = 128;
 
 // Prepared x, for each step. 4 bits: [16] even q, [16] odd q, then for each group of it 8 * sum of q; 8 bits: [16] q.
@@ -254,10 +255,12 @@ void lanes(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight&
 
 // See int8_gemv_lanes.h.
 struct Avx2 {
-  static constexpr int64_t kOutputs = kLanes;
+  static constexpr int64_t kOutputs = kLanes, kRows = kMaxRows;
+  static constexpr bool kSideBySide = false;
 
   template <int kBits, bool kZero, Groups kGroups>
-  static void sums(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight& w, int64_t apart, float* out) {
+  static void sums(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight& w, Panel panel, float* out) {
+    const int64_t apart = panel.apart;
     __m256 all[kMaxRows];
     if (rows == 1) {
       lanes<kBits, kZero, kGroups, true>(x, x_stride, 1, w, apart, all);

@@ -1,12 +1,14 @@
 // What the integer GEMVs with a row of weights a lane share, those of AVX2 and VNNI (private to this room): steps, how they
-// meet groups, the order of rows and the choice by format. `Isa` has kOutputs, its lanes, and
-//   sums<kBits, kZero, kGroups>(x, x_stride, rows, w, apart, out): out[rows, kOutputs] = sums of up to kMaxRows rows of x, x_stride
-//   bytes apart, with the kOutputs rows of w that lie `apart` rows apart; kZero: zero points are stored.
+// meet groups, the order of rows and the choice by format. `Isa` has kOutputs, of weights, and kRows, of x, in one pass, whether
+// kOutputs rows of weights that lie side by side are a panel or others (kSideBySide), and
+//   sums<kBits, kZero, kGroups>(x, x_stride, rows, w, panel, out): out[rows, kOutputs] = sums of up to kRows rows of x, x_stride
+//   bytes apart, with a panel that begins with the first row of w; kZero: zero points are stored.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "qvl/kernels/int8_kernels.h"
 
@@ -14,7 +16,13 @@ namespace qvl::kernels::gemv_lanes {
 
 constexpr int64_t kStepBytes = 16;  // of each row of weights
 constexpr int64_t kWords = kStepBytes / 4;
-constexpr int64_t kMaxRows = 16;  // of x in one pass
+
+// kOutputs rows of weights.
+struct Panel {
+  int64_t apart = 1;   // rows from each to the next
+  bool first = true;   // nobody has read or asked for them before
+  bool more = false;   // as many lie behind them and are next
+};
 
 // How steps and groups meet: two groups of 16 columns a step of 4-bit weights, one, or several steps a group.
 enum class Groups { kHalf, kOne, kSteps };
@@ -30,25 +38,36 @@ __attribute__((always_inline)) inline int64_t steps(int64_t k) {
 
 template <typename Isa, int kBits, bool kZero, Groups kGroups>
 void run_format(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, int64_t n, float* c, int64_t ldc) {
-  // The outputs of rows j, j + apart, ... of w.
-  const auto outputs = [&](int64_t j, int64_t apart) {
+  const int64_t passes = (m + Isa::kRows - 1) / Isa::kRows, pass = (m + passes - 1) / passes;  // of about as many rows
+  // The outputs of a panel that begins with row j of w.
+  const auto outputs = [&](int64_t j, Panel panel) {
     const Int8Weight from = w.rows_from(j);
-    for (int64_t r = 0; r < m; r += kMaxRows) {
-      const int64_t rows = std::min(kMaxRows, m - r);
-      alignas(64) float sums[kMaxRows * Isa::kOutputs];
-      Isa::template sums<kBits, kZero, kGroups>(x + r * x_stride, x_stride, rows, from, apart, sums);
+    for (int64_t r = 0; r < m; r += pass) {
+      const int64_t rows = std::min(pass, m - r);
+      alignas(64) float sums[Isa::kRows * Isa::kOutputs];
+      Isa::template sums<kBits, kZero, kGroups>(x + r * x_stride, x_stride, rows, from, panel, sums);
       for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t lane = 0; lane < Isa::kOutputs; ++lane) c[(r + i) * ldc + j + lane * apart] = sums[i * Isa::kOutputs + lane];
+        const float* from_row = sums + i * Isa::kOutputs;
+        float* to = c + (r + i) * ldc + j;
+        if (panel.apart == 1) std::memcpy(to, from_row, sizeof(float) * Isa::kOutputs);
+        for (int64_t o = 0; panel.apart != 1 && o < Isa::kOutputs; ++o) to[o * panel.apart] = from_row[o];
       }
+      panel.first = panel.more = false;
     }
   };
-  // A stream a lane, each in address order: memory serves streams of different pages faster than one.
-  const int64_t apart = n / Isa::kOutputs;
-  for (int64_t j = 0; j < apart; ++j) outputs(j, apart);
-  if (n >= Isa::kOutputs && n % Isa::kOutputs != 0) {
-    outputs(n - Isa::kOutputs, 1);  // some of them again: the same bits
-  } else if (n < Isa::kOutputs) {
-    for (int64_t j = 0; j < n; ++j) outputs(j, 0);  // one row in all lanes
+  const int64_t panels = n / Isa::kOutputs;
+  for (int64_t i = 0; i < panels; ++i) {
+    if constexpr (Isa::kSideBySide) {
+      outputs(i * Isa::kOutputs, {.apart = 1, .first = i == 0, .more = i + 1 < panels});
+    } else {
+      // A stream an output, each in address order: memory serves streams of different pages faster than one.
+      outputs(i, {.apart = panels});
+    }
+  }
+  if (panels > 0 && n % Isa::kOutputs != 0) {
+    outputs(n - Isa::kOutputs, {});  // some of them again: the same bits
+  } else if (panels == 0) {
+    for (int64_t j = 0; j < n; ++j) outputs(j, {.apart = 0});  // one row in all lanes
   }
 }
 

@@ -21,7 +21,7 @@ namespace qvl::kernels {
 
 constexpr int64_t kMaxGemvRows = 16;
 // Rows of kGemm that run_gemv takes where a kernel's bits and speed allow it.
-constexpr int64_t kMaxFewRows = 32;
+constexpr int64_t kMaxFewRows = 64;
 // Packed panels of one task: half of the second-level cache, the rest is for x and the results.
 inline size_t packed_budget_bytes() {
   return cpu_features().second_level_cache_bytes / 2;
@@ -35,9 +35,10 @@ constexpr int64_t kMaxDepth = 1024;
 constexpr int64_t kMinRowBlock = 192;
 constexpr int64_t kMaxRowBlockSums = 4096;
 constexpr int64_t kTasksPerThread = 4;
-// A gemv task reads about this much: long enough for the prefetchers, short enough to balance.
-constexpr int64_t kGemvTaskBytes = 256 * 1024;
-constexpr int64_t kMaxGemvTaskCols = 256;
+// A gemv task reads about this much: long enough for the prefetchers, short enough to balance. With more rows it takes longer
+// to read, and what it begins with, which nobody asked for, should be little of it.
+constexpr int64_t kGemvTaskBytes = 256 * 1024, kGemvTaskBytesOfRows = 1024 * 1024;
+constexpr int64_t kMaxGemvTaskCols = 512;
 
 inline int64_t div_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -234,7 +235,8 @@ void run_gemv(const Context& ctx, std::span<const Call> calls, std::span<const i
   for (size_t i = 0; i < calls.size(); ++i) {
     const int64_t cols = calls[i].first->out;
     // Whole cache lines of y, so that two threads never write the same one.
-    int64_t task_cols = std::clamp<int64_t>(kGemvTaskBytes / row_bytes[i] / 32 * 32, 32, kMaxGemvTaskCols);
+    const int64_t task_bytes = calls[i].x.rows > 3 ? kGemvTaskBytesOfRows : kGemvTaskBytes;
+    int64_t task_cols = std::clamp<int64_t>(task_bytes / row_bytes[i] / 32 * 32, 32, kMaxGemvTaskCols);
     while (task_cols > 32 && cols / task_cols < ctx.pool->threads() * kTasksPerThread) task_cols -= 32;
     parts[i] = {tasks, task_cols};
     tasks += div_up(cols, task_cols);
