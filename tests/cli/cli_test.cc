@@ -550,6 +550,35 @@ TEST_F(Cli, ChatReadsTheNextTurnsBeginningWhileItsUserThinks) {
   EXPECT_LT(later.cached, later.tokens - 5);
 }
 
+TEST_F(Cli, ChatReadsAPictureWhileItsQuestionIsTyped) {
+  struct Turn {
+    int tokens = 0, visual = 0, cached = 0;
+    bool encoded = false;
+    std::string out;
+  };
+  const auto second_turn = [&](RunOptions options) {
+    const Outcome o = qvl({"chat", "--verbose", "--image-memory", "off", "--max-tokens", "30", "--greedy"}, options);
+    EXPECT_EQ(o.exit_code, 0) << o.err;
+    Turn turn{.encoded = o.err.find("encoded in") != std::string::npos, .out = o.out};
+    const size_t at = o.err.rfind("prompt: ");
+    if (at == std::string::npos || at == o.err.find("prompt: ") ||
+        sscanf(o.err.c_str() + at, "prompt: %d tokens (%d visual), %d cached", &turn.tokens, &turn.visual, &turn.cached) != 3)
+      ADD_FAILURE() << o.err;
+    return turn;
+  };
+  const std::string first = "Hello\n/image " + kShapes + "\n", question = "Describe this image.\n";
+  const Turn at_once = second_turn({.input = first + question});
+  EXPECT_TRUE(at_once.encoded);
+  EXPECT_LT(at_once.cached, at_once.visual);
+  Turn later;
+  for (double pause_s = 0.5; pause_s < 20 && later.cached <= later.visual; pause_s *= 3)
+    later = second_turn({.input = first, .later_input = question, .later_s = pause_s});
+  EXPECT_EQ(later.out, at_once.out);
+  EXPECT_EQ(later.tokens, at_once.tokens);
+  EXPECT_GT(later.cached, at_once.cached + later.visual) << "the picture was read afterwards";
+  EXPECT_FALSE(later.encoded);
+}
+
 TEST_F(Cli, ChatEndsInTheMiddleOfReadingAhead) {
   // The end of input while the beginning of the next turn is being read, or just before or behind it.
   for (const double pause_s : {0.02, 0.035, 0.05, 0.3}) {

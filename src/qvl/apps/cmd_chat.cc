@@ -14,7 +14,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kHelp =
-    "/image PATH   show a picture with the next message\n"
+    "/image PATH   show a picture with the next message; it is read while you type\n"
     "/video PATH   show a folder of frames with the next message\n"
     "/system TEXT  set the system message (alone: remove it)\n"
     "/reset        forget the conversation\n"
@@ -124,15 +124,27 @@ class Chat {
     if (choice_.engine.verbose) print_statistics(answer, pipeline_.engine().info(), load_ms_);
   }
 
-  // Waits for a message. Meanwhile the next turn's beginning is read behind an answer.
+  // Waits for a message. Meanwhile attached pictures and the next turn's beginning are read.
   std::optional<std::string> listen(LineReader& reader) {
     std::optional<generate::IdleReader> idle;
-    if (!conversation_.empty() && conversation_.back().message.role == text::Role::kAssistant)
-      idle.emplace(pipeline_, conversation_, options_);
-    return read_message(reader);
+    const bool answered = !conversation_.empty() && conversation_.back().message.role == text::Role::kAssistant;
+    if (answered || !pending_.empty()) idle.emplace(pipeline_, conversation_, options_, pending_);
+    std::optional<std::string> line = read_message(reader);
+    if (idle && line && !forgets_pictures(*line)) {
+      ProgressBar bar;
+      idle->finish_picture([&](int64_t done, int64_t total) {
+        phase_progress(bar)(generate::Phase::kVision, done, total);
+        return !interrupt_flag();
+      });
+    }
+    return line;
   }
 
  private:
+  static bool forgets_pictures(const std::string& line) {
+    const std::string name = line.substr(0, line.find(' '));
+    return name == "/exit" || name == "/quit" || name == "/reset";
+  }
   void set_system(const std::string& text) {
     const bool had = !conversation_.empty() && conversation_.front().message.role == text::Role::kSystem;
     if (had) conversation_.erase(conversation_.begin());

@@ -218,7 +218,12 @@ void Answering::leave_unread() {
 void Answering::keep() {
   if (!pipeline_.disk_) return;
   for (size_t i = 0; i < visuals_.size(); ++i) {
-    if (prompt_.visuals[i].features) pipeline_.disk_->keep(visuals_[i]->info(), *prompt_.visuals[i].features);
+    auto features = prompt_.visuals[i].features;
+    // Not needed any more where the picture's tokens were read ahead.
+    if (!features) {
+      if (auto known = pipeline_.memory_->find(visuals_[i]->info().key)) features = std::move(known->features);
+    }
+    if (features) pipeline_.disk_->keep(visuals_[i]->info(), *features);
   }
   if (generation_) pipeline_.session_.keep(prompt_, *pipeline_.disk_);
 }

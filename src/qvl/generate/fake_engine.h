@@ -101,6 +101,7 @@ class FakeEngine final : public engine::Engine {
   bool rows_are_independent_ = true;
   mutable std::function<void()> on_decode_;
   mutable std::function<void()> on_prefill_;
+  std::function<void()> on_encode_;   // in the middle of each
   bool frames_are_independent_ = true;
   engine::EngineInfo info_;
 
@@ -116,6 +117,7 @@ class FakeEngine final : public engine::Engine {
         fail(ErrorCode::kMismatch, "fake", "pixel rows");
       for (int64_t i = 0; i < 4; ++i) {
         if (hooks.progress && !hooks.progress(i, 4)) fail(ErrorCode::kCancelled, "fake", "stopped");
+        if (i == 2 && owner_->on_encode_) owner_->on_encode_();
       }
       ++owner_->calls_.encodes;
       owner_->calls_.encoded_patches += patches;

@@ -17,6 +17,7 @@ using namespace std::chrono_literals;
 using testing::FakeEngine;
 
 const std::filesystem::path kSmallModel = std::filesystem::path(QVL_SOURCE_DIR) / "models/small";
+const std::filesystem::path kExamples = std::filesystem::path(QVL_SOURCE_DIR) / "examples";
 
 class IdleReaderTest : public ::testing::Test {
  protected:
@@ -55,6 +56,7 @@ class IdleReaderTest : public ::testing::Test {
   AnswerOptions options_;
   std::unique_ptr<Pipeline> pipeline_;
   std::vector<ChatMessage> talk_;
+  std::vector<std::shared_ptr<Visual>> pictures_;
   std::atomic<int> prefills_{0};
 };
 
@@ -62,7 +64,7 @@ TEST_F(IdleReaderTest, TheNextTurnFindsItsBeginning) {
   const int64_t before = pipeline_->session().length();
   // The fake engine needs microseconds, but on a busy machine it may be broken off before.
   for (auto time = 10ms; pipeline_->session().length() == before && time < 10s; time *= 4) {
-    const IdleReader idle(*pipeline_, talk_, options_, 0ms);
+    const IdleReader idle(*pipeline_, talk_, options_, pictures_, 0ms);
     std::this_thread::sleep_for(time);
   }
   const int64_t read = pipeline_->session().length();
@@ -74,7 +76,7 @@ TEST_F(IdleReaderTest, TheNextTurnFindsItsBeginning) {
 
 TEST_F(IdleReaderTest, AQuestionThatWasThereComesFirst) {
   const auto start = std::chrono::steady_clock::now();
-  { const IdleReader idle(*pipeline_, talk_, options_, 20s); }
+  { const IdleReader idle(*pipeline_, talk_, options_, pictures_, 20s); }
   EXPECT_LT(std::chrono::steady_clock::now() - start, 10s);
   EXPECT_EQ(prefills_, 0);
   EXPECT_FALSE(pipeline_->has_unread());
@@ -90,7 +92,7 @@ TEST_F(IdleReaderTest, IsBrokenOffWhereItIs) {
   };
   const int64_t before = pipeline_->session().length();
   {
-    const IdleReader idle(*pipeline_, talk_, options_, 0ms);
+    const IdleReader idle(*pipeline_, talk_, options_, pictures_, 0ms);
     ASSERT_TRUE(wait_for_prefill());
     stopping = true;
   }
@@ -100,6 +102,96 @@ TEST_F(IdleReaderTest, IsBrokenOffWhereItIs) {
   const Answer b = next();
   EXPECT_EQ(b.cached_tokens, before);
   EXPECT_EQ(b.token_ids, cold().token_ids);
+}
+
+TEST_F(IdleReaderTest, APictureIsReadWhileItsQuestionIsTyped) {
+  for (const bool first_turn : {true, false}) {
+    SCOPED_TRACE(first_turn);
+    if (first_turn) {
+      talk_.clear();
+      pipeline_->reset();
+    }
+    pictures_ = {pipeline_->load({.path = kExamples / (first_turn ? "shapes.png" : "first.png")})};
+    std::vector<ChatMessage> asked = talk_;
+    asked.push_back(user_message(pictures_, "What is it?"));
+    const int64_t visual_end = [&] {
+      const Prompt prompt = pipeline_->make_prompt(asked, options_);
+      const auto& config = engine_->config();
+      return prompt.ids.rend() - std::find(prompt.ids.rbegin(), prompt.ids.rend(), config.vision_end_token_id);
+    }();
+    engine_->calls_ = {};
+    for (auto time = 10ms; pipeline_->session().length() < visual_end && time < 10s; time *= 4) {
+      const IdleReader idle(*pipeline_, talk_, options_, pictures_, 0ms);
+      std::this_thread::sleep_for(time);
+    }
+    EXPECT_GE(pipeline_->session().length(), visual_end);
+    EXPECT_EQ(engine_->calls_.encodes, 1);
+    talk_ = asked;
+    const Answer a = pipeline_->answer(talk_, options_);
+    EXPECT_EQ(engine_->calls_.encodes, 1);
+    EXPECT_TRUE(a.visuals.back().cached);
+    EXPECT_GE(a.cached_tokens, visual_end);
+    EXPECT_EQ(a.token_ids, cold().token_ids);
+    talk_.push_back(text_message(text::Role::kAssistant, a.text));
+  }
+}
+
+TEST_F(IdleReaderTest, AQuestionWaitsForItsPicture) {
+  pictures_ = {pipeline_->load({.path = kExamples / "shapes.png"}), pipeline_->load({.path = kExamples / "first.png"})};
+  std::atomic<bool> inside{false}, let_go{false};
+  engine_->on_encode_ = [&] {
+    inside = true;
+    for (int i = 0; !let_go && i < 20000; ++i) std::this_thread::sleep_for(1ms);
+  };
+  {
+    IdleReader idle(*pipeline_, talk_, options_, pictures_, 0ms);
+    while (!inside) std::this_thread::sleep_for(1ms);
+    int64_t told = 0, of = 0;
+    idle.finish_picture([&](int64_t done, int64_t total) {
+      told = done, of = total;
+      let_go = true;
+      return true;
+    });
+    EXPECT_EQ(of, pictures_[0]->info().grid.patches());
+    EXPECT_GE(told, of / 2);
+  }
+  EXPECT_EQ(engine_->calls_.encodes, 1) << "the second one is left to the answer";
+  EXPECT_EQ(prefills_, 0);
+  talk_.push_back(user_message(pictures_, "What are they?"));
+  const Answer a = pipeline_->answer(talk_, options_);
+  EXPECT_TRUE(a.visuals[0].cached);
+  EXPECT_FALSE(a.visuals[1].cached);
+  EXPECT_EQ(a.token_ids, cold().token_ids);
+}
+
+TEST_F(IdleReaderTest, APictureIsGivenUpWhenNobodyWantsIt) {
+  for (const bool asked : {true, false}) {
+    pictures_ = {pipeline_->load({.path = kExamples / "shapes.png"})};
+    engine_->calls_ = {};
+    prefills_ = 0;
+    std::atomic<bool> inside{false}, let_go{false};
+    engine_->on_encode_ = [&] {
+      inside = true;
+      for (int i = 0; asked && !let_go && i < 20000; ++i) std::this_thread::sleep_for(1ms);
+      if (!asked) std::this_thread::sleep_for(300ms);  // the destructor is called meanwhile
+    };
+    {
+      IdleReader idle(*pipeline_, talk_, options_, pictures_, 0ms);
+      while (!inside) std::this_thread::sleep_for(1ms);
+      if (asked) {
+        idle.finish_picture([&](int64_t, int64_t) {
+          let_go = true;
+          return false;
+        });
+      }
+    }
+    EXPECT_EQ(engine_->calls_.encodes, 0);
+    EXPECT_EQ(prefills_, 0);
+    engine_->on_encode_ = {};
+    std::vector<ChatMessage> talk = talk_;
+    talk.push_back(user_message(pictures_, "What is it?"));
+    EXPECT_FALSE(Pipeline(engine_, assets_, std::make_shared<ImageMemory>(size_t{1} << 20)).answer(talk, options_).token_ids.empty());
+  }
 }
 
 TEST_F(IdleReaderTest, AFailureIsLoggedAndTheNextTurnComputesItself) {
@@ -114,7 +206,7 @@ TEST_F(IdleReaderTest, AFailureIsLoggedAndTheNextTurnComputesItself) {
     fail(ErrorCode::kIo, "fake", "the file changed");
   };
   {
-    const IdleReader idle(*pipeline_, talk_, options_, 0ms);
+    const IdleReader idle(*pipeline_, talk_, options_, pictures_, 0ms);
     ASSERT_TRUE(wait_for_prefill());
   }
   ASSERT_EQ(said.size(), 1U);

@@ -257,11 +257,12 @@ void Pipeline::reset() {
   unread_.reset();
 }
 
-Pipeline::Unread Pipeline::before_question(std::vector<ChatMessage> conversation, const AnswerOptions& options) const {
+Pipeline::Unread Pipeline::before_question(std::vector<ChatMessage> conversation, const AnswerOptions& options,
+                                           const std::vector<std::shared_ptr<Visual>>& visuals) const {
   // Up to where two questions that have nothing in common make different tokens.
-  conversation.push_back(user_message({}, "a"));
+  conversation.push_back(user_message(visuals, "a"));
   Unread out{.prompt = make_prompt(conversation, options)};
-  conversation.back() = user_message({}, "1");
+  conversation.back() = user_message(visuals, "1");
   const std::vector<int32_t> other = make_prompt(conversation, options).ids;
   const std::vector<int32_t>& ids = out.prompt.ids;
   out.length = std::mismatch(ids.begin(), ids.end(), other.begin(), other.end()).first - ids.begin();
@@ -281,15 +282,28 @@ std::vector<int32_t> Pipeline::turn_marks() const {
   return {ids.begin() + static_cast<ptrdiff_t>(before.size()), ids.end()};
 }
 
-void Pipeline::expect_turn(const std::vector<ChatMessage>& conversation, const AnswerOptions& options) {
+void Pipeline::expect_turn(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
+                           const std::vector<std::shared_ptr<Visual>>& visuals) {
   unread_.reset();
   if (!engine_->decoder().decode_rows_are_independent()) return;
-  Unread unread = before_question(conversation, options);
-  unread.known = session_.cached_prefix(unread.prompt);
+  Unread unread = before_question(conversation, options, visuals);
+  if (static_cast<int64_t>(unread.prompt.ids.size()) >= session_.context_tokens()) return;
+  unread.known = disk_ && !visuals.empty() ? session_.restore(unread.prompt, *disk_) : session_.cached_prefix(unread.prompt);
   const std::vector<bool> needed = session_.visuals_needed(unread.prompt, unread.known);
-  const bool encodes = std::find(needed.begin(), needed.end(), true) != needed.end();
-  const bool fits = static_cast<int64_t>(unread.prompt.ids.size()) < session_.context_tokens();
-  if (unread.known < unread.length && !encodes && fits) unread_ = std::move(unread);
+  const size_t before = needed.size() - visuals.size();  // pictures of the conversation
+  for (size_t i = 0; i < needed.size(); ++i) {
+    if (!needed[i]) continue;
+    if (i < before) return;
+    unread.prompt.visuals[i].features = known_features(visuals[i - before]->info());
+    if (!unread.prompt.visuals[i].features) return;
+  }
+  if (unread.known < unread.length) unread_ = std::move(unread);
+}
+
+void Pipeline::encode_ahead(Visual& visual, const engine::ProgressFn& progress) {
+  if (known_features(visual.info())) return;
+  encode(visual, progress);
+  engine_->vision().give_back();
 }
 
 void Pipeline::read_ahead(int64_t tokens, const engine::ProgressFn& progress) {

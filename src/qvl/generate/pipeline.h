@@ -235,11 +235,15 @@ class Pipeline {
   // part of its prompt, and what follows it up to a question's text; else what expect_turn() finds.
   // Whether something of that is still to be read.
   bool has_unread() const { return unread_.has_value(); }
-  // The next turn will be a user's behind this conversation, which the session holds but for its end: what is certain of
-  // the prompt, up to the question's text, is to be read. Nothing is where that would take pictures to be encoded, where the
-  // context is full, or where the decoder's rows depend on which are computed together (an answer must not depend on the
-  // time that a user takes). Throws as make_prompt().
-  void expect_turn(const std::vector<ChatMessage>& conversation, const AnswerOptions& options);
+  // The next turn will be a user's behind this conversation, which the session holds but for its end, with these pictures
+  // before its text: what is certain of the prompt, up to the question's text, is to be read. Nothing is where that would take
+  // pictures to be encoded (encode_ahead() first), where the context is full, or where the decoder's rows depend on which are
+  // computed together (an answer must not depend on the time that a user takes). Throws as make_prompt().
+  void expect_turn(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
+                   const std::vector<std::shared_ptr<Visual>>& visuals = {});
+  // Encodes a picture that a turn will need and remembers its features, unless they are known. progress: false stops with
+  // kCancelled. Throws as encode().
+  void encode_ahead(Visual& visual, const engine::ProgressFn& progress = {});
   // Reads up to `tokens` (>= 1) of it. progress as of Session::prefill: false stops with kCancelled and leaves the rest for
   // another time. Whatever else is thrown: there is nothing left to read, and the pipeline stays usable.
   void read_ahead(int64_t tokens, const engine::ProgressFn& progress = {});
@@ -256,9 +260,10 @@ class Pipeline {
     int64_t length = 0;  // so many of its first tokens are to be read
     int64_t known = 0;   // what the session holds of them, if nothing happened to it since
   };
-  // The prompt of a conversation behind which a user says something; `length` ends before the first token that depends on
-  // what is said. Found by rendering it with two texts.
-  Unread before_question(std::vector<ChatMessage> conversation, const AnswerOptions& options) const;
+  // The prompt of a conversation behind which a user shows these and says something; `length` ends before the first token that
+  // depends on what is said. Found by rendering it with two texts.
+  Unread before_question(std::vector<ChatMessage> conversation, const AnswerOptions& options,
+                         const std::vector<std::shared_ptr<Visual>>& visuals = {}) const;
   // What a next turn's prompt has from the end of an answer's text up to a question's text: both turns' marks. Empty where
   // prompts do not simply go on behind an answer (Thinking).
   std::vector<int32_t> turn_marks() const;
