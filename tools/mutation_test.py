@@ -89,11 +89,11 @@ MUTATIONS = [
              "input.deepstack[input.deepstack.size() - 1 - static_cast<size_t>(i)],", GOLDEN),
     Mutation("DeepStack before the layer", DECODER, "if (i < static_cast<int64_t>(input.deepstack.size())) {", "if (i < 0) {",
              GOLDEN,
-             also=(("const kernels::KvView kv = kv_cache->layer(i);",
-                    "const kernels::KvView kv = kv_cache->layer(i);\n"
-                    "    if (static_cast<size_t>(i) < input.deepstack.size()) {\n"
+             also=(("kernels::rms_norm(context_, x, w.input_norm.data(), eps, y);",
+                    "if (static_cast<size_t>(i) < input.deepstack.size()) {\n"
                     "      add_visual_rows(context_, x, input.visual_rows, *(input.deepstack.data() + i),\n"
-                    "                      input.deepstack_offset);\n    }"),)),
+                    "                      input.deepstack_offset);\n    }\n"
+                    "    kernels::rms_norm(context_, x, w.input_norm.data(), eps, y);"),)),
     Mutation("DeepStack one layer late", DECODER, "if (i < static_cast<int64_t>(input.deepstack.size())) {",
              "if (i > 0 && i <= static_cast<int64_t>(input.deepstack.size())) {", GOLDEN,
              also=(("input.deepstack[static_cast<size_t>(i)],", "input.deepstack[static_cast<size_t>(i - 1)],"),)),
@@ -111,8 +111,8 @@ MUTATIONS = [
              "result.axis[1][at] = current + j;", MODEL),
     Mutation("a video's grid taken as one run", POSITIONS, "GridQueue videos{video_grids, true};",
              "GridQueue videos{video_grids, false};", MODEL),
-    Mutation("delta ignored in decode", "src/qvl/generate/session.cc",
-             "const int64_t position = length() + delta_;", "const int64_t position = length();", GENERATE),
+    Mutation("delta ignored in decode", "src/qvl/generate/generation.cc",
+             "g->session_.length() + g->session_.delta_);", "g->session_.length());", GENERATE),
     Mutation("rope_theta beside the object ignored", "src/qvl/model/config.cc",
              'text.number("rope_theta", result.theta)', "result.theta", MODEL),
     Mutation("RMS eps 1e-5", DECODER, "const float eps = static_cast<float>(config_.rms_norm_eps);",
@@ -171,9 +171,11 @@ def main() -> None:
     copy = args.build / "tree"
     if copy.exists():
         shutil.rmtree(copy)
-    for part in ("src", "tests", "cmake", "models", "examples"):
+    for part in ("src", "tests", "bench", "cmake", "models", "examples"):
         shutil.copytree(ROOT / part, copy / part)
     shutil.copy(ROOT / "CMakeLists.txt", copy)
+    (copy / "build").mkdir()
+    (copy / "build/third_party").symlink_to(ROOT / "build/third_party")
     folder = args.build / "out"
     configured = run(["cmake", "-S", str(copy), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"])
     if configured.returncode != 0:
