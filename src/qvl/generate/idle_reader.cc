@@ -49,13 +49,14 @@ void IdleReader::encode(const std::stop_token& stop, Visual& visual) {
     changed_.notify_all();
   });
   const int64_t patches = visual.info().grid.patches();
-  pipeline_.encode_ahead(visual, [&](int64_t done, int64_t units) {
+  pipeline_.encode(visual, [&](int64_t done, int64_t units) {
     const std::lock_guard lock(mutex_);
     done_ = units > 0 ? patches * done / units : 0;
     total_ = patches;
     changed_.notify_all();
     return !gives_up_;
   });
+  pipeline_.engine().vision().give_back();
 }
 
 void IdleReader::read(const std::stop_token& stop, std::chrono::milliseconds pause) {
@@ -63,9 +64,13 @@ void IdleReader::read(const std::stop_token& stop, std::chrono::milliseconds pau
   std::unique_lock lock(mutex);
   if (std::condition_variable_any().wait_for(lock, stop, pause, [&] { return stop.stop_requested(); })) return;
   try {
-    for (const auto& visual : visuals_) encode(stop, *visual);
-    if (stop.stop_requested()) return;
-    pipeline_.expect_turn(conversation_, options_, visuals_);
+    // What of the pictures is kept is found first. One that cannot be remembered is left to the answer.
+    const Visual* last = nullptr;
+    for (std::shared_ptr<Visual> missing;
+         (missing = pipeline_.expect_turn(conversation_, options_, visuals_)) && missing.get() != last && !stop.stop_requested();
+         last = missing.get()) {
+      encode(stop, *missing);
+    }
     while (pipeline_.has_unread() && !stop.stop_requested()) {
       pipeline_.read_ahead(kReadAheadTokens, [&](int64_t, int64_t) { return !stop.stop_requested(); });
     }

@@ -282,28 +282,22 @@ std::vector<int32_t> Pipeline::turn_marks() const {
   return {ids.begin() + static_cast<ptrdiff_t>(before.size()), ids.end()};
 }
 
-void Pipeline::expect_turn(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
-                           const std::vector<std::shared_ptr<Visual>>& visuals) {
+std::shared_ptr<Visual> Pipeline::expect_turn(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
+                                              const std::vector<std::shared_ptr<Visual>>& visuals) {
   unread_.reset();
-  if (!engine_->decoder().decode_rows_are_independent()) return;
   Unread unread = before_question(conversation, options, visuals);
-  if (static_cast<int64_t>(unread.prompt.ids.size()) >= session_.context_tokens()) return;
+  if (static_cast<int64_t>(unread.prompt.ids.size()) >= session_.context_tokens()) return nullptr;
   unread.known = disk_ && !visuals.empty() ? session_.restore(unread.prompt, *disk_) : session_.cached_prefix(unread.prompt);
   const std::vector<bool> needed = session_.visuals_needed(unread.prompt, unread.known);
   const size_t before = needed.size() - visuals.size();  // pictures of the conversation
   for (size_t i = 0; i < needed.size(); ++i) {
     if (!needed[i]) continue;
-    if (i < before) return;
+    if (i < before) return nullptr;
     unread.prompt.visuals[i].features = known_features(visuals[i - before]->info());
-    if (!unread.prompt.visuals[i].features) return;
+    if (!unread.prompt.visuals[i].features) return visuals[i - before];
   }
-  if (unread.known < unread.length) unread_ = std::move(unread);
-}
-
-void Pipeline::encode_ahead(Visual& visual, const engine::ProgressFn& progress) {
-  if (known_features(visual.info())) return;
-  encode(visual, progress);
-  engine_->vision().give_back();
+  if (unread.known < unread.length && engine_->decoder().decode_rows_are_independent()) unread_ = std::move(unread);
+  return nullptr;
 }
 
 void Pipeline::read_ahead(int64_t tokens, const engine::ProgressFn& progress) {

@@ -237,13 +237,11 @@ class Pipeline {
   bool has_unread() const { return unread_.has_value(); }
   // The next turn will be a user's behind this conversation, which the session holds but for its end, with these pictures
   // before its text: what is certain of the prompt, up to the question's text, is to be read. Nothing is where that would take
-  // pictures to be encoded (encode_ahead() first), where the context is full, or where the decoder's rows depend on which are
-  // computed together (an answer must not depend on the time that a user takes). Throws as make_prompt().
-  void expect_turn(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
-                   const std::vector<std::shared_ptr<Visual>>& visuals = {});
-  // Encodes a picture that a turn will need and remembers its features, unless they are known. progress: false stops with
-  // kCancelled. Throws as encode().
-  void encode_ahead(Visual& visual, const engine::ProgressFn& progress = {});
+  // pictures to be encoded, where the context is full, or where the decoder's rows depend on which are computed together (an
+  // answer must not depend on the time that a user takes). Returns the first of `visuals` that has to be encoded before;
+  // expect the turn again behind that. Throws as make_prompt().
+  std::shared_ptr<Visual> expect_turn(const std::vector<ChatMessage>& conversation, const AnswerOptions& options,
+                                      const std::vector<std::shared_ptr<Visual>>& visuals = {});
   // Reads up to `tokens` (>= 1) of it. progress as of Session::prefill: false stops with kCancelled and leaves the rest for
   // another time. Whatever else is thrown: there is nothing left to read, and the pipeline stays usable.
   void read_ahead(int64_t tokens, const engine::ProgressFn& progress = {});
