@@ -440,7 +440,7 @@ def main():
     args = parser.parse_args()
 
     formats = ["bf16", "f16", "int4 b32", "int4 b32 zp", "int4 b64 zp", "int4 b128", "int4 b128 zp", "int4 b32 bf16-scales",
-               "int4 b16 zp f16-scales", "int8 b32", "int8 b64 zp", "int8 row"]
+               "int4 b16 zp f16-scales", "int4 b32 i8-scales", "int8 b32", "int8 b64 zp i8-scales", "int8 row"]
     with tempfile.TemporaryDirectory() as temporary:
         runner = Runner(args, args.keep or temporary)
         golden = os.path.join(args.source, "tests/fixtures/golden/model")
@@ -456,7 +456,7 @@ def main():
             fused = Model(runner.write(small, "small f32", "f32"), config)
             plain = Model(runner.write(small, "small f32 plain", "f32", "plain"), config)
             check_against("small fused and plain", fused, plain, cases, 2e-5)
-        for name in ["bf16", "int4 b32", "int8 row"]:
+        for name in ["bf16", "int4 b32 i8-scales", "int8 row"]:
             if runner.wanted("small"):
                 reference = Model(runner.write(small, "small floats", name, "dequantized"), config)
                 folder = runner.write(small, "small " + name, name, "accuracy=0")

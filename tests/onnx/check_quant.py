@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import _pybind_state as state
 
 MS = "com.microsoft"
@@ -60,7 +60,10 @@ def parse(fmt):
 
 
 def scale_value(fmt, raw, blocks):
-    """The scales as float32, by Cast where they are narrower: what the exported graphs do."""
+    """The scales as float32, made from what is stored as the exported graphs do it."""
+    if "i8-scales" in fmt:
+        stored = np.frombuffer(raw, np.int8).reshape(-1, 1 + blocks).astype(np.float32)
+        return stored[:, 1:] * np.exp2(stored[:, :1])
     if "bf16-scales" in fmt:
         return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(-1, blocks)
     if "f16-scales" in fmt:
@@ -73,6 +76,19 @@ def scale_nodes(fmt, raw, n, blocks):
         if mark in fmt.split():
             init = helper.make_tensor("stored_scales", kind, [n, blocks], raw, raw=True)
             return [helper.make_node("Cast", ["stored_scales"], ["scales"], to=TensorProto.FLOAT)], init
+    if "i8-scales" in fmt.split():
+        init = helper.make_tensor("stored_scales", TensorProto.INT8, [n, 1 + blocks], raw, raw=True)
+        constant = lambda name, value: helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+        at = lambda name, i: constant(name, np.array([i], np.int64))
+        return [
+            constant("two", np.array(2, np.float32)), at("zero", 0), at("one", 1), at("end", 1 + blocks), at("last", -1),
+            helper.make_node("Slice", ["stored_scales", "zero", "one", "last"], ["stored_exponents"]),
+            helper.make_node("Slice", ["stored_scales", "one", "end", "last"], ["stored_codes"]),
+            helper.make_node("Cast", ["stored_exponents"], ["exponents"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["stored_codes"], ["codes"], to=TensorProto.FLOAT),
+            helper.make_node("Pow", ["two", "exponents"], ["factors"]),
+            helper.make_node("Mul", ["codes", "factors"], ["scales"]),
+        ], init
     return [], helper.make_tensor("scales", TensorProto.FLOAT, [n, blocks], raw, raw=True)
 
 
@@ -97,7 +113,8 @@ def ort_quantize(w, bits, block, zero_points):
 def main():
     dump, hashes = sys.argv[1], "--hashes" in sys.argv
     formats = ["int4 b16", "int4 b32", "int4 b32 zp", "int4 b64 zp", "int4 b128", "int4 b256 zp", "int4 b32 bf16-scales",
-               "int4 b32 zp f16-scales", "int8 b16", "int8 b32", "int8 b32 zp", "int8 b128", "int8 b128 zp bf16-scales"]
+               "int4 b32 zp f16-scales", "int8 b16", "int8 b32", "int8 b32 zp", "int8 b128", "int8 b128 zp bf16-scales",
+               "int4 b32 i8-scales", "int8 b64 i8-scales"]
     shapes = [(5, 256), (3, 96), (4, 100), (1, 160), (6, 40), (33, 288)]
     checks = {"MatMulNBits": 0, "GatherBlockQuantized": 0, "MatMulInteger": 0, "equal to ONNX Runtime's quantiser": 0}
     bad = 0

@@ -45,7 +45,7 @@ Value gathered_blocks(GraphBuilder& g, const StoredTensor& e, const Value& ids) 
     if (f.bits == 4 && blocks % 2 != 0) zero = g.slice(zero, 2, 0, blocks);
     zero = g.unsqueeze(zero, {3});
   }
-  const Value scales = g.cast(g.gather(declare(g, *e.scales), ids), DType::kF32);
+  const Value scales = scales_f32(g, g.gather(declare(g, *e.scales), ids), e);
   return g.reshape(g.mul(g.sub(q, zero), g.unsqueeze(scales, {3})), {0, 0, -1});
 }
 
@@ -73,8 +73,7 @@ Value embedded(GraphBuilder& g, const StoredTensor& e, const Value& ids, bool pl
     // The bytes of MatMulNBits' B, seen as [V, bytes of a row].
     const Value data =
         g.weight(e.data.initializer, DType::kU8, {e.rows, padded * f.bits / 8}, external(e.data));
-    Value scales = declare(g, *e.scales);
-    if (f.scale_type != DType::kF32) scales = g.cast(scales, DType::kF32);
+    const Value scales = scales_f32(g, declare(g, *e.scales), e);
     const Value zero_points = f.zero_points ? declare(g, *e.zero_points) : Value{};
     rows = g.node("GatherBlockQuantized", {data, ids, scales, zero_points},
                   {{"bits", int64_t{f.bits}},

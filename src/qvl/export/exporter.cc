@@ -133,7 +133,7 @@ Json quantisation_entry(const StoredTensor& tensor, const quant::ErrorStats& sta
 }
 
 // Four bits find what eight decide; wide blocks, since bytes are all that it costs.
-const quant::Format kShortlistFormat = quant::Format::blocks(4, 128, false, DType::kBF16);
+const quant::Format kShortlistFormat = quant::Format::blocks(4, 128, false, DType::kI8);
 
 // Other layouts are for other runtimes, and a head of fewer bits or of floats is read whole.
 bool wants_shortlist(const ExportOptions& options, const StoredTensor& head) {

@@ -8,8 +8,8 @@ namespace {
 using model::PrecisionClass;
 using model::TensorRole;
 
-constexpr DType kScaleType =
-    DType::kBF16;  // half of float32's bytes; the codes are fitted to the rounded scale
+// A quarter of float32's bytes; the codes of weights are fitted to the rounded scale.
+constexpr DType kScaleType = DType::kI8;
 
 std::optional<DType> float_type(StagePrecision precision) {
   switch (precision) {

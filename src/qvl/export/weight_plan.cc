@@ -32,6 +32,12 @@ Value as_f32(const GraphBuilder& graph, Value value, DType stored) {
   return stored == DType::kF32 ? value : graph.outermost().cast(std::move(value), DType::kF32);
 }
 
+// All of a weight, computed once however often a graph's body runs.
+Value stored_scales_f32(const GraphBuilder& user, const StoredTensor& w) {
+  GraphBuilder graph = user.outermost();
+  return scales_f32(graph, declare(graph, *w.scales), w);
+}
+
 // Blocks through DequantizeLinear (opset 21): [N, K] in float32.
 Value dequantized_blocks(const GraphBuilder& user, const StoredTensor& w) {
   GraphBuilder graph = user.outermost();
@@ -55,7 +61,7 @@ Value dequantized_blocks(const GraphBuilder& user, const StoredTensor& w) {
   const Value data = format.bits == 4
                          ? graph.weight_uint4(w.data.initializer, {w.rows, padded}, external(w.data))
                          : graph.weight(w.data.initializer, DType::kU8, {w.rows, padded}, external(w.data));
-  const Value scales = as_f32(graph, declare(graph, *w.scales), w.scales->dtype);
+  const Value scales = stored_scales_f32(graph, w);
   Value floats = graph.node("DequantizeLinear", {data, scales, zero_points},
                             {{"axis", int64_t{1}}, {"block_size", format.block}});
   if (padded != w.columns) floats = graph.slice(floats, 1, 0, w.columns);
@@ -132,7 +138,7 @@ void WeightPlan::place(StoredTensor& tensor, bool vector) {
       break;
     case quant::Kind::kBlock:
       tensor.data = part(tensor.name, DType::kU8, {rows, blocks, f.block * f.bits / 8}, data_bytes);
-      tensor.scales = part(scales, f.scale_type, {rows, blocks}, scale_bytes);
+      tensor.scales = part(scales, f.scale_type, {rows, f.scale_count(columns)}, scale_bytes);
       if (f.zero_points) {
         tensor.zero_points = part(tensor.name + ".zero_points", DType::kU8, {rows, (blocks * f.bits + 7) / 8},
                                   f.zero_point_bytes(rows, columns));
@@ -170,6 +176,16 @@ Value declare(GraphBuilder& graph, const package::TensorPart& part) {
   return graph.weight(part.initializer, part.dtype, part.shape, external(part));
 }
 
+Value scales_f32(GraphBuilder& graph, Value stored, const StoredTensor& weight) {
+  const quant::Format& f = weight.format;
+  if (f.scale_type == DType::kF32) return stored;
+  if (f.scale_type != DType::kI8) return graph.cast(std::move(stored), DType::kF32);
+  // Cut before they become floats: a runtime that folds all this holds everything in between meanwhile.
+  const auto part = [&](int64_t begin, int64_t end) { return graph.cast(graph.slice(stored, -1, begin, end), DType::kF32); };
+  const Value exponents = part(0, 1), codes = part(1, f.scale_count(weight.columns));
+  return graph.mul(codes, graph.node("Pow", {graph.f32(2), exponents}));
+}
+
 Value linear(GraphBuilder& graph, Value x, const StoredTensor& weight, const StoredTensor* bias,
              const LinearOptions& options) {
   const Value b = bias != nullptr ? dense(graph, *bias) : Value{};
@@ -183,7 +199,7 @@ Value linear(GraphBuilder& graph, Value x, const StoredTensor& weight, const Sto
   }
   if (options.plain) return gemm(graph, std::move(x), dequantized_blocks(graph, weight), b);
   const Value data = declare(graph, weight.data);
-  const Value scales = as_f32(graph, declare(graph, *weight.scales), weight.scales->dtype);
+  const Value scales = stored_scales_f32(graph, weight);
   const Value zero_points = weight.zero_points ? declare(graph, *weight.zero_points) : Value{};
   return graph.node("MatMulNBits", {std::move(x), data, scales, zero_points, {}, b},
                     {{"K", weight.columns},

@@ -63,6 +63,9 @@ onnx::ExternalData external(const package::TensorPart& part);
 // Declares the part in the graph.
 onnx::Value declare(onnx::GraphBuilder& graph, const package::TensorPart& part);
 
+// Scales of blocks in float32: `stored` has those of rows, [.., Format::scale_count] of scale_type; the result is [.., blocks].
+onnx::Value scales_f32(onnx::GraphBuilder& graph, onnx::Value stored, const StoredTensor& weight);
+
 struct LinearOptions {
   // accuracy_level of MatMulNBits: 0 exact float32, 4 activations in int8 per block.
   int accuracy_level = 4;

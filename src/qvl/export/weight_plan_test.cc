@@ -41,7 +41,7 @@ std::vector<package::TensorPart> parts(const WeightPlan& plan) {
 TEST(WeightPlan, PlacesAreAlignedAndDoNotOverlap) {
   const model::ModelConfig config = golden_config();
   for (const char* name :
-       {"f32", "bf16", "int4 b32", "int4 b64 zp", "int8 b128 zp bf16-scales", "int8 row"}) {
+       {"f32", "bf16", "int4 b32", "int4 b64 zp", "int8 b128 zp bf16-scales", "int4 b32 i8-scales", "int8 row"}) {
     WeightPlan plan(config, all_matrices(quant::parse_format(name)));
     for (const model::TensorSpec& spec : model::tensor_table(config)) plan.store(spec.role, spec.layer);
     EXPECT_EQ(plan.tensors().size(), model::tensor_table(config).size());
@@ -137,6 +137,8 @@ TEST(Linear, OperatorsFollowTheFormat) {
   EXPECT_EQ(operators("int4 b32", false, true), (Counts{{"com.microsoft.MatMulNBits", 1}}));
   EXPECT_EQ(operators("int4 b32 bf16-scales", false),
             (Counts{{"Cast", 1}, {"com.microsoft.MatMulNBits", 1}}));
+  EXPECT_EQ(operators("int4 b32 i8-scales", false),
+            (Counts{{"Slice", 2}, {"Cast", 2}, {"Pow", 1}, {"Mul", 1}, {"com.microsoft.MatMulNBits", 1}}));
   EXPECT_EQ(operators("int4 b32", true), (Counts{{"DequantizeLinear", 1}, {"Gemm", 1}}));
   EXPECT_EQ(operators("int8 b32 zp", true), (Counts{{"DequantizeLinear", 1}, {"Gemm", 1}}));
   EXPECT_EQ(operators("int4 b64", true), (Counts{{"DequantizeLinear", 1}, {"Slice", 1}, {"Gemm", 1}}))

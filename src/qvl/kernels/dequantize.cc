@@ -11,7 +11,8 @@ Int8Weight int8_view(const Weight& w) {
   Int8Weight view;
   view.data = static_cast<const std::byte*>(w.data);
   view.data_stride = static_cast<int64_t>(w.format.data_bytes(1, w.in));
-  view.scales = w.scales;
+  // Behind the exponent.
+  view.scales = w.scales + (w.format.scale_type == DType::kI8 ? 1 : 0);
   view.scale_stride = static_cast<int64_t>(w.format.scale_bytes(1, w.in));
   view.zero_points = w.zero_points;
   view.zero_stride = static_cast<int64_t>(w.format.zero_point_bytes(1, w.in));

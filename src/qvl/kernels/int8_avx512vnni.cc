@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "qvl/kernels/table.h"
 #include "qvl/kernels/vec_math_avx512.h"
@@ -109,6 +110,12 @@ void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t gr
                  int64_t group_bytes) {
   const int64_t groups_a_block = w.block / w.group();
   const int64_t first_group = begin / w.group();
+  __m512 factors = _mm512_setzero_ps();
+  if constexpr (std::is_same_v<Scale, I8>) {
+    alignas(64) float of_rows[16] = {};
+    for (int64_t n = 0; n < present; ++n) of_rows[n] = int8_row_factor(w, n);
+    factors = _mm512_load_ps(of_rows);
+  }
   for (int64_t g = 0; g < groups;) {
     const int64_t block = (first_group + g) / groups_a_block;
     const int64_t left = w.blocks() - block;
@@ -121,6 +128,9 @@ void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t gr
                                           : _mm512_setzero_ps();
     }
     transpose_16x16(scales);
+    if constexpr (std::is_same_v<Scale, I8>) {
+      for (__m512& of_rows : scales) of_rows = _mm512_mul_ps(of_rows, factors);
+    }
     for (int64_t b = 0; b < 16; ++b) {
       for (; g < groups && (first_group + g) / groups_a_block == block + b; ++g) {
         _mm512_store_ps(reinterpret_cast<float*>(packed + g * group_bytes), scales[b]);
@@ -174,6 +184,8 @@ void pack_values(const Int8Weight& w, int64_t cols, int64_t begin, int64_t depth
     const Int8Weight part = w.rows_from(16 * v);
     if (w.scale_type == DType::kF32) {
       pack_scales<F32>(part, present, begin, depth / group, packed + v * 64, group_bytes);
+    } else if (w.scale_type == DType::kI8) {
+      pack_scales<I8>(part, present, begin, depth / group, packed + v * 64, group_bytes);
     } else if (w.scale_type == DType::kBF16) {
       pack_scales<BF16>(part, present, begin, depth / group, packed + v * 64, group_bytes);
     } else {

@@ -5,6 +5,7 @@
 // added in the order of int8_gemv_avx2.cc, which reads weights across rows because it has several rows of x to share the
 // transpose. The bits are the same, in three quarters of the instructions.
 #include "qvl/kernels/int8_kernels.h"
+#include "qvl/kernels/int8_weight.h"
 
 #if defined(__x86_64__)
 
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "qvl/kernels/vec_math_avx2.h"
 
@@ -229,6 +231,9 @@ inline void four(const std::byte* x, const Int8Weight& w, int64_t apart, float* 
       sum = add_group(sum, _mm_add_epi32(low_half(dot), high_half(dot)), scale);
     }
   }
+  if constexpr (std::is_same_v<Scale, I8>) {
+    sum = _mm_mul_ps(sum, _mm_setr_ps(int8_row_factor(w, 0), int8_row_factor(w, apart), int8_row_factor(w, 2 * apart), int8_row_factor(w, 3 * apart)));
+  }
   float lanes[kRows];
   _mm_storeu_ps(lanes, sum);
   for (int64_t n = 0; n < kRows; ++n) c[n * apart] = lanes[n];
@@ -260,6 +265,7 @@ void run(const std::byte* x, int64_t, int64_t, const Int8Weight& w, int64_t n, f
   if (w.scale_type == DType::kF32) run_scale<F32>(x, w, n, c);
   if (w.scale_type == DType::kBF16) run_scale<BF16>(x, w, n, c);
   if (w.scale_type == DType::kF16) run_scale<F16>(x, w, n, c);
+  if (w.scale_type == DType::kI8) run_scale<I8>(x, w, n, c);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 // sums the products of 8 or 4 columns; the four vectors are then summed across and come out as one, in each quarter an output
 // a lane, exactly. So the sums of groups are added in the order of int8_avx512vnni.cc's tiles and the bits are the same.
 #include "qvl/kernels/int8_kernels.h"
+#include "qvl/kernels/int8_weight.h"
 
 #if defined(__x86_64__)
 
@@ -16,6 +17,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #include "qvl/kernels/vec_math_avx512.h"
 
@@ -258,9 +260,13 @@ inline void four(const std::byte* x, int64_t x_stride, const Int8Weight& w, int6
       }
     }
   }
+  __m128 factors = _mm_set1_ps(1);
+  if constexpr (std::is_same_v<Scale, I8>) {
+    factors = _mm_setr_ps(int8_row_factor(w, 0), int8_row_factor(w, apart), int8_row_factor(w, 2 * apart), int8_row_factor(w, 3 * apart));
+  }
   for (int m = 0; m < kM; ++m) {
     float lanes[kRows];
-    _mm_storeu_ps(lanes, sums[m]);
+    _mm_storeu_ps(lanes, std::is_same_v<Scale, I8> ? _mm_mul_ps(sums[m], factors) : sums[m]);
     for (int64_t n = 0; n < kRows; ++n) c[m * ldc + n * apart] = lanes[n];
   }
 }
@@ -301,6 +307,7 @@ void run(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight& w, i
   if (w.scale_type == DType::kF32) run_scale<F32>(x, x_stride, m, w, n, c, ldc);
   if (w.scale_type == DType::kBF16) run_scale<BF16>(x, x_stride, m, w, n, c, ldc);
   if (w.scale_type == DType::kF16) run_scale<F16>(x, x_stride, m, w, n, c, ldc);
+  if (w.scale_type == DType::kI8) run_scale<I8>(x, x_stride, m, w, n, c, ldc);
 }
 
 }  // namespace

@@ -230,6 +230,7 @@ void lanes(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight&
     if (w.scale_type == DType::kF32) load_scales<F32>(w, apart, block, count, scales);
     if (w.scale_type == DType::kBF16) load_scales<BF16>(w, apart, block, count, scales);
     if (w.scale_type == DType::kF16) load_scales<F16>(w, apart, block, count, scales);
+    if (w.scale_type == DType::kI8) load_scales<I8>(w, apart, block, count, scales);
     if constexpr (kZero) load_zero_points(w, apart, block, count, zeros);
     if constexpr (kHalves) {
       for (int64_t b = 0; b < count; b += 2) step(b, true);

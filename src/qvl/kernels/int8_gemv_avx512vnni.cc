@@ -283,6 +283,7 @@ void lanes(const std::byte* x, int64_t x_stride, int64_t rows, const Int8Weight&
       if (w.scale_type == DType::kF32) load_scales<F32>(set, apart, block, mask, scales[s]);
       if (w.scale_type == DType::kBF16) load_scales<BF16>(set, apart, block, mask, scales[s]);
       if (w.scale_type == DType::kF16) load_scales<F16>(set, apart, block, mask, scales[s]);
+      if (w.scale_type == DType::kI8) load_scales<I8>(set, apart, block, mask, scales[s]);
       if constexpr (kZero) load_zero_points(set, apart, block, count, zeros[s]);
     }
     if constexpr (kHalves) {

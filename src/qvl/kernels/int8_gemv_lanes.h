@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "qvl/kernels/int8_kernels.h"
+#include "qvl/kernels/int8_weight.h"
 
 namespace qvl::kernels::gemv_lanes {
 
@@ -42,12 +43,16 @@ void run_format(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weigh
   // The outputs of a panel that begins with row j of w.
   const auto outputs = [&](int64_t j, Panel panel) {
     const Int8Weight from = w.rows_from(j);
+    const bool codes = w.scale_type == DType::kI8;
+    alignas(64) float factors[Isa::kOutputs];
+    for (int64_t o = 0; codes && o < Isa::kOutputs; ++o) factors[o] = int8_row_factor(from, o * panel.apart);
     for (int64_t r = 0; r < m; r += pass) {
       const int64_t rows = std::min(pass, m - r);
       alignas(64) float sums[Isa::kRows * Isa::kOutputs];
       Isa::template sums<kBits, kZero, kGroups>(x + r * x_stride, x_stride, rows, from, panel, sums);
       for (int64_t i = 0; i < rows; ++i) {
-        const float* from_row = sums + i * Isa::kOutputs;
+        float* from_row = sums + i * Isa::kOutputs;
+        for (int64_t o = 0; codes && o < Isa::kOutputs; ++o) from_row[o] *= factors[o];
         float* to = c + (r + i) * ldc + j;
         if (panel.apart == 1) std::memcpy(to, from_row, sizeof(float) * Isa::kOutputs);
         for (int64_t o = 0; panel.apart != 1 && o < Isa::kOutputs; ++o) to[o * panel.apart] = from_row[o];

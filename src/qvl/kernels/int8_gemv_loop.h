@@ -1,5 +1,5 @@
 // What the integer GEMVs of NEON share: the order of rows and the choice by format (private to this room).
-// `Isa` has F32, BF16 and F16 and
+// `Isa` has F32, BF16, F16 and I8 and
 //   rows<Scale, kBits, kZero, kM, kN>(x, x_stride, w, apart, c, ldc): c[m * ldc + n * apart] = sums of kM rows of x,
 //   x_stride bytes apart, with kN rows of w that lie `apart` rows apart; Scale is the scales' type, kZero: zero points
 //   are stored. The sums of a row do not depend on kM.
@@ -69,6 +69,7 @@ void int8_gemv(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weight
   if (w.scale_type == DType::kF32) int8_gemv_scale<Isa, typename Isa::F32>(x, x_stride, m, w, n, c, ldc);
   if (w.scale_type == DType::kBF16) int8_gemv_scale<Isa, typename Isa::BF16>(x, x_stride, m, w, n, c, ldc);
   if (w.scale_type == DType::kF16) int8_gemv_scale<Isa, typename Isa::F16>(x, x_stride, m, w, n, c, ldc);
+  if (w.scale_type == DType::kI8) int8_gemv_scale<Isa, typename Isa::I8>(x, x_stride, m, w, n, c, ldc);
 }
 
 }  // namespace qvl::kernels

@@ -32,11 +32,11 @@ inline constexpr int64_t kInt8PowerGroup = 32;
 struct Int8Weight {
   const std::byte* data = nullptr;
   int64_t data_stride = 0;  // bytes a row
-  const std::byte* scales = nullptr;
+  const std::byte* scales = nullptr;         // of the first block; with I8 the row's exponent is the byte before
   int64_t scale_stride = 0;                  // bytes a row
   const std::byte* zero_points = nullptr;    // as quant/format.h; null: 8 or 128
   int64_t zero_stride = 0;                   // bytes a row
-  DType scale_type = DType::kF32;            // F32, BF16 or F16
+  DType scale_type = DType::kF32;            // F32, BF16, F16, or I8: codes (quant/format.h)
   int bits = 4;                              // 4 or 8
   int64_t block = 0;                         // columns that share a scale: a power of two from 16
   int64_t k = 0;                             // columns

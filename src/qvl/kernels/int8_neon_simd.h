@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #include "qvl/kernels/int8_gemv_loop.h"
 #include "qvl/kernels/int8_kernels.h"
@@ -192,7 +193,10 @@ inline void gemv_rows(const std::byte* x, int64_t x_stride, const Int8Weight& w,
 #pragma GCC unroll 4
   for (int m = 0; m < kM; ++m) {
 #pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) c[m * ldc + n * apart] = vaddvq_f32(acc[m][n]);
+    for (int n = 0; n < kN; ++n) {
+      const float sum = vaddvq_f32(acc[m][n]);
+      c[m * ldc + n * apart] = std::is_same_v<Scale, neon::I8> ? sum * int8_row_factor(w, n * apart) : sum;
+    }
   }
 }
 
@@ -201,6 +205,7 @@ struct Gemv {
   using F32 = neon::F32;
   using BF16 = neon::BF16;
   using F16 = neon::F16;
+  using I8 = neon::I8;
   template <typename Scale, int kBits, bool kZero, int kM, int kN>
   static void rows(const std::byte* x, int64_t x_stride, const Int8Weight& w, int64_t apart, float* c, int64_t ldc) {
     w.block < kColumns ? gemv_rows<D, Scale, kBits, kZero, true, kM, kN>(x, x_stride, w, apart, c, ldc)

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "qvl/kernels/int8_kernels.h"
 #include "qvl/kernels/int8_weight.h"
@@ -73,6 +74,12 @@ void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t gr
                  int64_t group_bytes, int64_t panel_cols) {
   const int64_t groups_a_block = w.block / w.group();
   const int64_t first_group = begin / w.group();
+  __m256 factors = _mm256_setzero_ps();
+  if constexpr (std::is_same_v<Scale, I8>) {
+    alignas(32) float of_rows[8] = {};
+    for (int64_t n = 0; n < present; ++n) of_rows[n] = int8_row_factor(w, n);
+    factors = _mm256_load_ps(of_rows);
+  }
   for (int64_t g = 0; g < groups;) {
     const int64_t block = (first_group + g) / groups_a_block;
     const int64_t left = w.blocks() - block;
@@ -83,6 +90,9 @@ void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t gr
       scales[n] = n < present && left > 0 ? load_first<Scale>(row + block, left) : _mm256_setzero_ps();
     }
     transpose_8x8(scales);
+    if constexpr (std::is_same_v<Scale, I8>) {
+      for (__m256& of_rows : scales) of_rows = _mm256_mul_ps(of_rows, factors);
+    }
     for (int64_t b = 0; b < 8; ++b) {
       for (; g < groups && (first_group + g) / groups_a_block == block + b; ++g) {
         _mm256_store_ps(reinterpret_cast<float*>(packed + g * group_bytes), scales[b]);
@@ -95,6 +105,8 @@ inline void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int
                         int64_t group_bytes, int64_t panel_cols) {
   if (w.scale_type == DType::kF32) {
     pack_scales<F32>(w, present, begin, groups, packed, group_bytes, panel_cols);
+  } else if (w.scale_type == DType::kI8) {
+    pack_scales<I8>(w, present, begin, groups, packed, group_bytes, panel_cols);
   } else if (w.scale_type == DType::kBF16) {
     pack_scales<BF16>(w, present, begin, groups, packed, group_bytes, panel_cols);
   } else {

@@ -5,6 +5,7 @@
 // the negative ones to at least -256 (int8_step_pairs_avx2.h). What was taken from x comes back as the least code times the
 // sum of the group's weights. That is two thirds of the instructions that signed x takes.
 #include "qvl/kernels/int8_kernels.h"
+#include "qvl/kernels/int8_weight.h"
 
 #if defined(__x86_64__)
 

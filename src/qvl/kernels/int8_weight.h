@@ -46,8 +46,16 @@ inline float int7_inverse_scale(uint32_t absmax_bits, float least, float greates
   return static_cast<float>(127.0 / range);
 }
 
+// What codes of scales of a row are multiplied with: 2^e.
+inline float int8_row_factor(const Int8Weight& w, int64_t row) {
+  constexpr int kBias = 127, kMantissaBits = 23;
+  const int exponent = static_cast<int8_t>(w.scales[row * w.scale_stride - 1]);
+  return std::bit_cast<float>(static_cast<uint32_t>(exponent + kBias) << kMantissaBits);
+}
+
 inline float int8_scale(const Int8Weight& w, int64_t row, int64_t block) {
   const std::byte* p = w.scales + row * w.scale_stride;
+  if (w.scale_type == DType::kI8) return static_cast<float>(static_cast<int8_t>(p[block])) * int8_row_factor(w, row);
   if (w.scale_type == DType::kF32) {
     float v;
     std::memcpy(&v, p + block * 4, sizeof(v));

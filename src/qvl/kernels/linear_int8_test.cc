@@ -34,6 +34,10 @@ const std::vector<Format>& formats() {
     f.push_back(Format::blocks(4, 32, true, DType::kBF16));
     f.push_back(Format::blocks(8, 32, false, DType::kBF16));
     f.push_back(Format::blocks(8, 32, true, DType::kF32));
+    for (const int64_t block : {16, 32, 64, 128, 256}) {
+      for (const int bits : {4, 8}) f.push_back(Format::blocks(bits, block, false, DType::kI8));
+    }
+    f.push_back(Format::blocks(4, 32, true, DType::kI8));
     f.push_back(Format::row8());
     return f;
   }();
@@ -50,9 +54,14 @@ struct IntegerWeight {
     for (int64_t i = 0; i < n * k; ++i) codes.q.push_back(static_cast<int16_t>(code(rng)));
     for (int64_t i = 0; i < n * f.block_count(k); ++i) {
       float scale = normal(rng);
-      std::array<std::byte, 4> stored;
-      convert_elements(&scale, DType::kF32, stored.data(), f.scale_type, 1);
-      convert_elements(stored.data(), f.scale_type, &scale, DType::kF32, 1);
+      if (f.scale_type == DType::kI8) {
+        const int64_t row = i / f.block_count(k);
+        scale = std::ldexp(std::clamp(std::nearbyint(scale * 2000), -127.0f, 127.0f), static_cast<int>(row % 5) - 12);
+      } else {
+        std::array<std::byte, 4> stored;
+        convert_elements(&scale, DType::kF32, stored.data(), f.scale_type, 1);
+        convert_elements(stored.data(), f.scale_type, &scale, DType::kF32, 1);
+      }
       codes.scales.push_back(scale);
       if (f.zero_points) codes.zero_points.push_back(static_cast<int16_t>(code(rng)));
     }
@@ -224,7 +233,7 @@ TEST_P(IntegerLinearTest, MatchesDoubleBeyondOneBlock) {
   // More than one block of depth, of columns and of rows.
   std::mt19937 rng(2);
   for (const Format& format : {Format::blocks(4, 32, false, DType::kBF16), Format::blocks(4, 16, true, DType::kF32),
-                               Format::blocks(8, 128, false, DType::kBF16), Format::row8()}) {
+                               Format::blocks(4, 32, false, DType::kI8), Format::blocks(8, 128, false, DType::kBF16), Format::row8()}) {
     for (const auto& [m, n, k] : {std::array<int64_t, 3>{7, 70, 2049}, {401, 130, 48}, {5, 65, 4097}}) {
       for (const int x_bits : {8, 7, 0}) {
         if (x_bits == 7 && format.bits == 4) continue;
@@ -377,6 +386,43 @@ TEST_P(IntegerLinearTest, RowsDoNotDependOnOtherRowsOrThreads) {
                         {y.data(), DType::kBF16, rows, kCols, kCols});
           ASSERT_EQ(std::memcmp(whole.as<BFloat16>().data() + begin * kCols, y.data(), y.size_bytes()), 0)
               << format.name() << " rows " << begin << "+" << rows << " threads " << threads;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(IntegerLinearTest, CodedScalesGiveTheBitsOfTheirFloats) {
+  std::mt19937 rng(12);
+  ThreadPool pool(2);
+  const Context ctx{&pool, &table()};
+  for (const int bits : {4, 8}) {
+    for (const int64_t block : {16, 32, 128}) {
+      for (const auto& [n, k] : {std::array<int64_t, 2>{37, 1111}, {75, 272}, {3, 40}}) {
+        const IntegerWeight coded(Format::blocks(bits, block, false, DType::kI8), n, k, rng);
+        IntegerWeight wide = coded;
+        wide.format.scale_type = DType::kBF16;  // holds the product of a code and a power of two
+        wide.scales.resize(wide.format.scale_bytes(n, k));
+        const int64_t count = n * coded.format.block_count(k);
+        std::vector<float> scales(static_cast<size_t>(count));
+        quant::read_scales(coded.format, n, k, coded.scales, scales);
+        convert_elements(scales.data(), DType::kF32, wide.scales.data(), DType::kBF16, count);
+        const Activations x(DType::kF32, 80, k, rng);
+        for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+          for (const int64_t rows : {1, 2, 3, 5, 16, 80}) {
+            if (path == LinearPath::kGemv && rows > 16) continue;
+            const auto product = [&](const IntegerWeight& w, int x_bits) {
+              std::vector<float> y(static_cast<size_t>(rows * n));
+              ConstMatrix part = x.view();
+              part.rows = rows;
+              linear(ctx, path, part, w.view(x_bits), Activation::kNone, {}, {y.data(), DType::kF32, rows, n, n});
+              return y;
+            };
+            for (const int x_bits : {8, 7, 0}) {
+              ASSERT_EQ(product(coded, x_bits), product(wide, x_bits))
+                  << bits << " bits in blocks of " << block << ", " << rows << " rows of " << x_bits << " bits with " << n << "x" << k;
+            }
+          }
         }
       }
     }

@@ -157,6 +157,18 @@ struct F16 {
   QVL_VEC_INLINE __m256 load_n(const Float16* p, int64_t n) { return _mm256_cvtph_ps(load_n_u16(p, n)); }
 };
 
+// Integers as floats.
+struct I8 {
+  using Element = int8_t;
+  QVL_VEC_INLINE __m256 widen(__m128i v) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)); }
+  QVL_VEC_INLINE __m256 load(const int8_t* p) { return widen(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+  QVL_VEC_INLINE __m256 load_n(const int8_t* p, int64_t n) {
+    int64_t bytes = 0;
+    std::memcpy(&bytes, p, static_cast<size_t>(n));
+    return widen(_mm_cvtsi64_si128(bytes));
+  }
+};
+
 // The sum of all lanes, by halves.
 QVL_VEC_INLINE float sum_ps(__m256 v) {
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -134,6 +134,14 @@ struct F16 {
   }
 };
 
+// Integers as floats.
+struct I8 {
+  using Element = int8_t;
+  QVL_VEC_INLINE __m512 load(const int8_t* p, __mmask16 mask) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, p)));
+  }
+};
+
 // Lanes 0..7 and 8..15. The zero-masking form: GCC 12 warns about its own plain one (GCC bug 105593).
 QVL_VEC_INLINE __m256 lower_half_ps(__m512 v) {
   return _mm512_maskz_extractf32x8_ps(0xff, v, 0);

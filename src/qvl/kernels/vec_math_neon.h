@@ -142,6 +142,16 @@ struct F16 {
   QVL_VEC_INLINE float32x4_t load_n(const Float16* p, int64_t n) { return widen(load_n_u16(p, n)); }
 };
 
+// Integers as floats.
+struct I8 {
+  using Element = int8_t;
+  QVL_VEC_INLINE float32x4_t load_n(const int8_t* p, int64_t n) {
+    int8_t bytes[8] = {};
+    std::memcpy(bytes, p, static_cast<size_t>(n));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(bytes)))));
+  }
+};
+
 // In place: 4 rows of 4 become 4 columns.
 QVL_VEC_INLINE void transpose_4x4(float32x4_t* r) {
   const float32x4_t t0 = vtrn1q_f32(r[0], r[1]), t1 = vtrn2q_f32(r[0], r[1]);

@@ -57,19 +57,39 @@ int checked(std::string_view what, int value, int low, int high) {
   return value;
 }
 
-// Scales need not be aligned.
-float read_scale(const Format& format, const std::byte* from) {
-  alignas(4) std::array<std::byte, 4> bytes;
-  float value = 0;
-  std::memcpy(bytes.data(), from, dtype_size_bytes(format.scale_type));
-  convert_elements(bytes.data(), format.scale_type, &value, DType::kF32, 1);
-  return value;
+// The scales of one row; they need not be aligned.
+void read_row(const Format& format, int64_t blocks, const std::byte* from, float* out) {
+  const size_t size = dtype_size_bytes(format.scale_type);
+  if (format.scale_type == DType::kI8) {
+    const auto value = [from](int64_t i) { return static_cast<int>(static_cast<int8_t>(from[i])); };
+    for (int64_t b = 0; b < blocks; ++b) out[b] = std::ldexp(static_cast<float>(value(1 + b)), value(0));
+    return;
+  }
+  for (int64_t b = 0; b < blocks; ++b, from += size) {
+    alignas(4) std::array<std::byte, 4> bytes;
+    std::memcpy(bytes.data(), from, size);
+    convert_elements(bytes.data(), format.scale_type, out + b, DType::kF32, 1);
+  }
 }
 
-void write_scale(const Format& format, float value, std::byte* to) {
-  alignas(4) std::array<std::byte, 4> bytes;
-  convert_elements(&value, DType::kF32, bytes.data(), format.scale_type, 1);
-  std::memcpy(to, bytes.data(), dtype_size_bytes(format.scale_type));
+void write_row(const Format& format, int64_t blocks, const float* scales, std::byte* to) {
+  const size_t size = dtype_size_bytes(format.scale_type);
+  if (format.scale_type == DType::kI8) {
+    float largest = 0;
+    for (int64_t b = 0; b < blocks; ++b) largest = std::max(largest, std::isfinite(scales[b]) ? std::fabs(scales[b]) : 0.0f);
+    const int exponent = scale_exponent(largest);
+    to[0] = static_cast<std::byte>(exponent);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const float code = std::isfinite(scales[b]) ? std::nearbyint(std::ldexp(scales[b], -exponent)) : 0.0f;
+      to[1 + b] = static_cast<std::byte>(static_cast<int8_t>(code));
+    }
+    return;
+  }
+  for (int64_t b = 0; b < blocks; ++b, to += size) {
+    alignas(4) std::array<std::byte, 4> bytes;
+    convert_elements(scales + b, DType::kF32, bytes.data(), format.scale_type, 1);
+    std::memcpy(to, bytes.data(), size);
+  }
 }
 
 // Columns that share a scale: with kRow8 the whole row.
@@ -121,14 +141,17 @@ void pack(const Format& format, int64_t rows, int64_t columns, const Codes& code
   const int64_t block = block_columns(format, columns);
   const int low = format.kind == Kind::kRow8 ? 1 : 0;
   const int high = (1 << format.bits) - 1;
-  const size_t scale_size = dtype_size_bytes(format.scale_type);
-  for (size_t i = 0; i < block_elements; ++i) {
-    std::byte* to = out.scales.data() + i * scale_size;
-    write_scale(format, codes.scales[i], to);
-    if (!std::isfinite(codes.scales[i]) || read_scale(format, to) != codes.scales[i]) {
+  const size_t scale_stride = row_bytes(out.scales.size(), rows);
+  std::vector<float> stored(static_cast<size_t>(blocks));
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* scales = codes.scales.data() + r * blocks;
+    std::byte* to = out.scales.data() + static_cast<size_t>(r) * scale_stride;
+    write_row(format, blocks, scales, to);
+    read_row(format, blocks, to, stored.data());
+    for (size_t b = 0; b < stored.size(); ++b) {
+      if (std::isfinite(scales[b]) && stored[b] == scales[b]) continue;
       fail(ErrorCode::kInvalidArgument, kWhere, "scale",
-           "a finite value of " + std::string(dtype_name(format.scale_type)),
-           std::to_string(codes.scales[i]));
+           "a finite value of " + std::string(dtype_name(format.scale_type)), std::to_string(scales[b]));
     }
   }
   const size_t data_stride = row_bytes(out.data.size(), rows);
@@ -151,6 +174,15 @@ void pack(const Format& format, int64_t rows, int64_t columns, const Codes& code
   }
 }
 
+void read_scales(const Format& format, int64_t rows, int64_t columns, std::span<const std::byte> scales, std::span<float> out) {
+  require_integer(format);
+  const int64_t blocks = format.block_count(columns);
+  require_size("scales", format.scale_bytes(rows, columns), scales.size());
+  require_size("room for scales", static_cast<uint64_t>(element_count({rows, blocks})), out.size(), " values");
+  const size_t stride = row_bytes(scales.size(), rows);
+  for (int64_t r = 0; r < rows; ++r) read_row(format, blocks, scales.data() + static_cast<size_t>(r) * stride, out.data() + r * blocks);
+}
+
 Codes unpack(const Format& format, int64_t rows, int64_t columns, const ConstQuantizedSpan& in) {
   require_sizes(format, rows, columns, in);
   const int64_t blocks = format.block_count(columns);
@@ -158,9 +190,7 @@ Codes unpack(const Format& format, int64_t rows, int64_t columns, const ConstQua
   codes.q.resize(static_cast<size_t>(element_count({rows, columns})));
   codes.scales.resize(static_cast<size_t>(element_count({rows, blocks})));
   if (format.zero_points) codes.zero_points.resize(codes.scales.size());
-  const size_t scale_size = dtype_size_bytes(format.scale_type);
-  for (size_t i = 0; i < codes.scales.size(); ++i)
-    codes.scales[i] = read_scale(format, in.scales.data() + i * scale_size);
+  read_scales(format, rows, columns, in.scales, codes.scales);
   const size_t data_stride = row_bytes(in.data.size(), rows);
   const size_t zero_stride = row_bytes(in.zero_points.size(), rows);
   for (int64_t r = 0; r < rows; ++r) {

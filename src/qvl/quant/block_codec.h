@@ -15,7 +15,7 @@ namespace qvl::quant {
 // columns) and so on give them; zero_points is empty where the format stores none.
 struct QuantizedSpan {
   std::span<std::byte> data;
-  std::span<std::byte> scales;  // elements of Format::scale_type, not necessarily aligned
+  std::span<std::byte> scales;  // as Format says, not necessarily aligned
   std::span<std::byte> zero_points;
 };
 struct ConstQuantizedSpan {
@@ -70,6 +70,9 @@ void pack(const Format& format, int64_t rows, int64_t columns, const Codes& code
 
 // Inverse of pack. Throws kMismatch.
 Codes unpack(const Format& format, int64_t rows, int64_t columns, const ConstQuantizedSpan& in);
+
+// The scales alone: out [rows, block_count]. Throws kMismatch.
+void read_scales(const Format& format, int64_t rows, int64_t columns, std::span<const std::byte> scales, std::span<float> out);
 
 // out [rows, columns] = (q - zero_point) * scale, computed in float32 as the operators do. Throws kMismatch.
 void dequantize(const Format& format, int64_t rows, int64_t columns, const ConstQuantizedSpan& in,

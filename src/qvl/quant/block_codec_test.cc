@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
 #include <random>
 
 #include "qvl/base/error.h"
@@ -65,9 +67,44 @@ TEST(BlockCodec, ConstantZeroPoints) {
   }
 }
 
+TEST(BlockCodec, CodedScalesWrittenOut) {
+  const Format format = parse_format("int8 b16 i8-scales");
+  Codes codes;
+  codes.q.assign(2 * 48, 130);
+  codes.scales = {3.0f, -0.375f, 0.0f, 0.0f, 0.0f, 0.0f};
+  QuantizedMatrix m(format, 2, 48);
+  pack(format, 2, 48, codes, m.span());
+  std::vector<int> bytes;
+  for (const std::byte b : m.span().scales) bytes.push_back(static_cast<int8_t>(b));
+  EXPECT_EQ(bytes, (std::vector<int>{-5, 96, -12, 0, 0, 0, 0, 0}));  // 96 / 32, -12 / 32; a row of zeros
+  std::vector<float> scales(6), w(2 * 48);
+  read_scales(format, 2, 48, std::as_const(m).span().scales, scales);
+  EXPECT_EQ(scales, codes.scales);
+  dequantize(format, 2, 48, std::as_const(m).span(), w);
+  EXPECT_EQ(w[0], 6.0f);
+  EXPECT_EQ(w[16], -0.75f);
+  EXPECT_EQ(w[48], 0.0f);
+
+  codes.scales[1] = 3.0f / 128;  // finer than the greatest of the row allows
+  EXPECT_THROW(pack(format, 2, 48, codes, m.span()), Error);
+  codes.scales[1] = std::numeric_limits<float>::infinity();
+  EXPECT_THROW(pack(format, 2, 48, codes, m.span()), Error);
+}
+
+TEST(BlockCodec, ExponentsOfScalesAreTheLeast) {
+  EXPECT_EQ(scale_exponent(0.0f), 0);
+  for (const int power : {-100, -7, 0, 1, 100}) {
+    EXPECT_EQ(scale_exponent(std::ldexp(127.0f, power)), power);
+    EXPECT_EQ(scale_exponent(std::nextafter(std::ldexp(127.0f, power), INFINITY)), power + 1);
+    EXPECT_EQ(scale_exponent(std::ldexp(128.0f, power)), power + 1);
+  }
+  EXPECT_EQ(scale_exponent(1e-44f), -126);
+  EXPECT_EQ(scale_exponent(std::numeric_limits<float>::max()), 122);
+}
+
 TEST(BlockCodec, ThereAndBack) {
   for (const char* name : {"int4 b16", "int4 b32 zp", "int4 b64 zp bf16-scales", "int4 b256",
-                           "int8 b16 zp f16-scales", "int8 b32", "int8 b128 zp", "int8 row"}) {
+                           "int8 b16 zp f16-scales", "int8 b32", "int8 b128 zp", "int4 b32 i8-scales", "int8 b16 zp i8-scales", "int8 row"}) {
     const Format format = parse_format(name);
     for (int64_t columns :
          {1, 15, 16, 17, 31, 33, 96, 100, 160, 257}) {  // 1 to 17 blocks, odd counts among them

@@ -2,6 +2,8 @@
 
 #include <bit>
 #include <charconv>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "qvl/base/error.h"
@@ -16,7 +18,7 @@ bool is_float(DType type) {
   return type == DType::kF32 || type == DType::kBF16 || type == DType::kF16;
 }
 
-std::string float_name(DType type) {
+std::string type_name(DType type) {
   switch (type) {
     case DType::kF32:
       return "f32";
@@ -24,6 +26,8 @@ std::string float_name(DType type) {
       return "bf16";
     case DType::kF16:
       return "f16";
+    case DType::kI8:
+      return "i8";
     default:
       return std::string(dtype_name(type));
   }
@@ -56,7 +60,7 @@ int64_t packed_bytes(int64_t count, int bits) {
 std::string Format::name() const {
   switch (kind) {
     case Kind::kFloat:
-      return float_name(float_type);
+      return type_name(float_type);
     case Kind::kRow8:
       return "int8 row";
     case Kind::kBlock:
@@ -64,7 +68,7 @@ std::string Format::name() const {
   }
   std::string text = "int" + std::to_string(bits) + " b" + std::to_string(block);
   if (zero_points) text += " zp";
-  if (scale_type != DType::kF32) text += " " + float_name(scale_type) + "-scales";
+  if (scale_type != DType::kF32) text += " " + type_name(scale_type) + "-scales";
   return text;
 }
 
@@ -89,7 +93,8 @@ void Format::validate() const {
   if (block < kMinBlock || block > kMaxBlock || !std::has_single_bit(static_cast<uint64_t>(block))) {
     refuse("block", "a power of two from 16 to 256", std::to_string(block));
   }
-  if (!is_float(scale_type)) refuse("scale type", "F32, BF16 or F16", std::string(dtype_name(scale_type)));
+  if (!is_float(scale_type) && scale_type != DType::kI8)
+    refuse("scale type", "F32, BF16, F16 or I8", std::string(dtype_name(scale_type)));
 }
 
 int64_t Format::block_count(int64_t columns) const {
@@ -121,11 +126,16 @@ uint64_t Format::data_bytes(int64_t rows, int64_t columns) const {
   return product_bytes(rows, static_cast<int64_t>(product_bytes(blocks, block * bits / 8)));
 }
 
-uint64_t Format::scale_bytes(int64_t rows, int64_t columns) const {
+int64_t Format::scale_count(int64_t columns) const {
   const int64_t blocks = block_count(columns);
+  return blocks > 0 && scale_type == DType::kI8 ? blocks + 1 : blocks;
+}
+
+uint64_t Format::scale_bytes(int64_t rows, int64_t columns) const {
+  const int64_t count = scale_count(columns);
   check_extent("rows", rows);
   return product_bytes(
-      rows, static_cast<int64_t>(product_bytes(blocks, static_cast<int64_t>(dtype_size_bytes(scale_type)))));
+      rows, static_cast<int64_t>(product_bytes(count, static_cast<int64_t>(dtype_size_bytes(scale_type)))));
 }
 
 uint64_t Format::zero_point_bytes(int64_t rows, int64_t columns) const {
@@ -141,15 +151,24 @@ double Format::bits_per_weight(int64_t rows, int64_t columns) const {
   return 8.0 * static_cast<double>(bytes) / (static_cast<double>(rows) * static_cast<double>(columns));
 }
 
+int scale_exponent(float largest) {
+  constexpr int kLeast = std::numeric_limits<float>::min_exponent - 1;  // factors are normal numbers
+  if (largest == 0) return 0;
+  int exponent = 0;
+  // 127 = 0.9921875 * 2^7
+  const float mantissa = std::frexp(largest, &exponent);
+  return std::max(kLeast, exponent - 7 + (mantissa > 127.0f / 128 ? 1 : 0));
+}
+
 Format parse_format(std::string_view name) {
   const auto unknown = [&] {
     refuse("name",
            "f32, bf16, f16, 'int8 row', or int4|int8 with b16|b32|b64|b128|b256 and perhaps zp and "
-           "bf16-scales|f16-scales",
+           "bf16-scales|f16-scales|i8-scales",
            "'" + std::string(name) + "'");
   };
   for (DType type : {DType::kF32, DType::kBF16, DType::kF16}) {
-    if (name == float_name(type)) return Format::floating(type);
+    if (name == type_name(type)) return Format::floating(type);
   }
   if (name == "int8 row") return Format::row8();
   std::vector<std::string_view> words;
@@ -176,8 +195,8 @@ Format parse_format(std::string_view name) {
     format.zero_points = true;
     ++next;
   }
-  for (DType type : {DType::kBF16, DType::kF16}) {
-    if (next < words.size() && words[next] == float_name(type) + "-scales") {
+  for (DType type : {DType::kBF16, DType::kF16, DType::kI8}) {
+    if (next < words.size() && words[next] == type_name(type) + "-scales") {
       format.scale_type = type;
       ++next;
       break;

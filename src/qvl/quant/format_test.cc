@@ -17,7 +17,7 @@ TEST(Format, NamesReadBack) {
   for (int bits : {4, 8}) {
     for (int64_t block : {16, 32, 64, 128, 256}) {
       for (bool zero_points : {false, true}) {
-        for (DType scale : {DType::kF32, DType::kBF16, DType::kF16}) {
+        for (DType scale : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
           formats.push_back(Format::blocks(bits, block, zero_points, scale));
         }
       }
@@ -73,7 +73,8 @@ TEST(Format, CombinationsThatDoNotExist) {
       Format::blocks(4, 48),
       Format::blocks(4, 8),
       Format::blocks(4, 512),
-      Format::blocks(4, 32, false, DType::kI8),
+      Format::blocks(4, 32, false, DType::kU8),
+      {.kind = Kind::kRow8, .bits = 8, .scale_type = DType::kI8},
       {.kind = Kind::kRow8, .bits = 4},
       {.kind = Kind::kRow8, .bits = 8, .block = 32},
       {.kind = Kind::kRow8, .bits = 8, .scale_type = DType::kBF16},
@@ -105,6 +106,11 @@ TEST(Format, Sizes) {
   EXPECT_EQ(Format::floating(DType::kBF16).scale_bytes(5, 33), 0u);
   EXPECT_DOUBLE_EQ(parse_format("int4 b32").bits_per_weight(64, 2560), 5.0);
   EXPECT_DOUBLE_EQ(parse_format("int4 b32 bf16-scales").bits_per_weight(64, 2560), 4.5);
+  EXPECT_EQ(parse_format("int4 b32 i8-scales").scale_bytes(7, 100), 7u * (1 + 4));
+  EXPECT_EQ(parse_format("int4 b32 i8-scales").scale_count(100), 5);
+  EXPECT_EQ(int4.scale_count(100), 4);
+  EXPECT_EQ(Format::floating(DType::kBF16).scale_count(100), 0);
+  EXPECT_DOUBLE_EQ(parse_format("int4 b32 i8-scales").bits_per_weight(64, 2560), 4.25 + 8.0 / 2560);
   EXPECT_DOUBLE_EQ(parse_format("int4 b128 zp").bits_per_weight(64, 2560), 4.25 + 4.0 / 128);
   EXPECT_DOUBLE_EQ(Format::floating(DType::kF32).bits_per_weight(3, 5), 32.0);
   EXPECT_DOUBLE_EQ(Format::row8().bits_per_weight(0, 5), 0.0);

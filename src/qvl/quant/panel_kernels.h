@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "qvl/base/dtype.h"
+#include "qvl/quant/format.h"
 
 namespace qvl::quant {
 
@@ -58,7 +59,7 @@ struct PanelTask {
   std::byte* zeros = nullptr;  // null as well if the format stores none
   int64_t zero_stride_bytes = 0;
 
-  // panel_scratch_floats(block) floats, 64-byte aligned.
+  // panel_scratch_floats(block, blocks, scale_type) floats, 64-byte aligned.
   float* scratch = nullptr;
   PanelStats* stats = nullptr;
 };
@@ -71,9 +72,10 @@ enum class PanelResult : uint8_t {
 
 using PanelKernel = PanelResult (*)(const PanelTask& task);
 
-// Room for a transposed block and its codes.
-inline size_t panel_scratch_floats(int64_t block) {
-  return static_cast<size_t>(block + (block + 3) / 4 + 1) * kPanelRows;
+// Room for a transposed block and its codes, and for what was found for all blocks of a row where they share an exponent.
+inline size_t panel_scratch_floats(int64_t block, int64_t blocks, DType scale_type) {
+  const int64_t found = scale_type == DType::kI8 ? 2 * blocks : 0;
+  return static_cast<size_t>(block + (block + 3) / 4 + 1 + found) * kPanelRows;
 }
 
 // Those this processor can run, slowest first; the last one is the best.

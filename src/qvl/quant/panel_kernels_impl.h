@@ -63,6 +63,14 @@ inline float load_weight(const std::byte* p, DType type) {
   return type == DType::kBF16 ? to_float(BFloat16{bits}) : to_float(Float16{bits});
 }
 
+// Codes of a scale in units of its row's factor: the nearest, and the next one on the other side of it. The smallest one
+// stands for scales that are smaller still: the weights are rounded to the nearest of what it gives, 0 among them.
+inline std::array<float, 2> scale_codes(float scale, float factor) {
+  const float exact = std::fabs(scale) / factor, nearest = scale == 0 ? 0.0f : std::max(1.0f, std::nearbyint(exact));
+  const float other = std::clamp(nearest + (exact > nearest ? 1.0f : -1.0f), std::min(nearest, 1.0f), 127.0f);
+  return {std::copysign(nearest, scale), std::copysign(other, scale)};
+}
+
 inline float round_scale(float scale, DType type) {
   switch (type) {
     case DType::kBF16:
@@ -384,9 +392,23 @@ void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, type
   }
 }
 
+// The weighted squared error of the codes of a scale and a zero point, rounded as finish() does.
+template <class V, bool kWeighted>
+typename V::F error_of(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, typename V::F inverse) {
+  const auto low = V::set1(0), high = V::set1(static_cast<float>((1 << task.bits) - 1)), half = V::set1(0.5f);
+  auto error = V::set1(0);
+  for (int64_t k = 0; k < b.n; ++k) {
+    const auto x = V::load(b.x + k * kPanelRows);
+    const auto t = V::min(V::max(V::add(V::mul(x, inverse), grid.zero), low), high);
+    const auto d = V::sub(x, V::mul(V::sub(truncate<V>(V::add(t, half)), grid.zero), grid.scale));
+    error = V::add(error, kWeighted ? V::mul(V::mul(d, d), V::set1(b.w[k])) : V::mul(d, d));
+  }
+  return error;
+}
+
 // Writes codes, scales and zero points of block number `index`, columns [index * block, + n).
 inline void write_block(const PanelTask& task, int64_t index, int64_t n, const uint32_t* words,
-                        const float* scales, const float* zeros) {
+                        const float* scales, const float* zeros, const float* row_factors) {
   const int64_t first_byte = index * task.block * task.bits / 8;
   const int64_t size_bytes = task.row8 ? n : task.block * task.bits / 8;
   for (int r = 0; r < task.rows; ++r) {
@@ -401,6 +423,8 @@ inline void write_block(const PanelTask& task, int64_t index, int64_t n, const u
     std::byte* row = task.scales + r * task.scale_stride_bytes;
     if (task.scale_type == DType::kF32) {
       std::memcpy(row + index * 4, scales + r, 4);
+    } else if (task.scale_type == DType::kI8) {
+      row[1 + index] = static_cast<std::byte>(static_cast<int8_t>(scales[r] / row_factors[r]));
     } else {
       const uint16_t bits =
           task.scale_type == DType::kBF16 ? to_bfloat16(scales[r]).bits : to_float16(scales[r]).bits;
@@ -421,68 +445,142 @@ inline void write_block(const PanelTask& task, int64_t index, int64_t n, const u
   }
 }
 
+// What turns the values of a block into multiples of its power of two, and back, by row.
+struct Units {
+  alignas(64) float down[kPanelRows], up[kPanelRows];
+  alignas(64) float live[kPanelRows];  // 0: nothing but zeros, else 1
+};
+
+// Turns `n` columns of a panel, lanes from `lane` on; false if some weight is not finite.
+template <class V>
+bool scale_panel(int64_t n, int lane, float* panel, Units& units, Range<V>& range) {
+  using F = typename V::F;
+  float* x = panel + lane;
+  auto magnitude_bits = V::zero_int();
+  F smallest = V::load(x), greatest = smallest;
+  for (int64_t k = 0; k < n; ++k) {
+    const F v = V::load(x + k * kPanelRows);
+    magnitude_bits = V::max_int(magnitude_bits, V::bits(V::abs(v)));
+    smallest = V::min(smallest, v);
+    greatest = V::max(greatest, v);
+  }
+  alignas(64) int32_t magnitude[V::kWidth];
+  V::store_int(reinterpret_cast<uint32_t*>(magnitude), magnitude_bits);
+  for (int i = 0; i < V::kWidth; ++i) {
+    if (magnitude[i] >= 0x7f800000) return false;
+    // Powers of two that bring the largest value into [1, 2) and back. Subnormal blocks count as zero.
+    const int32_t exponent = magnitude[i] >> 23;
+    const int32_t biased = std::max(1, 254 - exponent);
+    units.live[lane + i] = exponent == 0 ? 0.0f : 1.0f;
+    units.down[lane + i] = exponent == 0 ? 0.0f : std::bit_cast<float>(biased << 23);
+    units.up[lane + i] = exponent == 0 ? 1.0f : std::bit_cast<float>((254 - biased) << 23);
+  }
+  const F factor = V::load(units.down + lane), one = V::set1(1);
+  for (int64_t k = 0; k < n; ++k) V::store(x + k * kPanelRows, V::mul(V::load(x + k * kPanelRows), factor));
+  range = {V::mul(smallest, factor), V::mul(greatest, factor), one, one};
+  const auto dead = V::gt(one, V::load(units.live + lane));
+  const auto up = V::gt(V::abs(range.greatest), V::abs(range.smallest));
+  range.largest = V::select(dead, one, V::select(up, range.greatest, range.smallest));
+  range.magnitude = V::abs(range.largest);
+  range.greatest = V::select(dead, one, range.greatest);
+  return true;
+}
+
+// Scale and zero point of a block, lanes from `lane` on: the scale as a weight's, 0 for a block of zeros, not yet as it is
+// stored.
+template <class V, bool kWeighted>
+void find_grid(const PanelTask& task, const LaneBlock& b, const Range<V>& range, const Units& units, int lane, float* scales,
+               float* zeros) {
+  const Grid<V> grid = task.rule == Rule::kPlain ? plain_grid<V>(task, range) : search_grid<V, kWeighted>(task, b, range);
+  const auto dead = V::gt(V::set1(1), V::load(units.live + lane));
+  V::store(scales + lane, V::select(dead, V::set1(0), V::mul(grid.scale, V::load(units.up + lane))));
+  // As ONNX Runtime's quantiser: zero point 0 where one is stored.
+  const float dead_zero = task.zero_points ? 0.0f : task.bits == 4 ? 8.0f : 128.0f;
+  V::store(zeros + lane, V::select(dead, V::set1(dead_zero), grid.zero));
+}
+
 template <class V, bool kWeighted>
 PanelResult quantize_panel(const PanelTask& task) {
-  using F = typename V::F;
-  float* panel = task.scratch;
-  uint32_t* words = reinterpret_cast<uint32_t*>(task.scratch + task.block * kPanelRows);
   const int64_t blocks = task.row8 ? 1 : (task.columns + task.block - 1) / task.block;
-  for (int64_t index = 0; index < blocks; ++index) {
-    const int64_t first = index * task.block;
-    const int64_t n = std::min(task.block, task.columns - first);
-    load_panel<V>(task, first, n, panel);
-    alignas(64) float scales[kPanelRows], zeros[kPanelRows], unit[kPanelRows], lane_inverse[kPanelRows];
-    for (int lane = 0; lane < kPanelRows; lane += V::kWidth) {
-      float* x = panel + lane;
-      auto magnitude_bits = V::zero_int();
-      F smallest = V::load(x), greatest = smallest;
-      for (int64_t k = 0; k < n; ++k) {
-        const F v = V::load(x + k * kPanelRows);
-        magnitude_bits = V::max_int(magnitude_bits, V::bits(V::abs(v)));
-        smallest = V::min(smallest, v);
-        greatest = V::max(greatest, v);
-      }
-      alignas(64) int32_t magnitude[V::kWidth];
-      alignas(64) float down[V::kWidth], live[V::kWidth];
-      V::store_int(reinterpret_cast<uint32_t*>(magnitude), magnitude_bits);
-      for (int i = 0; i < V::kWidth; ++i) {
-        if (magnitude[i] >= 0x7f800000) return PanelResult::kNotFinite;
-        // Powers of two that bring the largest value into [1, 2) and back. Subnormal blocks count as zero.
-        const int32_t exponent = magnitude[i] >> 23;
-        const int32_t biased = std::max(1, 254 - exponent);
-        live[i] = exponent == 0 ? 0.0f : 1.0f;
-        down[i] = exponent == 0 ? 0.0f : std::bit_cast<float>(biased << 23);
-        unit[lane + i] = exponent == 0 ? 1.0f : std::bit_cast<float>((254 - biased) << 23);
-      }
-      const F factor = V::load(down), alive = V::load(live), one = V::set1(1);
-      for (int64_t k = 0; k < n; ++k)
-        V::store(x + k * kPanelRows, V::mul(V::load(x + k * kPanelRows), factor));
-      Range<V> range{V::mul(smallest, factor), V::mul(greatest, factor), one, one};
-      const auto dead = V::gt(one, alive);
-      const auto up = V::gt(V::abs(range.greatest), V::abs(range.smallest));
-      range.largest = V::select(dead, one, V::select(up, range.greatest, range.smallest));
-      range.magnitude = V::abs(range.largest);
-      range.greatest = V::select(dead, one, range.greatest);
+  float* const panel = task.scratch;
+  uint32_t* const words = reinterpret_cast<uint32_t*>(panel + task.block * kPanelRows);
+  float* const found = panel + panel_scratch_floats(task.block, 0, task.scale_type);  // of each block scales, then zero points
 
-      const LaneBlock b{x, kWeighted ? task.importance + first : nullptr, n};
-      Grid<V> grid =
-          task.rule == Rule::kPlain ? plain_grid<V>(task, range) : search_grid<V, kWeighted>(task, b, range);
-      // The scale as it is stored, then back into the block's units. A block of zeros has scale 0.
-      V::store(scales + lane, V::select(dead, V::set1(0), V::mul(grid.scale, V::load(unit + lane))));
-      for (int i = lane; i < lane + V::kWidth; ++i) {
-        scales[i] = round_scale(scales[i], task.scale_type);
-        if (!std::isfinite(scales[i])) return PanelResult::kScaleOverflow;
-        const float in_units = scales[i] * down[i - lane];
-        lane_inverse[i] = in_units == 0 ? 0.0f : 1.0f / in_units;
-      }
-      grid.scale = V::mul(V::load(scales + lane), factor);
-      // As ONNX Runtime's quantiser: zero point 0 where one is stored.
-      const float dead_zero = task.zero_points ? 0.0f : task.bits == 4 ? 8.0f : 128.0f;
-      grid.zero = V::select(dead, V::set1(dead_zero), grid.zero);
-      V::store(zeros + lane, grid.zero);
-      finish<V, kWeighted>(task, b, grid, V::load(lane_inverse + lane), words + lane, lane, unit + lane);
+  Units units;
+  Range<V> range;
+  // Calls `each(first lane, LaneBlock)` for the lanes of block number `index`.
+  const auto with_block = [&](int64_t index, const auto& each) {
+    const int64_t first = index * task.block, n = std::min(task.block, task.columns - first);
+    load_panel<V>(task, first, n, panel);
+    for (int lane = 0; lane < kPanelRows; lane += V::kWidth) {
+      if (!scale_panel<V>(n, lane, panel, units, range)) return false;
+      each(lane, LaneBlock{panel + lane, kWeighted ? task.importance + first : nullptr, n});
     }
-    if (task.data != nullptr) write_block(task, index, n, words, scales, zeros);
+    return true;
+  };
+
+  // A row's exponent follows from the greatest of its scales, so all of them are found before any is stored.
+  const bool codes = task.scale_type == DType::kI8;
+  float row_factors[kPanelRows];
+  if (codes) {
+    float greatest[kPanelRows] = {};
+    for (int64_t index = 0; index < blocks; ++index) {
+      float* const scales = found + index * 2 * kPanelRows;
+      const bool finite = with_block(index, [&](int lane, const LaneBlock& b) {
+        find_grid<V, kWeighted>(task, b, range, units, lane, scales, scales + kPanelRows);
+      });
+      if (!finite) return PanelResult::kNotFinite;
+      for (int r = 0; r < kPanelRows; ++r) greatest[r] = std::max(greatest[r], std::fabs(scales[r]));
+    }
+    for (int r = 0; r < kPanelRows; ++r) {
+      if (!std::isfinite(greatest[r])) return PanelResult::kScaleOverflow;
+      const int exponent = scale_exponent(greatest[r]);
+      row_factors[r] = std::ldexp(1.0f, exponent);
+      if (task.data != nullptr && r < task.rows) task.scales[r * task.scale_stride_bytes] = static_cast<std::byte>(exponent);
+    }
+  }
+
+  for (int64_t index = 0; index < blocks; ++index) {
+    alignas(64) float scales[kPanelRows], zeros[kPanelRows], inverse[kPanelRows];
+    if (codes) {
+      std::memcpy(scales, found + index * 2 * kPanelRows, sizeof(scales));
+      std::memcpy(zeros, found + (index * 2 + 1) * kPanelRows, sizeof(zeros));
+    }
+    bool fit = true;
+    const bool finite = with_block(index, [&](int lane, const LaneBlock& b) {
+      if (!codes) find_grid<V, kWeighted>(task, b, range, units, lane, scales, zeros);
+      // Scales as they are stored, then back into the block's units.
+      const auto in_units = [&](float* stored) {
+        for (int i = lane; i < lane + V::kWidth; ++i) {
+          fit &= std::isfinite(stored[i]);
+          const float scale = stored[i] * units.down[i];
+          inverse[i] = scale == 0 ? 0.0f : 1.0f / scale;
+        }
+        return Grid<V>{V::mul(V::load(stored + lane), V::load(units.down + lane)), V::load(zeros + lane)};
+      };
+      if (codes) {
+        alignas(64) float other[kPanelRows], errors[2][kPanelRows] = {};
+        for (int i = lane; i < lane + V::kWidth; ++i) {
+          const std::array<float, 2> near = scale_codes(scales[i], row_factors[i]);
+          scales[i] = near[0] * row_factors[i];
+          other[i] = near[1] * row_factors[i];
+        }
+        if (task.rule == Rule::kSearch) {
+          for (int which = 0; which < 2; ++which) {
+            const Grid<V> grid = in_units(which == 0 ? scales : other);
+            V::store(errors[which] + lane, error_of<V, kWeighted>(task, b, grid, V::load(inverse + lane)));
+          }
+          for (int i = lane; i < lane + V::kWidth; ++i) scales[i] = errors[1][i] < errors[0][i] ? other[i] : scales[i];
+        }
+      } else {
+        for (int i = lane; i < lane + V::kWidth; ++i) scales[i] = round_scale(scales[i], task.scale_type);
+      }
+      const Grid<V> grid = in_units(scales);
+      if (fit) finish<V, kWeighted>(task, b, grid, V::load(inverse + lane), words + lane, lane, units.up + lane);
+    });
+    if (!finite) return PanelResult::kNotFinite;
+    if (!fit) return PanelResult::kScaleOverflow;
+    if (task.data != nullptr) write_block(task, index, std::min(task.block, task.columns - index * task.block), words, scales, zeros, row_factors);
   }
   return PanelResult::kOk;
 }

@@ -161,7 +161,8 @@ ErrorStats Quantizer::run_groups(int64_t groups, ThreadPool& pool,
   std::vector<ErrorStats> stats(static_cast<size_t>(groups));
   std::vector<AlignedBuffer> scratch(static_cast<size_t>(pool.threads()));
   const size_t scratch_bytes =
-      sizeof(float) * panel_scratch_floats(format_.kind == Kind::kRow8 ? columns_ : format_.block);
+      sizeof(float) * panel_scratch_floats(format_.kind == Kind::kRow8 ? columns_ : format_.block,
+                                           format_.block_count(columns_), format_.scale_type);
   pool.parallel_for(groups, [&](int64_t group, int thread) {
     AlignedBuffer& mine = scratch[static_cast<size_t>(thread)];
     if (mine.size_bytes() == 0) mine = AlignedBuffer(scratch_bytes);

@@ -9,6 +9,7 @@
 #include "qvl/base/tensor.h"
 #include "qvl/engine/native/matrices.h"
 #include "qvl/engine/native/weights.h"
+#include "qvl/quant/block_codec.h"
 
 namespace qvl::engine::native {
 namespace {
@@ -63,14 +64,14 @@ const Head::Spread& Head::spread(const kernels::Context& context) const {
   std::call_once(spread_once_, [&] {
     const kernels::Weight& w = *shortlist_;
     const int64_t blocks = w.format.block_count(w.in), chunks = (w.out + kChunk - 1) / kChunk;
-    const DType type = w.format.scale_type;
+    const auto row_bytes = static_cast<size_t>(w.format.scale_bytes(1, w.in));
     spread_.of_row.resize(static_cast<size_t>(w.out));
     spread_.most_of_chunk.resize(static_cast<size_t>(chunks));
     context.pool->parallel_for(chunks, [&](int64_t chunk, int) {
       const int64_t first = chunk * kChunk, rows = std::min(kChunk, w.out - first);
       std::vector<float> scales(static_cast<size_t>(rows * blocks));
-      convert_elements(w.scales + static_cast<size_t>(first * blocks) * dtype_size_bytes(type), type, scales.data(), DType::kF32,
-                       rows * blocks);
+      quant::read_scales(w.format, rows, w.in,
+                         {w.scales + static_cast<size_t>(first) * row_bytes, static_cast<size_t>(rows) * row_bytes}, scales);
       float most = 0;
       for (int64_t r = 0; r < rows; ++r) {
         float sum = 0;
