@@ -13,7 +13,7 @@ using Names = std::string_view;
 #define QVL_COMMON_FIELDS                                                                                        \
   "model", "frequency_penalty", "presence_penalty", "temperature", "top_p", "top_k", "min_p",                    \
       "repetition_penalty", "n", "seed", "stop", "max_tokens", "logprobs", "logit_bias", "stream",               \
-      "stream_options", "ignore_eos", "repetition_guard", "user"
+      "stream_options", "ignore_eos", "repetition_guard", "priority", "user"
 
 constexpr Names kChatRequest[] = {
     QVL_COMMON_FIELDS,

@@ -19,6 +19,7 @@ constexpr size_t kMaxBiases = 1024;
 constexpr int64_t kMaxTopLogprobs = 20;
 constexpr int64_t kMaxCompletionLogprobs = 5;
 constexpr int64_t kMaxTokensBound = INT32_MAX;
+constexpr int64_t kMaxPriority = 1000;
 constexpr int64_t kMaxTopK = INT32_MAX;
 constexpr int64_t kCompletionMaxTokens = 16;
 constexpr size_t kMaxMetadata = 16;
@@ -119,6 +120,7 @@ void parse_common(const FieldReader& fields, const ServerFacts& facts, CommonReq
   out.n = fields.integer("n", 1, facts.max_choices).value_or(1);
   out.ignore_eos = fields.boolean("ignore_eos", false);
   out.repetition_guard = fields.boolean("repetition_guard", true);
+  out.priority = fields.integer("priority", 0, kMaxPriority).value_or(0);
   (void)fields.string("user");
 }
 

@@ -186,6 +186,8 @@ TEST(OpenAiRequest, SamplingValues) {
   EXPECT_EQ(r.sampling.frequency_penalty, 2.0);
   EXPECT_EQ(r.seed, UINT64_MAX);
   EXPECT_FALSE(r.sampling.greedy);
+  EXPECT_EQ(parse_chat_request(body_with(R"("priority":7)"), test_facts()).priority, 7);
+  EXPECT_EQ(parse_chat_request(body_with(R"("priority":null)"), test_facts()).priority, 0);
   EXPECT_EQ(parse_chat_request(body_with(R"("seed":-1)"), test_facts()).seed, UINT64_MAX);
   EXPECT_EQ(parse_chat_request(body_with(R"("seed":5.0,"n":2.0,"max_tokens":1e3)"), test_facts()).max_tokens, 1000);
   const ChatRequest none = parse_chat_request(body_with(""), test_facts());
@@ -209,6 +211,9 @@ TEST(OpenAiRequest, ValuesOutOfRange) {
       {R"("max_tokens":0)", "integer_below_min_value max_tokens"},
       {R"("max_tokens":-1)", "integer_below_min_value max_tokens"},
       {R"("max_tokens":5,"max_completion_tokens":6)", "invalid_value max_tokens"},
+      {R"("priority":-1)", "integer_below_min_value priority"},
+      {R"("priority":1001)", "integer_above_max_value priority"},
+      {R"("priority":"low")", "invalid_type priority"},
       {R"("seed":1e30)", "integer_above_max_value seed"},
       {R"("seed":"1")", "invalid_type seed"},
       {R"("stop":"")", "invalid_value stop"},

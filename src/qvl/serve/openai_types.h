@@ -88,6 +88,7 @@ struct CommonRequest {
   bool include_usage = false;  // a last chunk with the usage; only with stream
   bool ignore_eos = false;
   bool repetition_guard = true;
+  int64_t priority = 0;  // 0..1000, lower ones first
 };
 
 struct ChatRequest : CommonRequest {

@@ -10,6 +10,7 @@
 #include <optional>
 #include <semaphore>
 #include <thread>
+#include <tuple>
 
 #include "qvl/base/format.h"
 #include "qvl/base/log.h"
@@ -324,12 +325,12 @@ struct Scheduler::Impl {
     return std::any_of(slots.begin(), slots.end(), [&](const auto& s) { return s->job && s->job->request.client == client; });
   }
 
-  // Begins the next job, if one may: of the client with the fewest answers in the making, among equals the one whose last
-  // turn is longest ago. With the lock held.
+  // Begins the next job, if one may: of the lowest priority number, then of the client with the fewest answers in the making,
+  // among equals the one whose last turn is longest ago. With the lock held.
   bool admit_next() {
     if (count(Slot::State::kIdle) == 0) return false;
     std::deque<std::shared_ptr<Job>>* best = nullptr;
-    std::pair<int64_t, uint64_t> best_rank;
+    std::tuple<int64_t, int64_t, uint64_t> best_rank;
     const std::string* client = nullptr;
     for (auto& [name, line] : waiting) {
       const auto& head = line.front();
@@ -337,7 +338,7 @@ struct Scheduler::Impl {
       const auto active = std::count_if(slots.begin(), slots.end(),
                                         [&](const auto& s) { return s->job && s->job->request.client == name; });
       const auto turn = last_turn.find(name);
-      const std::pair<int64_t, uint64_t> rank{active, turn == last_turn.end() ? 0 : turn->second};
+      const std::tuple<int64_t, int64_t, uint64_t> rank{head->request.priority, active, turn == last_turn.end() ? 0 : turn->second};
       if (best && !(rank < best_rank)) continue;
       best = &line, best_rank = rank, client = &name;
     }
@@ -437,11 +438,11 @@ struct Scheduler::Impl {
 
   Slot* next_reader(const std::vector<Slot*>& readers) const {
     Slot* best = nullptr;
-    double best_rank = std::numeric_limits<double>::infinity();
+    std::pair<int64_t, double> best_rank;
     for (Slot* s : readers) {
       if (s->job->ended_early()) return s;  // ends at once
       if (waits_for_picture(*s, readers)) continue;
-      const double rank = s->left_ms - kAging * ms_since(s->job->submitted);
+      const std::pair<int64_t, double> rank{s->job->request.priority, s->left_ms - kAging * ms_since(s->job->submitted)};
       if (!best || rank < best_rank) best = s, best_rank = rank;
     }
     return best;
@@ -693,7 +694,10 @@ Scheduler::Ticket Scheduler::submit(Request request, const Ticket& after) {
       const double s = impl_->mean_service_ms / 1e3 * static_cast<double>(impl_->waiting_count + 1) / static_cast<double>(impl_->slots.size());
       throw QueueFull(cat("[serve] queue: expected fewer than ", impl_->options.queue_limit, " waiting requests, got ", impl_->waiting_count), std::max(1.0, s));
     }
-    impl_->waiting[job->request.client].push_back(job);
+    std::deque<std::shared_ptr<Job>>& line = impl_->waiting[job->request.client];
+    line.insert(std::upper_bound(line.begin(), line.end(), job->request.priority,
+                                 [](int64_t priority, const auto& other) { return priority < other->request.priority; }),
+                job);
     ++impl_->waiting_count;
   }
   impl_->wake_up();

@@ -5,8 +5,8 @@
 // batching); prompts and pictures that are being read run in slices between those steps: their work yields at every
 // progress report of a stage (an operator of a picture, a part of a layer of a prompt), so a long picture delays a stream
 // by one such piece, not by itself. While both wait they share the time by SchedulerOptions::decode_share. Of several
-// prompts the one with the least left goes first, older ones the sooner, and one whose picture is just being encoded for
-// another waits for that.
+// prompts the one with the least left goes first, older ones the sooner, behind those of a lower priority number, and one whose
+// picture is just being encoded for another waits for that.
 #pragma once
 
 #include <chrono>
@@ -78,6 +78,7 @@ class Scheduler {
     // The answer will be part of the next prompt: it is read as one while nobody waits, so that the next turn finds it.
     bool read_ahead = false;
     std::string client;  // clients take turns: requests of one wait behind each other
+    int64_t priority = 0;  // those with a lower number are taken from the queue and read before; nothing that has begun is given up
     std::shared_ptr<AnswerSink> sink;
     Clock::time_point deadline = Clock::time_point::max();
   };

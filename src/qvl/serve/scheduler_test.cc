@@ -317,6 +317,66 @@ TEST_F(SchedulerTest, ClientsTakeTurns) {
   EXPECT_LT(place("g0"), place("g3"));
 }
 
+TEST_F(SchedulerTest, LowerNumbersComeBefore) {
+  start({.slots = 1});
+  std::vector<std::string> order;
+  std::mutex mutex;
+  Scheduler::Ticket ticket;
+  auto busy = submit(request("busy", 1 << 30), &ticket);
+  ASSERT_TRUE(busy->wait_for_tokens(1));
+  std::vector<std::shared_ptr<Listener>> all;
+  const auto add = [&](const std::string& client, int64_t priority, const std::string& name) {
+    Scheduler::Request r = request(name, 2);
+    r.client = client;
+    r.priority = priority;
+    auto l = std::make_shared<Listener>();
+    l->on_token = [&, name](size_t n) {
+      if (n != 1) return;
+      std::lock_guard lock(mutex);
+      order.push_back(name);
+    };
+    r.sink = l;
+    scheduler_->submit(std::move(r));
+    all.push_back(l);
+  };
+  add("a", 2, "a2");
+  add("a", 1, "a1");
+  add("a", 0, "a0");
+  add("b", 1, "b1");
+  add("b", 0, "b0");
+  add("b", 0, "b0 too");
+  ticket.cancel();
+  for (auto& l : all) ASSERT_TRUE(l->wait());
+  std::vector<std::string> first(order.begin(), order.begin() + 3), then(order.begin() + 3, order.begin() + 5);
+  std::sort(first.begin(), first.end());
+  std::sort(then.begin(), then.end());
+  EXPECT_EQ(first, (std::vector<std::string>{"a0", "b0", "b0 too"}));
+  EXPECT_EQ(then, (std::vector<std::string>{"a1", "b1"}));
+  EXPECT_EQ(order.back(), "a2");
+}
+
+TEST_F(SchedulerTest, AQuestionIsReadBeforeAPromptOfAHigherNumber) {
+  start({.slots = 2});
+  auto patient = std::make_shared<Listener>();
+  std::atomic<bool> began{false};
+  patient->on_progress = [&] {
+    began = true;
+    std::this_thread::sleep_for(1ms);
+  };
+  Scheduler::Request low = request(std::string(2000, 'y'), 1);
+  low.priority = 1;
+  low.sink = patient;
+  scheduler_->submit(std::move(low));
+  while (!began) std::this_thread::yield();
+  // Longer and later: without numbers it would be read after the other.
+  auto question = submit(request(std::string(3000, 'z') + "?", 1));
+  ASSERT_TRUE(question->wait());
+  ASSERT_FALSE(question->failure) << question->failure->message;
+  EXPECT_FALSE(patient->over());
+  ASSERT_TRUE(patient->wait());
+  EXPECT_FALSE(patient->failure);
+}
+
 TEST_F(SchedulerTest, ThePictureOfTwoRequestsIsEncodedOnce) {
   start({.slots = 4});
   std::vector<std::shared_ptr<Listener>> listeners;

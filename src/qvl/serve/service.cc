@@ -339,12 +339,13 @@ struct Service::Impl {
     common.grounding = request.grounding;
     for (const MediaRef& ref : request.media) common.details.push_back(ref.detail);
     // Of several answers the client goes on with one at most, and reasoning is not part of later prompts.
-    const bool goes_on = options.read_ahead && request.n == 1 && facts.variant != text::TemplateVariant::kThinking;
+    // Nor is it where others are let go first: what is read ahead has no number and would be before them.
+    const bool goes_on = options.read_ahead && request.n == 1 && request.priority == 0 && facts.variant != text::TemplateVariant::kThinking;
     // Before anything is sent: a schema that cannot be is the request's fault.
     const ConstraintFactory constraints([this] { return grammar.valid() ? grammar.get() : nullptr; }, request);
     common.unenforced = constraints.unenforced();
     submit(responder, chat_reply_writer(request, std::move(common)), request.n, request.n, [&](int64_t i) {
-      Scheduler::Request out{.prompt = prompt, .visuals = visuals, .options = answer, .read_ahead = goes_on, .client = client_of(http), .sink = {}, .deadline = deadline};
+      Scheduler::Request out{.prompt = prompt, .visuals = visuals, .options = answer, .read_ahead = goes_on, .client = client_of(http), .priority = request.priority, .sink = {}, .deadline = deadline};
       if (answer.seed) out.options.seed = *answer.seed + static_cast<uint64_t>(i);
       out.options.constraint = constraints.make();
       return out;
@@ -383,7 +384,7 @@ struct Service::Impl {
     common.cut_by_context = cut;
     submit(responder, completion_reply_writer(request, std::move(echo), std::move(common)), choices, request.n, [&](int64_t i) {
       Scheduler::Request out{.prompt = {.ids = prompts[static_cast<size_t>(i / request.n)], .visuals = {}}, .visuals = {}, .options = answer,
-                             .read_ahead = false, .client = client_of(http), .sink = {}, .deadline = deadline};
+                             .read_ahead = false, .client = client_of(http), .priority = request.priority, .sink = {}, .deadline = deadline};
       if (answer.seed) out.options.seed = *answer.seed + static_cast<uint64_t>(i % request.n);
       return out;
     });
