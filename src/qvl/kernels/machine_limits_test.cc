@@ -49,6 +49,9 @@ TEST(MachineLimits, LieWithinWhatPhysicsAllowsOnEveryTable) {
 
 // Bytes are narrower than floats: as many instructions do at least twice the work. A busy machine may disturb either.
 TEST(MachineLimits, BytesGoFasterThanFloats) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's checks take longer than products do";
+#endif
   for (const std::string_view name : runnable_tables()) {
     double bytes = 0, floats = 0;  // the best of several: only a quiet moment tells either
     for (int attempt = 0; attempt < 20 && (attempt < 3 || bytes <= 1.2 * floats); ++attempt) {
