@@ -75,6 +75,8 @@ export class MockServer {
   reset() {
     this.requests = [];
     this.replies = [];
+    this.preparations = [];  // requests that only have pictures read
+    this.preparation = () => answer('It');
     this.fallback = () => answer('A red circle, a green circle, a blue square and a yellow star.');
     this.models = { status: 200, headers: {}, body: { object: 'list', data: [{ id: 'small', object: 'model', created: 0, owned_by: 'qvl' }] } };
     this.files = pageFiles(this.libraries);
@@ -126,12 +128,13 @@ export class MockServer {
     for await (const chunk of request) chunks.push(chunk);
     const body = JSON.parse(Buffer.concat(chunks).toString());
     const entry = { body, key: request.headers.authorization?.replace('Bearer ', ''), gone: false };
-    this.requests.push(entry);
+    const prepares = body.priority === 1;
+    (prepares ? this.preparations : this.requests).push(entry);
     entry.closed = new Promise((resolve) => response.on('close', () => {
       entry.gone = !response.writableFinished;
       resolve();
     }));
-    const reply = this.replies.shift() ?? this.fallback(body);
+    const reply = prepares ? this.preparation(body) : this.replies.shift() ?? this.fallback(body);
     if (!reply.steps) {
       send(response, reply);
       return;

@@ -11,6 +11,6 @@ if (lack) {
 }
 before(startAll);
 after(stopAll);
-for (const name of ['upload', 'markdown', 'stream', 'boxes', 'conversation', 'errors', 'looks', 'server']) {
+for (const name of ['upload', 'preparation', 'markdown', 'stream', 'boxes', 'conversation', 'errors', 'looks', 'server']) {
   await import(`./cases/${name}.mjs`);
 }

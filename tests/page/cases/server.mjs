@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { addFiles, answers, ask, example, finishedAnswer, pageTest } from '../harness.mjs';
+import { addFiles, answers, ask, drawn, example, finishedAnswer, pageTest } from '../harness.mjs';
 
 // Starts `qvl serve` on a free port with the small model; {url, stop}. The first line on stdout has the address.
 async function startServer(binary) {
@@ -60,6 +60,17 @@ if (process.env.QVL_SERVER || hasServer) {
     await page.locator('details.facts summary').last().click();
     assert.equal(await page.locator('.facts tbody td').last().textContent(), 'from memory');
     await shot('real');
+  });
+
+  pageTest('real server: a picture is read before it is asked about', { url: server.url }, async ({ page }) => {
+    const read = page.waitForResponse((response) => response.url().endsWith('/chat/completions'));
+    await addFiles(page, { name: 'new.png', mimeType: 'image/png', buffer: await drawn(160, 120, [['#ffffff', 0, 0, 160, 120], ['#ff0000', 40, 30, 60, 60]]) });
+    assert.equal(await (await read).finished(), null);
+    await ask(page, 'How many shapes are there?');
+    await page.locator('details.facts summary').click();
+    assert.equal(await page.locator('.facts tbody td').last().textContent(), 'from memory');
+    const rows = Object.fromEntries(await page.locator('details.facts dl div').evaluateAll((divs) => divs.map((div) => [div.children[0].textContent, div.children[1].textContent])));
+    assert.ok(Number.parseInt(rows['of these from memory'], 10) >= Number.parseInt(rows['of these pictures'], 10), JSON.stringify(rows));
   });
 
   pageTest('real server: an error in its own words, and the way on', { url: server.url, expectConsole: /Failed to load resource/ }, async ({ page }) => {

@@ -8,6 +8,7 @@ import { initDrops, initKeys, initPastes } from './input.js';
 import { hasMarkdown } from './markdown.js';
 import { confirmCopied, Thread } from './messages.js';
 import { dataUrl, releasePicture } from './pictures.js';
+import { Preparation } from './preparation.js';
 import { requestOptions, Session } from './session.js';
 import { currentConversation, forgetLocal, loadKey, loadSettings, openStore, saveSettings, setCurrentConversation } from './store.js';
 import { importFile, saveAsJson, saveAsMarkdown } from './transfer.js';
@@ -56,17 +57,24 @@ const thread = new Thread(byId('thread'), {
   grew: () => follow(),
 }, (id) => pictures.get(id));
 
+const preparation = new Preparation();
+
 const composer = new Composer({
   label: 'Your question',
   placeholder: 'Ask about a picture',
   handlers: {
     onsubmit: ({ text, pictures: chosen }) => {
+      const parent = conversation.path().at(-1) ?? null;
+      const reading = preparation.take(preparedName(chosen, parent));
       composer.clear();
-      send(text, chosen, conversation.path().at(-1) ?? null);
+      send(text, chosen, parent, reading);
     },
     onstop: () => stop(),
     onerror: notifyError,
-    onchange: ({ pictures: chosen }) => byId('ideas').classList.toggle('ready', chosen.length > 0),
+    onchange: ({ pictures: chosen }) => {
+      byId('ideas').classList.toggle('ready', chosen.length > 0);
+      prepare(chosen);
+    },
     onarrowup: () => editLast(),
   },
 });
@@ -109,7 +117,31 @@ byId('jump').addEventListener('click', () => {
 
 // ---- Asking ----------------------------------------------------------------------------------------------------------------
 
-async function send(text, chosen, parent) {
+// Everything that decides what a request with these pictures begins with.
+function preparedName(chosen, parent) {
+  return JSON.stringify([conversation.id, parent?.id ?? null, chosen.map((picture) => picture.id), settings.model, settings.system, settings.thinking]);
+}
+
+// Pictures of a question that is still being written.
+function prepare(chosen) {
+  if (!settings.prepare || session || chosen.length === 0) {
+    preparation.drop();
+    return;
+  }
+  const parent = conversation.path().at(-1) ?? null;
+  const question = { parent: parent?.id ?? null, role: 'user', text: '', images: chosen.map((picture) => picture.id) };
+  const known = new Map([...pictures, ...chosen.map((picture) => [picture.id, picture])]);
+  preparation.begin(preparedName(chosen, parent), async () => (await requestBody(conversation, question, known)).body, loadKey());
+}
+
+async function requestBody(asked, question, known) {
+  const { messages, sent } = await requestMessages(asked, question, settings.system,
+    async (id) => (known.has(id) ? dataUrl(known.get(id).blob) : null));
+  return { body: { model: settings.model ?? models[0] ?? 'qvl', ...requestOptions(settings), messages }, sent };
+}
+
+// `reading`: the request that reads its pictures already, or null.
+async function send(text, chosen, parent, reading = null) {
   const first = conversation.isEmpty;
   for (const picture of chosen) {
     if (pictures.get(picture.id) === picture) continue;
@@ -120,19 +152,20 @@ async function send(text, chosen, parent) {
   }
   const question = conversation.add('user', parent, { text, images: chosen.map((picture) => picture.id) });
   if (first) setCurrentConversation(conversation.id);
-  await answer(question);
+  await answer(question, newAnswer(question), reading);
 }
 
 function newAnswer(question) {
   return conversation.add('assistant', question, { text: '', reasoning: '', status: 'running', sent: [] });
 }
 
-async function answer(question, node = newAnswer(question)) {
+async function answer(question, node = newAnswer(question), reading = null) {
   const asked = conversation;
-  const [key, model] = [loadKey(), settings.model ?? models[0]];
-  node.model = model;
+  const key = loadKey();
+  node.model = settings.model ?? models[0];
+  const showProgress = (progress) => thread.view(node)?.setProgress(progress);
   const mine = new Session(node, {
-    progress: (progress) => thread.view(node)?.setProgress(progress),
+    progress: showProgress,
     grew: () => {
       const view = thread.view(node);
       view?.setActivity(null);
@@ -145,11 +178,11 @@ async function answer(question, node = newAnswer(question)) {
   show();
   save();
   announce('The answer is being made');
-  await mine.run(async () => {
-    const { messages, sent } = await requestMessages(asked, question, settings.system,
-      async (id) => (pictures.has(id) ? dataUrl(pictures.get(id).blob) : null));
+  await mine.run(async (signal) => {
+    const { body, sent } = await requestBody(asked, question, pictures);
     node.sent = sent;
-    return { model: model ?? 'qvl', ...requestOptions(settings), messages };
+    await reading?.finished(signal, showProgress);
+    return body;
   }, key);
   if (session === mine) {
     session = null;

@@ -53,7 +53,7 @@ export function askKey() {
   });
 }
 
-const FIELDS = ['system', 'temperature', 'top_p', 'max_tokens', 'seed', 'thinking', 'theme', 'grounding', 'model'];
+const FIELDS = ['system', 'temperature', 'top_p', 'max_tokens', 'seed', 'thinking', 'theme', 'grounding', 'prepare', 'model'];
 const field = (name) => byId(`set-${name}`);
 
 // Settings apply as they are changed. onchange(settings) hears of every legal change; onforget() of the button.

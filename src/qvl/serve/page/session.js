@@ -24,12 +24,12 @@ export class Session {
 
   stop() { this.#abort.abort(); }
 
-  // Fills the node until its answer ends, one way or another; never throws. `prepare()` gives the request's body (it may
-  // take a while and may throw an Error that a person understands).
+  // Fills the node until its answer ends, one way or another; never throws. `prepare(signal)` gives the request's body (it may
+  // take a while, which `signal` cuts short, and may throw an Error that a person understands).
   async run(prepare, key) {
     const { node } = this;
     try {
-      const body = await prepare();
+      const body = await prepare(this.#abort.signal);
       this.#abort.signal.throwIfAborted();
       for await (const event of chat(body, { key, signal: this.#abort.signal })) this.#take(event);
       node.status = 'done';

@@ -17,6 +17,7 @@ export const DEFAULT_SETTINGS = Object.freeze({
   seed: null,
   thinking: 'default',   // 'default' | 'on' | 'off'
   grounding: true,
+  prepare: true,         // pictures are read while their question is typed
 });
 
 const NUMBERS = { temperature: [0, 2, false], top_p: [0, 1, false], max_tokens: [1, 1e6, true], seed: [0, 2 ** 31 - 1, true] };
@@ -29,7 +30,9 @@ export function checkedSettings(stored) {
   if (['on', 'off'].includes(stored.thinking)) settings.thinking = stored.thinking;
   if (typeof stored.system === 'string') settings.system = stored.system;
   if (typeof stored.model === 'string') settings.model = stored.model;
-  if (typeof stored.grounding === 'boolean') settings.grounding = stored.grounding;
+  for (const name of ['grounding', 'prepare']) {
+    if (typeof stored[name] === 'boolean') settings[name] = stored[name];
+  }
   for (const [name, [low, high, whole]] of Object.entries(NUMBERS)) {
     const value = stored[name];
     if (Number.isFinite(value) && value >= low && value <= high && (!whole || Number.isInteger(value))) settings[name] = value;
