@@ -13,7 +13,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kHelp =
+constexpr const char* kHelpText =
     "/image PATH   show a picture with the next message; it is read while you type\n"
     "/video PATH   show a folder of frames with the next message\n"
     "/system TEXT  set the system message (alone: remove it)\n"
@@ -21,6 +21,21 @@ constexpr const char* kHelp =
     "/help         this list\n"
     "/exit         end; Ctrl-D too\n"
     "A line that ends with \\ goes on in the next one. Ctrl-C ends an answer.\n";
+
+enum class Command { kImage, kVideo, kSystem, kReset, kHelp, kExit };
+
+constexpr std::pair<std::string_view, Command> kCommands[] = {
+    {"/image", Command::kImage}, {"/video", Command::kVideo}, {"/system", Command::kSystem}, {"/reset", Command::kReset},
+    {"/help", Command::kHelp},   {"/exit", Command::kExit},   {"/quit", Command::kExit}};
+
+// By a line's first word.
+std::optional<Command> command_of(std::string_view line) {
+  const std::string_view word = line.substr(0, line.find(' '));
+  for (const auto& [name, command] : kCommands) {
+    if (name == word) return command;
+  }
+  return std::nullopt;
+}
 
 struct ChatOptions {
   std::string model;
@@ -64,32 +79,41 @@ class Chat {
 
   // False when the chat is to end.
   bool command(const std::string& line) {
+    const std::optional<Command> command = command_of(line);
     const size_t space = line.find(' ');
     const std::string name = line.substr(0, space);
     std::string rest = space == std::string::npos ? "" : line.substr(space + 1);
     const size_t first = rest.find_first_not_of(' ');
     rest = first == std::string::npos ? "" : rest.substr(first, rest.find_last_not_of(' ') - first + 1);
-    using Kind = generate::VisualInput::Kind;
-    if (name == "/exit" || name == "/quit") return false;
-    if (name == "/image" || name == "/video") {
-      if (rest.empty()) fail(ErrorCode::kInvalidArgument, name, "expected a path after it, got none");
-      show({.kind = name == "/image" ? Kind::kImageFile : Kind::kFrameFolder,
-            .path = rest,
-            .native_fps = choice_.visuals.fps});
-    } else if (name == "/reset") {
-      conversation_.clear();
-      pending_.clear();
-      pipeline_.reset();
-      if (!system_.empty()) set_system(system_);
-    } else if (name == "/system") {
-      set_system(rest);
-    } else if (name == "/help") {
-      fmt::print(stderr, "{}", kHelp);
-    } else {
+    if (!command) {
       fail(ErrorCode::kInvalidArgument, "chat", "command", "/image, /video, /system, /reset, /help or /exit",
            name, "start the line with a space to say it to the model");
     }
-    return true;
+    using Kind = generate::VisualInput::Kind;
+    switch (*command) {
+      case Command::kImage:
+      case Command::kVideo:
+        if (rest.empty()) fail(ErrorCode::kInvalidArgument, name, "expected a path after it, got none");
+        show({.kind = *command == Command::kImage ? Kind::kImageFile : Kind::kFrameFolder,
+              .path = rest,
+              .native_fps = choice_.visuals.fps});
+        return true;
+      case Command::kReset:
+        conversation_.clear();
+        pending_.clear();
+        pipeline_.reset();
+        if (!system_.empty()) set_system(system_);
+        return true;
+      case Command::kSystem:
+        set_system(rest);
+        return true;
+      case Command::kHelp:
+        fmt::print(stderr, "{}", kHelpText);
+        return true;
+      case Command::kExit:
+        break;
+    }
+    return false;
   }
 
   void say(const std::string& text) {
@@ -142,8 +166,8 @@ class Chat {
 
  private:
   static bool forgets_pictures(const std::string& line) {
-    const std::string name = line.substr(0, line.find(' '));
-    return name == "/exit" || name == "/quit" || name == "/reset";
+    const std::optional<Command> command = command_of(line);
+    return command == Command::kExit || command == Command::kReset;
   }
   void set_system(const std::string& text) {
     const bool had = !conversation_.empty() && conversation_.front().message.role == text::Role::kSystem;
@@ -213,7 +237,7 @@ Registration register_chat(CLI::App& app) {
   auto options = std::make_shared<ChatOptions>();
   CLI::App* command = app.add_subcommand("chat", "Talk with a model; /image PATH adds a picture");
   set_usage(*command, "qvl chat [MODEL] [OPTIONS]");
-  command->footer(std::string("In the chat:\n") + kHelp +
+  command->footer(std::string("In the chat:\n") + kHelpText +
                   "While you think, what is certain of the next turn is computed.\n"
                   "From a pipe, every line is a message and every answer a paragraph on stdout.");
   command->add_option("MODEL", options->model, "Model folder (default: the small model)")
