@@ -38,6 +38,7 @@ constexpr int64_t kTasksPerThread = 4;
 // A gemv task reads about this much: long enough for the prefetchers, short enough to balance. With more rows it takes longer
 // to read, and what it begins with, which nobody asked for, should be little of it.
 constexpr int64_t kGemvTaskBytes = 256 * 1024, kGemvTaskBytesOfRows = 1024 * 1024;
+constexpr int64_t kFewRows = 3;  // up to as many read at the pace of memory
 constexpr int64_t kMaxGemvTaskCols = 512;
 
 inline int64_t div_up(int64_t a, int64_t b) {
@@ -235,7 +236,7 @@ void run_gemv(const Context& ctx, std::span<const Call> calls, std::span<const i
   for (size_t i = 0; i < calls.size(); ++i) {
     const int64_t cols = calls[i].first->out;
     // Whole cache lines of y, so that two threads never write the same one.
-    const int64_t task_bytes = calls[i].x.rows > 3 ? kGemvTaskBytesOfRows : kGemvTaskBytes;
+    const int64_t task_bytes = calls[i].x.rows > kFewRows ? kGemvTaskBytesOfRows : kGemvTaskBytes;
     int64_t task_cols = std::clamp<int64_t>(task_bytes / row_bytes[i] / 32 * 32, 32, kMaxGemvTaskCols);
     while (task_cols > 32 && cols / task_cols < ctx.pool->threads() * kTasksPerThread) task_cols -= 32;
     parts[i] = {tasks, task_cols};
