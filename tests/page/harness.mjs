@@ -132,6 +132,12 @@ export async function hasCount(locator, expected) {
   assert.equal(await locator.count(), expected, String(locator));
 }
 
+// What a server has heard or done, which the page does not show.
+export async function until(condition) {
+  for (const end = Date.now() + patience; !await condition() && Date.now() < end;) await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.ok(await condition(), String(condition));
+}
+
 // The same for a dialog: the conversations are read from the browser's store before theirs opens.
 export const opened = (page) => page.locator('dialog[open]').waitFor();
 

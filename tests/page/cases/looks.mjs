@@ -47,6 +47,7 @@ pageTest('the chosen theme wins over the system and is there from the first fram
   await page.reload({ waitUntil: 'commit' });
   await page.waitForSelector('body');
   assert.equal(await paper(page), LIGHT);
+  await page.waitForSelector('html[data-ready="true"]');
   await page.getByRole('button', { name: 'Light or dark' }).click();
   assert.equal(await paper(page), DARK);
 });

@@ -1,17 +1,12 @@
 // A picture is read while its question is typed: by a request of its own that the question waits for, and that ends where nobody
 // wants it any more.
 import assert from 'node:assert/strict';
-import { addFiles, answers, ask, drawn, example, field, finishedAnswer, hasCount, mock, pageTest } from '../harness.mjs';
+import { addFiles, answers, ask, drawn, example, field, finishedAnswer, hasCount, mock, pageTest, until } from '../harness.mjs';
 import { answer, failure } from '../mock_server.mjs';
 
 function gate() {
   let open;
   return { wait: new Promise((resolve) => { open = resolve; }), open };
-}
-
-async function until(condition) {
-  for (const end = Date.now() + 20_000; !condition() && Date.now() < end;) await new Promise((resolve) => setTimeout(resolve, 20));
-  assert.ok(condition());
 }
 
 const picturesOf = ({ body }) => body.messages.at(-1).content;

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { addFiles, answers, ask, drawn, example, finishedAnswer, pageTest } from '../harness.mjs';
+import { addFiles, answers, ask, drawn, example, finishedAnswer, pageTest, until } from '../harness.mjs';
 
 // Starts `qvl serve` on a free port with the small model; {url, stop}. The first line on stdout has the address.
 async function startServer(binary) {
@@ -63,9 +63,10 @@ if (process.env.QVL_SERVER || hasServer) {
   });
 
   pageTest('real server: a picture is read before it is asked about', { url: server.url }, async ({ page }) => {
-    const read = page.waitForResponse((response) => response.url().endsWith('/chat/completions'));
+    const pictures = async () => Number((await (await fetch(`${server.url}/metrics`)).text()).match(/^qvl_images_total\{memory="miss"\} (\d+)/m)[1]);
+    const before = await pictures();
     await addFiles(page, { name: 'new.png', mimeType: 'image/png', buffer: await drawn(160, 120, [['#ffffff', 0, 0, 160, 120], ['#ff0000', 40, 30, 60, 60]]) });
-    assert.equal(await (await read).finished(), null);
+    await until(async () => await pictures() > before);
     await ask(page, 'How many shapes are there?');
     await page.locator('details.facts summary').click();
     assert.equal(await page.locator('.facts tbody td').last().textContent(), 'from memory');
