@@ -139,6 +139,13 @@ MUTATIONS = [
              "const float spread = std::sqrt(sum);", "const float spread = 1;", HEAD),
     Mutation("logits refined for the likeliest only", "src/qvl/engine/native/head.cc",
              "const auto last = sorted.begin() + (top.count - 1);", "const auto last = sorted.begin();", HEAD),
+    Mutation("the code of the first scale taken for the row's exponent", "src/qvl/kernels/int8_weight.h",
+             "w.scales[row * w.scale_stride - 1]", "w.scales[row * w.scale_stride]",
+             ("kernels_test", "*IntegerLinear*CodedScales*")),
+    Mutation("of a scale's two codes always the nearest", "src/qvl/quant/panel_kernels_impl.h",
+             "errors[1][i] < errors[0][i] ? other[i] : scales[i]", "scales[i]", ("quant_test", "QuantizeSearch.*")),
+    Mutation("exponents of scales one too large", "src/qvl/quant/format.cc",
+             "exponent - 7 + (mantissa", "exponent - 6 + (mantissa", ("quant_test", "*")),
     Mutation("causal mask one key too far", "src/qvl/kernels/attention_causal.cc", "return past + row / group + 1;",
              "return past + q.rows;", GOLDEN),
 ]
