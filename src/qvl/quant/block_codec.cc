@@ -1,7 +1,6 @@
 #include "qvl/quant/block_codec.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -61,15 +60,12 @@ int checked(std::string_view what, int value, int low, int high) {
 void read_row(const Format& format, int64_t blocks, const std::byte* from, float* out) {
   const size_t size = dtype_size_bytes(format.scale_type);
   if (format.scale_type == DType::kI8) {
-    const auto value = [from](int64_t i) { return static_cast<int>(static_cast<int8_t>(from[i])); };
-    for (int64_t b = 0; b < blocks; ++b) out[b] = std::ldexp(static_cast<float>(value(1 + b)), value(0));
+    const float factor = std::ldexp(1.0f, static_cast<int8_t>(from[0]));
+    for (int64_t b = 0; b < blocks; ++b) out[b] = static_cast<float>(static_cast<int8_t>(from[1 + b])) * factor;
     return;
   }
-  for (int64_t b = 0; b < blocks; ++b, from += size) {
-    alignas(4) std::array<std::byte, 4> bytes;
-    std::memcpy(bytes.data(), from, size);
-    convert_elements(bytes.data(), format.scale_type, out + b, DType::kF32, 1);
-  }
+  const std::vector<std::byte> aligned(from, from + static_cast<size_t>(blocks) * size);
+  convert_elements(aligned.data(), format.scale_type, out, DType::kF32, blocks);
 }
 
 void write_row(const Format& format, int64_t blocks, const float* scales, std::byte* to) {
@@ -85,11 +81,9 @@ void write_row(const Format& format, int64_t blocks, const float* scales, std::b
     }
     return;
   }
-  for (int64_t b = 0; b < blocks; ++b, to += size) {
-    alignas(4) std::array<std::byte, 4> bytes;
-    convert_elements(scales + b, DType::kF32, bytes.data(), format.scale_type, 1);
-    std::memcpy(to, bytes.data(), size);
-  }
+  std::vector<std::byte> aligned(static_cast<size_t>(blocks) * size);
+  convert_elements(scales, DType::kF32, aligned.data(), format.scale_type, blocks);
+  std::copy(aligned.begin(), aligned.end(), to);
 }
 
 // Columns that share a scale: with kRow8 the whole row.

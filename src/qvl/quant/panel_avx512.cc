@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #pragma GCC diagnostic ignored "-Wuninitialized"  // false alarms inside GCC 12's own headers (GCC bug 105593)
 #pragma GCC target("avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")

@@ -12,6 +12,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "qvl/quant/panel_kernels.h"
 
@@ -323,13 +324,26 @@ Grid<V> search_grid(const PanelTask& task, const LaneBlock& b, const Range<V>& r
   return {V::select(mirrored, V::sub(zero, best.scale), best.scale), V::set1(half)};
 }
 
+// What is stored for x.
+template <class V>
+auto code_of(const PanelTask& task, typename V::F x, const Grid<V>& grid, typename V::F inverse) {
+  const auto low = V::set1(task.row8 ? 1.0f : 0.0f), high = V::set1(static_cast<float>((1 << task.bits) - 1));
+  const auto t = V::min(V::max(V::add(V::mul(x, inverse), grid.zero), low), high);
+  return V::truncate(V::add(t, V::set1(0.5f)));
+}
+
+// x less what its code stands for.
+template <class V, typename Code>
+typename V::F difference(typename V::F x, Code code, const Grid<V>& grid) {
+  return V::sub(x, V::mul(V::sub(V::to_float(code), grid.zero), grid.scale));
+}
+
 // Rounds, packs to words[word][lane], sums errors of V::kWidth lanes. `unit` of a lane turns its scaled
 // values back.
 template <class V, bool kWeighted>
 void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, typename V::F inverse,
             uint32_t* words, int lane, const float* unit) {
-  const auto zero = V::set1(0), half = V::set1(0.5f);
-  const auto low = V::set1(task.row8 ? 1.0f : 0.0f), high = V::set1(static_cast<float>((1 << task.bits) - 1));
+  const auto zero = V::set1(0);
   const int per_word = 32 / task.bits;
   const int64_t word_count = (task.block + per_word - 1) / per_word;
   const auto padding = V::truncate(grid.zero);
@@ -343,10 +357,8 @@ void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, type
         auto code = padding;
         if (k0 < b.n) {
           const auto x = V::load(b.x + k0 * kPanelRows);
-          const auto t = V::min(V::max(V::add(V::mul(x, inverse), grid.zero), low), high);
-          code = V::truncate(V::add(t, half));
-          const auto y = V::mul(V::sub(V::to_float(code), grid.zero), grid.scale);
-          const auto d = V::sub(x, y);
+          code = code_of<V>(task, x, grid, inverse);
+          const auto d = difference<V>(x, code, grid);
           const auto magnitude = V::abs(d);
           max_error = V::max(max_error, magnitude);
           sum_error = V::add(sum_error, magnitude);
@@ -392,15 +404,13 @@ void finish(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, type
   }
 }
 
-// The weighted squared error of the codes of a scale and a zero point, rounded as finish() does.
+// The weighted squared error of the codes of a scale and a zero point.
 template <class V, bool kWeighted>
 typename V::F error_of(const PanelTask& task, const LaneBlock& b, const Grid<V>& grid, typename V::F inverse) {
-  const auto low = V::set1(0), high = V::set1(static_cast<float>((1 << task.bits) - 1)), half = V::set1(0.5f);
   auto error = V::set1(0);
   for (int64_t k = 0; k < b.n; ++k) {
     const auto x = V::load(b.x + k * kPanelRows);
-    const auto t = V::min(V::max(V::add(V::mul(x, inverse), grid.zero), low), high);
-    const auto d = V::sub(x, V::mul(V::sub(truncate<V>(V::add(t, half)), grid.zero), grid.scale));
+    const auto d = difference<V>(x, code_of<V>(task, x, grid, inverse), grid);
     error = V::add(error, kWeighted ? V::mul(V::mul(d, d), V::set1(b.w[k])) : V::mul(d, d));
   }
   return error;
@@ -447,9 +457,15 @@ inline void write_block(const PanelTask& task, int64_t index, int64_t n, const u
 
 // What turns the values of a block into multiples of its power of two, and back, by row.
 struct Units {
-  alignas(64) float down[kPanelRows], up[kPanelRows];
-  alignas(64) float live[kPanelRows];  // 0: nothing but zeros, else 1
+  alignas(64) float down[kPanelRows];  // 0 where there is nothing but zeros
+  alignas(64) float up[kPanelRows];
 };
+
+// Lanes with nothing but zeros, whose `down` is below the least power of two.
+template <class V>
+auto all_zeros(typename V::F down) {
+  return V::gt(V::set1(std::numeric_limits<float>::min()), down);
+}
 
 // Turns `n` columns of a panel, lanes from `lane` on; false if some weight is not finite.
 template <class V>
@@ -471,14 +487,13 @@ bool scale_panel(int64_t n, int lane, float* panel, Units& units, Range<V>& rang
     // Powers of two that bring the largest value into [1, 2) and back. Subnormal blocks count as zero.
     const int32_t exponent = magnitude[i] >> 23;
     const int32_t biased = std::max(1, 254 - exponent);
-    units.live[lane + i] = exponent == 0 ? 0.0f : 1.0f;
     units.down[lane + i] = exponent == 0 ? 0.0f : std::bit_cast<float>(biased << 23);
     units.up[lane + i] = exponent == 0 ? 1.0f : std::bit_cast<float>((254 - biased) << 23);
   }
   const F factor = V::load(units.down + lane), one = V::set1(1);
   for (int64_t k = 0; k < n; ++k) V::store(x + k * kPanelRows, V::mul(V::load(x + k * kPanelRows), factor));
   range = {V::mul(smallest, factor), V::mul(greatest, factor), one, one};
-  const auto dead = V::gt(one, V::load(units.live + lane));
+  const auto dead = all_zeros<V>(factor);
   const auto up = V::gt(V::abs(range.greatest), V::abs(range.smallest));
   range.largest = V::select(dead, one, V::select(up, range.greatest, range.smallest));
   range.magnitude = V::abs(range.largest);
@@ -492,7 +507,7 @@ template <class V, bool kWeighted>
 void find_grid(const PanelTask& task, const LaneBlock& b, const Range<V>& range, const Units& units, int lane, float* scales,
                float* zeros) {
   const Grid<V> grid = task.rule == Rule::kPlain ? plain_grid<V>(task, range) : search_grid<V, kWeighted>(task, b, range);
-  const auto dead = V::gt(V::set1(1), V::load(units.live + lane));
+  const auto dead = all_zeros<V>(V::load(units.down + lane));
   V::store(scales + lane, V::select(dead, V::set1(0), V::mul(grid.scale, V::load(units.up + lane))));
   // As ONNX Runtime's quantiser: zero point 0 where one is stored.
   const float dead_zero = task.zero_points ? 0.0f : task.bits == 4 ? 8.0f : 128.0f;
