@@ -113,7 +113,7 @@ void pack_scales(const Int8Weight& w, int64_t present, int64_t begin, int64_t gr
   __m512 factors = _mm512_setzero_ps();
   if constexpr (std::is_same_v<Scale, I8>) {
     alignas(64) float of_rows[16] = {};
-    for (int64_t n = 0; n < present; ++n) of_rows[n] = int8_row_factor(w, n);
+    int8_row_factors(w, 1, present, of_rows);
     factors = _mm512_load_ps(of_rows);
   }
   for (int64_t g = 0; g < groups;) {

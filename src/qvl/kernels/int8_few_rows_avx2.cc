@@ -232,7 +232,9 @@ inline void four(const std::byte* x, const Int8Weight& w, int64_t apart, float* 
     }
   }
   if constexpr (std::is_same_v<Scale, I8>) {
-    sum = _mm_mul_ps(sum, _mm_setr_ps(int8_row_factor(w, 0), int8_row_factor(w, apart), int8_row_factor(w, 2 * apart), int8_row_factor(w, 3 * apart)));
+    float factors[kRows];
+    int8_row_factors(w, apart, kRows, factors);
+    sum = _mm_mul_ps(sum, _mm_loadu_ps(factors));
   }
   float lanes[kRows];
   _mm_storeu_ps(lanes, sum);

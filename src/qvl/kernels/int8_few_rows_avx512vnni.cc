@@ -260,13 +260,14 @@ inline void four(const std::byte* x, int64_t x_stride, const Int8Weight& w, int6
       }
     }
   }
-  __m128 factors = _mm_set1_ps(1);
   if constexpr (std::is_same_v<Scale, I8>) {
-    factors = _mm_setr_ps(int8_row_factor(w, 0), int8_row_factor(w, apart), int8_row_factor(w, 2 * apart), int8_row_factor(w, 3 * apart));
+    float factors[kRows];
+    int8_row_factors(w, apart, kRows, factors);
+    for (int m = 0; m < kM; ++m) sums[m] = _mm_mul_ps(sums[m], _mm_loadu_ps(factors));
   }
   for (int m = 0; m < kM; ++m) {
     float lanes[kRows];
-    _mm_storeu_ps(lanes, std::is_same_v<Scale, I8> ? _mm_mul_ps(sums[m], factors) : sums[m]);
+    _mm_storeu_ps(lanes, sums[m]);
     for (int64_t n = 0; n < kRows; ++n) c[m * ldc + n * apart] = lanes[n];
   }
 }

@@ -45,7 +45,7 @@ void run_format(const std::byte* x, int64_t x_stride, int64_t m, const Int8Weigh
     const Int8Weight from = w.rows_from(j);
     const bool codes = w.scale_type == DType::kI8;
     alignas(64) float factors[Isa::kOutputs];
-    for (int64_t o = 0; codes && o < Isa::kOutputs; ++o) factors[o] = int8_row_factor(from, o * panel.apart);
+    if (codes) int8_row_factors(from, panel.apart, Isa::kOutputs, factors);
     for (int64_t r = 0; r < m; r += pass) {
       const int64_t rows = std::min(pass, m - r);
       alignas(64) float sums[Isa::kRows * Isa::kOutputs];

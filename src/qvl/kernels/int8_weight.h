@@ -53,6 +53,11 @@ inline float int8_row_factor(const Int8Weight& w, int64_t row) {
   return std::bit_cast<float>(static_cast<uint32_t>(exponent + kBias) << kMantissaBits);
 }
 
+// Of `count` rows, each `apart` rows behind the one before.
+inline void int8_row_factors(const Int8Weight& w, int64_t apart, int64_t count, float* out) {
+  for (int64_t n = 0; n < count; ++n) out[n] = int8_row_factor(w, n * apart);
+}
+
 inline float int8_scale(const Int8Weight& w, int64_t row, int64_t block) {
   const std::byte* p = w.scales + row * w.scale_stride;
   if (w.scale_type == DType::kI8) return static_cast<float>(static_cast<int8_t>(p[block])) * int8_row_factor(w, row);
