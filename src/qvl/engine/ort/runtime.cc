@@ -152,6 +152,14 @@ bool is_cpu(std::string_view provider) {
   return provider.empty() || provider == "cpu" || provider == "CPU" || provider == "CPUExecutionProvider";
 }
 
+// glibc raises the size from which blocks are mapped, and given back, each time such a block is freed, up to 32 MB. What a
+// session folds away while it is made would stay in the heap then: 0.3 GB of the 4B's scales.
+void keep_large_blocks_mapped() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 128 << 10);  // where glibc begins; naming it keeps it there
+#endif
+}
+
 }  // namespace
 
 std::vector<fs::path> library_places() {
@@ -259,16 +267,6 @@ const Graph& Graph::traced(std::span<const std::string> wanted) const {
     traced_.reset(new Graph(runtime_, *this, exposed.bytes, std::move(exposed.names)));
   }
   return *traced_;
-}
-
-// glibc raises the size from which blocks are mapped, and given back, each time such a block is freed, up to 32 MB. What a
-// session folds away while it is made would stay in the heap then: 0.3 GB of the 4B's scales.
-static void keep_large_blocks_mapped() {
-#ifdef __GLIBC__
-  constexpr int kMappedFromBytes = 128 << 10;  // where glibc begins; naming it keeps it there
-  static const bool once = mallopt(M_MMAP_THRESHOLD, kMappedFromBytes) == 1;
-  static_cast<void>(once);
-#endif
 }
 
 void Graph::load(const std::string& bytes) {
