@@ -128,6 +128,39 @@ class SchedulerTest : public ::testing::Test {
     return listener;
   }
 
+  // Submits requests of two tokens and notes by name in which order they begin to answer.
+  class Order {
+   public:
+    explicit Order(SchedulerTest& test) : test_(test) {}
+    void add(const std::string& client, const std::string& name, int64_t priority = 0) {
+      Scheduler::Request r = test_.request(name, 2);
+      r.client = client;
+      r.priority = priority;
+      auto l = std::make_shared<Listener>();
+      l->on_token = [this, name](size_t n) {
+        if (n != 1) return;
+        std::lock_guard lock(mutex_);
+        names_.push_back(name);
+      };
+      r.sink = l;
+      test_.scheduler_->submit(std::move(r));
+      listeners_.push_back(l);
+    }
+    // When all are over; empty if they do not end.
+    std::vector<std::string> names() {
+      for (auto& l : listeners_) {
+        if (!l->wait()) return {};
+      }
+      return names_;
+    }
+
+   private:
+    SchedulerTest& test_;
+    std::mutex mutex_;
+    std::vector<std::string> names_;
+    std::vector<std::shared_ptr<Listener>> listeners_;
+  };
+
   // What the request gets from a pipeline of its own. And on an engine of its own: the fake one counts its calls, and the
   // scheduler may be using the other just now.
   std::vector<int32_t> alone(const Scheduler::Request& request) {
@@ -284,32 +317,16 @@ TEST_F(SchedulerTest, DeadlinesEndRequestsInTheQueueAndInTheMiddle) {
 
 TEST_F(SchedulerTest, ClientsTakeTurns) {
   start({.slots = 1});
-  std::vector<std::string> order;
-  std::mutex mutex;
-  auto busy = std::make_shared<Listener>();
-  Scheduler::Request first = request("busy", 1 << 30);
   Scheduler::Ticket ticket;
-  busy = submit(std::move(first), &ticket);
+  auto busy = submit(request("busy", 1 << 30), &ticket);
   ASSERT_TRUE(busy->wait_for_tokens(1));
-  std::vector<std::shared_ptr<Listener>> all;
-  const auto add = [&](const std::string& client, const std::string& name) {
-    Scheduler::Request r = request(name, 2);
-    r.client = client;
-    auto l = std::make_shared<Listener>();
-    l->on_token = [&, name](size_t n) {
-      if (n != 1) return;
-      std::lock_guard lock(mutex);
-      order.push_back(name);
-    };
-    r.sink = l;
-    scheduler_->submit(std::move(r));
-    all.push_back(l);
-  };
-  for (int i = 0; i < 4; ++i) add("greedy", cat("g", i));
-  add("modest", "m0");
-  add("modest", "m1");
+  Order requests(*this);
+  for (int i = 0; i < 4; ++i) requests.add("greedy", cat("g", i));
+  requests.add("modest", "m0");
+  requests.add("modest", "m1");
   ticket.cancel();
-  for (auto& l : all) ASSERT_TRUE(l->wait());
+  const std::vector<std::string> order = requests.names();
+  ASSERT_EQ(order.size(), 6u);
   // The modest client does not stand behind all of the other's.
   const auto place = [&](const std::string& name) { return std::find(order.begin(), order.end(), name) - order.begin(); };
   EXPECT_LT(place("m0"), place("g1")) << "m0 waited";
@@ -319,34 +336,19 @@ TEST_F(SchedulerTest, ClientsTakeTurns) {
 
 TEST_F(SchedulerTest, LowerNumbersComeBefore) {
   start({.slots = 1});
-  std::vector<std::string> order;
-  std::mutex mutex;
   Scheduler::Ticket ticket;
   auto busy = submit(request("busy", 1 << 30), &ticket);
   ASSERT_TRUE(busy->wait_for_tokens(1));
-  std::vector<std::shared_ptr<Listener>> all;
-  const auto add = [&](const std::string& client, int64_t priority, const std::string& name) {
-    Scheduler::Request r = request(name, 2);
-    r.client = client;
-    r.priority = priority;
-    auto l = std::make_shared<Listener>();
-    l->on_token = [&, name](size_t n) {
-      if (n != 1) return;
-      std::lock_guard lock(mutex);
-      order.push_back(name);
-    };
-    r.sink = l;
-    scheduler_->submit(std::move(r));
-    all.push_back(l);
-  };
-  add("a", 2, "a2");
-  add("a", 1, "a1");
-  add("a", 0, "a0");
-  add("b", 1, "b1");
-  add("b", 0, "b0");
-  add("b", 0, "b0 too");
+  Order requests(*this);
+  requests.add("a", "a2", 2);
+  requests.add("a", "a1", 1);
+  requests.add("a", "a0", 0);
+  requests.add("b", "b1", 1);
+  requests.add("b", "b0", 0);
+  requests.add("b", "b0 too", 0);
   ticket.cancel();
-  for (auto& l : all) ASSERT_TRUE(l->wait());
+  const std::vector<std::string> order = requests.names();
+  ASSERT_EQ(order.size(), 6u);
   std::vector<std::string> first(order.begin(), order.begin() + 3), then(order.begin() + 3, order.begin() + 5);
   std::sort(first.begin(), first.end());
   std::sort(then.begin(), then.end());
