@@ -134,10 +134,12 @@ function prepare(chosen) {
   preparation.begin(preparedName(chosen, parent), async () => (await requestBody(conversation, question, known)).body, loadKey());
 }
 
+const currentModel = () => settings.model ?? models[0];
+
 async function requestBody(asked, question, known) {
   const { messages, sent } = await requestMessages(asked, question, settings.system,
     async (id) => (known.has(id) ? dataUrl(known.get(id).blob) : null));
-  return { body: { model: settings.model ?? models[0] ?? 'qvl', ...requestOptions(settings), messages }, sent };
+  return { body: { model: currentModel() ?? 'qvl', ...requestOptions(settings), messages }, sent };
 }
 
 // `reading`: the request that reads its pictures already, or null.
@@ -162,7 +164,7 @@ function newAnswer(question) {
 async function answer(question, node = newAnswer(question), reading = null) {
   const asked = conversation;
   const key = loadKey();
-  node.model = settings.model ?? models[0];
+  node.model = currentModel();
   const showProgress = (progress) => thread.view(node)?.setProgress(progress);
   const mine = new Session(node, {
     progress: showProgress,
@@ -399,7 +401,7 @@ async function watchServer() {
 async function connect() {
   try {
     models = await listModels(loadKey());
-    byId('model').textContent = settings.model ?? models[0] ?? '';
+    byId('model').textContent = currentModel() ?? '';
     serverAnswers(true);
   } catch (error) {
     if (error instanceof ApiError && error.kind === 'gone') {
@@ -417,7 +419,7 @@ function applySettings(changed) {
   settings = changed;
   if (settings.theme === 'system') delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = settings.theme;
-  byId('model').textContent = settings.model ?? models[0] ?? '';
+  byId('model').textContent = currentModel() ?? '';
   try {
     saveSettings(settings);
   } catch (error) {

@@ -54,17 +54,17 @@ export class Preparation {
     this.#timer = setTimeout(() => { this.#reading = new Reading(prepare, key); }, PAUSE_MS);
   }
 
-  drop() { this.take(null)?.stop(); }
+  drop() {
+    clearTimeout(this.#timer);
+    this.#reading?.stop();
+    this.#name = this.#reading = null;
+  }
 
   // What is being read under that name, for the question to wait for (Reading.finished), or null. Anything else is dropped.
   take(name) {
-    clearTimeout(this.#timer);
-    const [reading, wanted] = [this.#reading, name !== null && name === this.#name];
-    this.#name = this.#timer = this.#reading = null;
-    if (reading && name !== null && !wanted) {
-      reading.stop();
-      return null;
-    }
+    const reading = name === this.#name ? this.#reading : null;
+    if (reading) this.#reading = null;
+    this.drop();
     return reading;
   }
 }
