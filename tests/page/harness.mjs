@@ -132,14 +132,23 @@ export async function hasCount(locator, expected) {
   assert.equal(await locator.count(), expected, String(locator));
 }
 
+// The same for a dialog: the conversations are read from the browser's store before theirs opens.
+export const opened = (page) => page.locator('dialog[open]').waitFor();
+
 // What a server has heard or done, which the page does not show.
 export async function until(condition) {
   for (const end = Date.now() + patience; !await condition() && Date.now() < end;) await new Promise((resolve) => setTimeout(resolve, 20));
   assert.ok(await condition(), String(condition));
 }
 
-// The same for a dialog: the conversations are read from the browser's store before theirs opens.
-export const opened = (page) => page.locator('dialog[open]').waitFor();
+// A promise and the function that fulfils it.
+export function gate() {
+  let open;
+  return { wait: new Promise((resolve) => { open = resolve; }), open };
+}
+
+// The content of the last message that the server got with a request.
+export const parts = (request) => request.body.messages.at(-1).content;
 
 // `files`: paths, or {name, mimeType, buffer}.
 export async function addFiles(page, ...files) {

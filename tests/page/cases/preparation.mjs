@@ -1,15 +1,8 @@
 // A picture is read while its question is typed: by a request of its own that the question waits for, and that ends where nobody
 // wants it any more.
 import assert from 'node:assert/strict';
-import { addFiles, answers, ask, drawn, example, field, finishedAnswer, hasCount, mock, pageTest, until } from '../harness.mjs';
+import { addFiles, answers, ask, drawn, example, field, finishedAnswer, gate, hasCount, mock, pageTest, parts, until } from '../harness.mjs';
 import { answer, failure } from '../mock_server.mjs';
-
-function gate() {
-  let open;
-  return { wait: new Promise((resolve) => { open = resolve; }), open };
-}
-
-const picturesOf = ({ body }) => body.messages.at(-1).content;
 
 pageTest('pictures are read once, before the question and behind everybody else', async ({ page }) => {
   await addFiles(page, example);
@@ -22,7 +15,7 @@ pageTest('pictures are read once, before the question and behind everybody else'
   const [prepared, asked] = [mock.preparations[0].body, mock.requests[0].body];
   assert.deepEqual([prepared.priority, prepared.max_tokens], [1, 1]);
   assert.deepEqual([asked.priority, asked.max_tokens], [undefined, undefined]);
-  assert.deepEqual(picturesOf(mock.preparations[0]), picturesOf(mock.requests[0]).slice(0, 1));
+  assert.deepEqual(parts(mock.preparations[0]), parts(mock.requests[0]).slice(0, 1));
   assert.equal(mock.preparations[0].gone, false);
   // In a conversation, too, with all that was said.
   mock.fallback = () => answer('Two.');
@@ -71,7 +64,7 @@ pageTest('a picture that is taken away, or joined by another, is given up', asyn
   await until(() => mock.preparations.length === 2);
   await mock.preparations[0].closed;
   assert.equal(mock.preparations[0].gone, true);
-  assert.deepEqual(picturesOf(mock.preparations[1]).map((part) => part.type), ['image_url', 'image_url']);
+  assert.deepEqual(parts(mock.preparations[1]).map((part) => part.type), ['image_url', 'image_url']);
   for (const left of [1, 0]) {
     await page.getByRole('button', { name: /^Remove / }).first().click();
     await hasCount(page.locator('#composer .thumb'), left);

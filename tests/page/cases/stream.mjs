@@ -1,13 +1,7 @@
 // An answer while it comes: progress, words, thoughts, facts, following, stopping.
 import assert from 'node:assert/strict';
-import { addFiles, answers, ask, example, field, finishedAnswer, mock, pageTest } from '../harness.mjs';
+import { addFiles, answers, ask, example, field, finishedAnswer, gate, mock, pageTest } from '../harness.mjs';
 import { answer, SHAPES } from '../mock_server.mjs';
-
-// A promise and the function that fulfils it.
-function gate() {
-  let open;
-  return { wait: new Promise((resolve) => { open = resolve; }), open };
-}
 
 pageTest('progress first, then words as they come, then the facts', async ({ page, shot }) => {
   const [zeroth, first, second, third] = [gate(), gate(), gate(), gate()];

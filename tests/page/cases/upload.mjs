@@ -1,10 +1,9 @@
 // How pictures get into a message, and what of them reaches the server.
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { addFiles, ask, drawn, example, field, hasCount, mock, pageTest } from '../harness.mjs';
+import { addFiles, ask, drawn, example, field, hasCount, mock, pageTest, parts } from '../harness.mjs';
 
 const thumbs = (page) => page.locator('#composer .thumb');
-const parts = (request) => request.body.messages.at(-1).content;
 const bytesOf = (part) => Buffer.from(part.image_url.url.split(',')[1], 'base64');
 
 pageTest('a picked picture is sent byte for byte, before the question', async ({ page, shot }) => {
