@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 
@@ -118,19 +119,21 @@ TEST_F(Plan, DecodingIsThatOfTheMoment) {
   const double first = rate(plan({}));
   const fs::path file = folder_ / "cache/qvl/calibration.json";
   Json all = parse_json_file(file);
-  // Kept in a moment that was a thousand times slower.
+  // Kept figures that no moment makes: beside other tests a step of a tiny model takes a hundred times as long as alone.
+  constexpr double kSlower = 1e9;
+  const double between = first / std::sqrt(kSlower);
   Json& profile = all.begin().value()["profile"];
-  profile["decode_byte_s"] = 1000 * profile["decode_byte_s"].get<double>();
-  profile["decode_part_s"] = 1000 * profile["decode_part_s"].get<double>();
+  profile["decode_byte_s"] = kSlower * profile["decode_byte_s"].get<double>();
+  profile["decode_part_s"] = kSlower * profile["decode_part_s"].get<double>();
   std::ofstream(file) << all;
   const Json later = plan({});
-  EXPECT_GT(rate(later), first / 30);
+  EXPECT_GT(rate(later), between);
   EXPECT_EQ(later["profile"]["vision_linear_s"], profile["vision_linear_s"]);
   EXPECT_EQ(parse_json_file(file), all);
   EXPECT_NE(run({"plan", kSmall, "Hello"}).out.find("decoding measured now"), std::string::npos);
   // A given one is taken as it is.
   std::ofstream(folder_ / "given.json") << profile;
-  EXPECT_LT(rate(plan({"--calibration", (folder_ / "given.json").string()})), first / 30);
+  EXPECT_LT(rate(plan({"--calibration", (folder_ / "given.json").string()})), between);
   // One of a version that knew fewer figures is no calibration.
   profile.erase("prefill_attention_s");
   std::ofstream(file) << all;
