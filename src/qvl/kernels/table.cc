@@ -31,28 +31,30 @@ bool runnable(std::string_view name) {
 const std::vector<KernelTable>& tables() {
   static const std::vector<KernelTable> all = [] {
     std::vector<KernelTable> t;
-    t.push_back({"scalar", &linear_kernels_scalar(), &attention_kernels_scalar(), &int8_kernels_scalar()});
+    t.push_back({"scalar", &linear_kernels_scalar(), &attention_kernels_scalar(), &int8_kernels_scalar(), &shortlist_kernels_scalar()});
 #if defined(__x86_64__)
     if (runnable("avx2")) {
-      t.push_back({"avx2", &linear_kernels_avx2(), &attention_kernels_avx2(), &int8_kernels_avx2()});
+      t.push_back({"avx2", &linear_kernels_avx2(), &attention_kernels_avx2(), &int8_kernels_avx2(), &shortlist_kernels_avx2()});
     }
     // The first processors with AVX-512 have no integer products of that width worth their own kernels.
     const bool vnni = cpu_features().avx512vnni;
     const Int8Kernels* wide = vnni ? &int8_kernels_avx512vnni() : &int8_kernels_avx2();
+    const ShortlistKernels* shortlist = vnni ? &shortlist_kernels_avx512vnni() : &shortlist_kernels_avx2();
     if (runnable("avx512")) {
-      t.push_back({"avx512", &linear_kernels_avx512(), vnni ? &attention_kernels_avx512vnni() : &attention_kernels_avx512(), wide});
+      t.push_back({"avx512", &linear_kernels_avx512(), vnni ? &attention_kernels_avx512vnni() : &attention_kernels_avx512(), wide, shortlist});
     }
     if (runnable("avx512bf16")) {
-      t.push_back({"avx512bf16", &linear_kernels_avx512bf16(), &attention_kernels_avx512bf16(), wide});
+      t.push_back({"avx512bf16", &linear_kernels_avx512bf16(), &attention_kernels_avx512bf16(), wide, shortlist});
       if (cpu_features().slow_bf16_dot) std::swap(t[t.size() - 1], t[t.size() - 2]);
     }
 #elif defined(__aarch64__)
     // Bytes are all that the younger instructions multiply: floats have one set of kernels.
     const LinearKernels& linear = linear_kernels_neon();
     const AttentionKernels& attention = attention_kernels_neon();
-    if (runnable("neon")) t.push_back({"neon", &linear, &attention, &int8_kernels_neon()});
-    if (runnable("neon_dotprod")) t.push_back({"neon_dotprod", &linear, &attention, &int8_kernels_neon_dotprod()});
-    if (runnable("neon_i8mm")) t.push_back({"neon_i8mm", &linear, &attention, &int8_kernels_neon_i8mm()});
+    if (runnable("neon")) t.push_back({"neon", &linear, &attention, &int8_kernels_neon(), &shortlist_kernels_neon()});
+    if (runnable("neon_dotprod"))
+      t.push_back({"neon_dotprod", &linear, &attention, &int8_kernels_neon_dotprod(), &shortlist_kernels_neon_dotprod()});
+    if (runnable("neon_i8mm")) t.push_back({"neon_i8mm", &linear, &attention, &int8_kernels_neon_i8mm(), &shortlist_kernels_neon_dotprod()});
 #endif
     return t;
   }();

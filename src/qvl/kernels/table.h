@@ -8,6 +8,7 @@
 #include "qvl/kernels/int8_kernels.h"
 #include "qvl/kernels/linear_kernels.h"
 #include "qvl/kernels/ops.h"
+#include "qvl/kernels/shortlist_kernels.h"
 
 namespace qvl::kernels {
 
@@ -16,6 +17,7 @@ struct KernelTable {
   const LinearKernels* linear;
   const AttentionKernels* attention;
   const Int8Kernels* int8;
+  const ShortlistKernels* shortlist;
 };
 
 // What processor and operating system together let a program use.
