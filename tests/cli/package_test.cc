@@ -313,7 +313,7 @@ TEST_F(Packages, AShortlistOfTheHeadChangesNoAnswer) {
   ASSERT_TRUE(package::Manifest::load(with).head_shortlist);
   EXPECT_FALSE(package::Manifest::load(small_int4()).head_shortlist);  // 640 tokens are read as fast
   EXPECT_FALSE(package::Manifest::load(exported("genai", kSmall, {"--shortlist", "on", "--layout", "genai"})).head_shortlist);
-  EXPECT_NE(qvl({"info", with}).out.find("shortlist of the head in int4 b128"), std::string::npos);
+  EXPECT_NE(qvl({"info", with}).out.find("shortlist of the head in 2 + 2 bits"), std::string::npos);
   const std::string picture = (kSource / "tests/fixtures/small/eval/001.png").string();
   for (const std::vector<std::string>& options : std::vector<std::vector<std::string>>{
            {"--greedy"}, {"--seed", "7", "--top-k", "20", "--temperature", "1.5"}, {"--greedy", "--speculate", "4"}}) {
@@ -330,7 +330,7 @@ TEST_F(Packages, AShortlistOfTheHeadChangesNoAnswer) {
   }
   // It is a weight like the others to whoever checks them.
   const std::string flipped = copy(with, "flipped_shortlist");
-  const auto at = static_cast<int64_t>(package::Manifest::load(flipped).head_shortlist->data.offset);
+  const auto at = static_cast<int64_t>(package::Manifest::load(flipped).head_shortlist->coarse.offset);
   std::fstream file(fs::path(flipped) / "text.data", std::ios::in | std::ios::out | std::ios::binary);
   file.seekp(at);
   file.put('\x37');
@@ -341,12 +341,15 @@ TEST_F(Packages, AShortlistOfTheHeadChangesNoAnswer) {
   // One of another vocabulary is refused.
   const std::string shorter = copy(with, "short_shortlist");
   package::Manifest manifest = package::Manifest::load(shorter);
-  package::TensorEntry& shortlist = *manifest.head_shortlist;
-  for (package::TensorPart* part : {&shortlist.data, &*shortlist.scales}) {
-    part->length = part->length / static_cast<uint64_t>(shortlist.rows) * static_cast<uint64_t>(shortlist.rows - 1);
-    --part->shape[0];
-  }
-  --shortlist.rows;
+  package::ShortlistEntry& shortlist = *manifest.head_shortlist;
+  shortlist.rows -= 16;
+  const auto cut = [&](package::TensorPart& part, int64_t count) {
+    part.length = part.length / static_cast<uint64_t>(part.shape[0]) * static_cast<uint64_t>(count);
+    part.shape[0] = count;
+  };
+  cut(shortlist.coarse, shortlist.coarse.shape[0] - 1);
+  cut(shortlist.scales, shortlist.scales.shape[0] - 1);
+  cut(shortlist.fine, shortlist.rows);
   manifest.save(shorter);
   expect_failure(qvl({"run", shorter, "Hello"}), {"rows and columns of the head's shortlist"});
 }

@@ -9,6 +9,7 @@
 #include "qvl/base/format.h"
 #include "qvl/engine/ort/open.h"
 #include "qvl/export/fusion_table.h"
+#include "qvl/export/weight_plan.h"
 #include "qvl/kernels/ops.h"
 #include "qvl/model/tensor_table.h"
 #include "qvl/package/package.h"
@@ -47,7 +48,7 @@ Json stage_facts(const package::Package& p, const package::StageEntry& stage, bo
   }
   Json out = {{"precision", stage.precision}, {"recipe", stage.recipe}};
   if (const auto& shortlist = p.manifest().head_shortlist; shortlist && !vision)
-    out["head_shortlist"] = {{"format", shortlist->format.name()}, {"bytes", shortlist->stored_bytes()}};
+    out["head_shortlist"] = {{"format", exporting::kShortlistFormat}, {"bytes", shortlist->stored_bytes()}};
   if (stage.activation_bits != 8) out["activation_bits"] = stage.activation_bits;
   if (stage.int8_attention != 0) out["int8_attention"] = stage.int8_attention;
   if (!stage.verdict.is_null()) out["verdict"] = stage.verdict;

@@ -23,10 +23,13 @@ StoredWeights stored_weights(const std::filesystem::path& folder, bool shortlist
   if (package::is_package_folder(folder)) {
     const package::Package package = package::Package::open(folder);
     const auto bytes = [](const package::PackageTensor& t) { return static_cast<int64_t>(t.entry->stored_bytes()); };
-    const std::optional<package::PackageTensor> brief = shortlist ? package.head_shortlist() : std::nullopt;
+    // Of its fine bits little is read.
+    int64_t shortlist_bytes = 0;
+    if (const auto list = package.head_shortlist(); shortlist && list)
+      shortlist_bytes = static_cast<int64_t>(list->parts.coarse.size() + list->parts.scales.size());
     return sum(
         package.config(), package.tied_head(),
-        [&](TensorRole role, int layer) { return bytes(package.get(model::tensor_name(role, layer))); }, brief ? bytes(*brief) : 0);
+        [&](TensorRole role, int layer) { return bytes(package.get(model::tensor_name(role, layer))); }, shortlist_bytes);
   }
   const source::Source source = source::Source::open(folder);
   return sum(

@@ -17,10 +17,10 @@ using generate::Fidelity;
 
 Fidelity fidelity_of(const exporting::WeightCheck& check) {
   if (check.exact()) return Fidelity::kExact;
-  if (check.format.kind == quant::Kind::kFloat) {
-    return check.format.float_type == DType::kBF16 ? Fidelity::kBF16 : Fidelity::kF16;
+  if (check.stored_as.kind == quant::Kind::kFloat) {
+    return check.stored_as.float_type == DType::kBF16 ? Fidelity::kBF16 : Fidelity::kF16;
   }
-  return check.format.bits == 4 ? Fidelity::kInt4 : Fidelity::kInt8;
+  return check.stored_as.bits == 4 ? Fidelity::kInt4 : Fidelity::kInt8;
 }
 
 // By the coarsest tensor of each stage. A tied head is the embedding.
@@ -190,7 +190,7 @@ std::string Verification::to_text() const {
 }
 
 std::string Verification::fault() const {
-  if (const exporting::WeightCheck* w = weights_.worst()) return w->fault();
+  if (const exporting::StoredCheck* w = weights_.worst()) return w->fault();
   for (const generate::EngineParity& e : parity_) {
     if (const generate::ParityFailure* f = e.worst())
       return fmt::format("{} engine, {}", e.name, f->to_text());

@@ -20,6 +20,7 @@
 #include "qvl/image/smart_resize.h"
 #include "qvl/package/graph_io.h"
 #include "qvl/quant/quantize.h"
+#include "qvl/quant/shortlist.h"
 #include "qvl/source/source.h"
 
 namespace qvl::exporting {
@@ -79,6 +80,16 @@ ExistingFolder existing_folder(bool replace) {
   return replace ? ExistingFolder::kReplace : ExistingFolder::kRefuse;
 }
 
+int64_t rows_of_a_piece(uint64_t row_bytes) {
+  return std::max(kRowGroup, static_cast<int64_t>(kPieceBytes / std::max<uint64_t>(1, row_bytes)) / kRowGroup * kRowGroup);
+}
+
+// All of a part at once.
+void put(DataWriter& writer, const package::TensorPart& part, std::span<const std::byte> bytes) {
+  std::ranges::copy(bytes, writer.buffer(bytes.size()));
+  writer.write(part.offset, bytes.size());
+}
+
 // Streams one tensor into its places.
 quant::ErrorStats write_tensor(const StoredTensor& tensor, const Input& input, const ExportOptions& options,
                                DataWriter& writer, ThreadPool& pool, Progress& progress) {
@@ -91,9 +102,7 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Input& input, c
   const quant::Quantizer quantizer(format, tensor.columns, quant::recipe_method(options.recipe), weights,
                                    view.where());
   const auto row_bytes = format.data_bytes(tensor.rows, tensor.columns) / static_cast<uint64_t>(tensor.rows);
-  const int64_t piece_rows =
-      std::max<int64_t>(kRowGroup, static_cast<int64_t>(kPieceBytes / std::max<uint64_t>(1, row_bytes)) /
-                                       kRowGroup * kRowGroup);
+  const int64_t piece_rows = rows_of_a_piece(row_bytes);
   const size_t source_row_bytes = view.bytes.size() / static_cast<size_t>(tensor.rows);
 
   // Data go out row by row; scales and zero points, far smaller, wait behind them.
@@ -116,24 +125,45 @@ quant::ErrorStats write_tensor(const StoredTensor& tensor, const Input& input, c
     input.drop(tensor.role, tensor.layer);
     progress.report(static_cast<int64_t>(in.size()));
   }
-  const auto put = [&](const std::optional<package::TensorPart>& part, std::span<const std::byte> bytes) {
-    if (!part) return;
-    std::ranges::copy(bytes, writer.buffer(bytes.size()));
-    writer.write(part->offset, bytes.size());
-  };
-  put(tensor.scales, scales);
-  put(tensor.zero_points, zeros);
+  if (tensor.scales) put(writer, *tensor.scales, scales);
+  if (tensor.zero_points) put(writer, *tensor.zero_points, zeros);
   return stats;
 }
 
-Json quantisation_entry(const StoredTensor& tensor, const quant::ErrorStats& stats) {
-  Json entry = {{"tensor", tensor.name}, {"format", tensor.format.name()}};
+// The same for the head's shortlist.
+quant::ErrorStats write_shortlist(const package::ShortlistEntry& list, const Input& input, DataWriter& writer, ThreadPool& pool,
+                                  Progress& progress) {
+  const model::TensorRole role = model::head_role(input.config().tie_word_embeddings);
+  const checkpoint::TensorView& view = input.tensor(role, -1);
+  const size_t source_row_bytes = view.bytes.size() / static_cast<size_t>(list.rows);
+  const int64_t piece_rows = rows_of_a_piece(source_row_bytes);
+  // What lies behind the coarse codes waits.
+  std::vector<std::byte> scales(list.scales.length), fine(list.fine.length);
+  quant::ErrorStats stats;
+  uint64_t written = 0;
+  for (int64_t first = 0; first < list.rows; first += piece_rows) {
+    const int64_t count = std::min(piece_rows, list.rows - first);
+    const size_t coarse_bytes = quant::shortlist_bytes(count, list.columns).coarse;
+    quant::ShortlistSpan out = quant::shortlist_rows<std::byte>({{}, fine, scales}, list.columns, first, count);
+    out.coarse = {writer.buffer(coarse_bytes), coarse_bytes};
+    const std::span<const std::byte> in =
+        view.bytes.subspan(static_cast<size_t>(first) * source_row_bytes, static_cast<size_t>(count) * source_row_bytes);
+    stats.merge(quant::encode_shortlist(in.data(), view.dtype, count, list.columns, out, pool, view.where(), first));
+    writer.write(list.coarse.offset + written, coarse_bytes);
+    written += coarse_bytes;
+    input.drop(role, -1);
+    progress.report(static_cast<int64_t>(in.size()));
+  }
+  put(writer, list.scales, scales);
+  put(writer, list.fine, fine);
+  return stats;
+}
+
+Json quantisation_entry(const std::string& name, const std::string& format, const quant::ErrorStats& stats) {
+  Json entry = {{"tensor", name}, {"format", format}};
   entry.update(stats.to_json());
   return entry;
 }
-
-// Four bits find what eight decide; wide blocks, since bytes are all that it costs.
-const quant::Format kShortlistFormat = quant::Format::blocks(4, 128, false, DType::kI8);
 
 // Other layouts are for other runtimes, and a head of fewer bits or of floats is read whole.
 bool wants_shortlist(const ExportOptions& options, const StoredTensor& head) {
@@ -207,7 +237,7 @@ ExportResult export_package(const ExportOptions& options) {
                                                : options.precision.format_of(tensor, input.dtype());
   });
   std::vector<GraphFile> graphs = build_graphs(plan, options, graph_options);
-  const StoredTensor* const shortlist = wants_shortlist(options, plan.head()) ? &plan.store_head_shortlist(kShortlistFormat) : nullptr;
+  const package::ShortlistEntry* const shortlist = wants_shortlist(options, plan.head()) ? &plan.store_head_shortlist() : nullptr;
 
   ExportResult result;
   result.checkpoint_bytes = input.weight_bytes();
@@ -240,7 +270,7 @@ ExportResult export_package(const ExportOptions& options) {
                              options.static_sequence,        options.static_context};
   }
 
-  progress.begin("writing", weight_bytes + (shortlist ? static_cast<int64_t>(input.tensor(shortlist->role, shortlist->layer).bytes.size()) : 0));
+  progress.begin("writing", weight_bytes + (shortlist ? static_cast<int64_t>(input.tensor(plan.head().role, -1).bytes.size()) : 0));
   quant::ErrorStats total;
   Json tensors = Json::array();
   for (const auto& [file, bytes] : plan.file_bytes()) {
@@ -249,13 +279,13 @@ ExportResult export_package(const ExportOptions& options) {
       if (tensor->data.file != file) continue;
       const quant::ErrorStats stats = write_tensor(*tensor, input, options, writer, pool, progress);
       if (tensor->format.kind != quant::Kind::kFloat) {
-        tensors.push_back(quantisation_entry(*tensor, stats));
+        tensors.push_back(quantisation_entry(tensor->name, tensor->format.name(), stats));
         total.merge(stats);
       }
     }
     // Not part of the sum: it is no weight of the model.
-    if (shortlist && shortlist->data.file == file)
-      tensors.push_back(quantisation_entry(*shortlist, write_tensor(*shortlist, input, options, writer, pool, progress)));
+    if (shortlist && shortlist->coarse.file == file)
+      tensors.push_back(quantisation_entry(kShortlistName, kShortlistFormat, write_shortlist(*shortlist, input, writer, pool, progress)));
     manifest.data_files.push_back(writer.finish());
     result.package_bytes += manifest.data_files.back().bytes;
   }

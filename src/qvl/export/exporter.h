@@ -42,7 +42,7 @@ struct ExportOptions {
   bool plain = false;
   int64_t opset = 21;
   int accuracy_level = 4;
-  // Whether the package also gets a 4-bit copy of a head in 8 bits for the native engine (Manifest::head_shortlist), in layout kQvl.
+  // Whether the package also gets a copy in few bits of a head in 8 bits for the native engine (Manifest::head_shortlist), in layout kQvl.
   // Absent: from kLargeVocabulary on.
   std::optional<bool> head_shortlist;
   std::optional<StaticImage> static_image;

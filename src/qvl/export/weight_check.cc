@@ -10,7 +10,9 @@
 #include "qvl/base/mapped_file.h"
 #include "qvl/base/sha256.h"
 #include "qvl/base/tensor.h"
+#include "qvl/export/weight_plan.h"
 #include "qvl/quant/block_codec.h"
+#include "qvl/quant/shortlist.h"
 #include "qvl/source/source.h"
 
 namespace qvl::exporting {
@@ -21,6 +23,8 @@ using source::Source;
 
 // Rows that one task compares: enough values to be worth it, little memory.
 constexpr int64_t kTaskValues = int64_t{1} << 17;
+// As for 4 bits (weight_limit).
+constexpr double kShortlistLimit = 0.5;
 // Tasks after which the pages read so far go back: an embedding table alone would fill a gigabyte.
 constexpr int64_t kPieceTasks = 256;
 
@@ -40,27 +44,20 @@ std::vector<float> floats(std::span<const std::byte> bytes, DType type) {
   return out;
 }
 
-quant::ErrorStats compare(const package::PackageTensor& stored, const checkpoint::TensorView& source,
-                          ThreadPool& pool, const std::function<void()>& give_back) {
-  const package::TensorEntry& entry = *stored.entry;
-  const int64_t step = std::max<int64_t>(1, kTaskValues / std::max<int64_t>(1, entry.columns));
-  const int64_t tasks = (entry.rows + step - 1) / step;
+// `read` writes rows [first, first + count) as they are stored to y.
+quant::ErrorStats compare(int64_t rows, int64_t columns, const checkpoint::TensorView& source, ThreadPool& pool,
+                          const std::function<void()>& give_back,
+                          const std::function<void(int64_t first, int64_t count, std::span<float> y)>& read) {
+  // Whole groups of a shortlist.
+  const int64_t step = std::max<int64_t>(1, kTaskValues / std::max<int64_t>(1, columns) / quant::kShortlistGroup) * quant::kShortlistGroup;
+  const int64_t tasks = (rows + step - 1) / step;
   std::vector<quant::ErrorStats> parts(static_cast<size_t>(tasks));
   const auto compare_task = [&](int64_t task) {
-    const int64_t first = task * step, count = std::min(step, entry.rows - first);
-    const std::vector<float> x = floats(rows_of(source.bytes, entry.rows, first, count), source.dtype);
-    const std::span<const std::byte> data = rows_of(stored.data, entry.rows, first, count);
-    std::vector<float> y;
-    if (entry.format.kind == quant::Kind::kFloat) {
-      y = floats(data, entry.format.float_type);
-    } else {
-      y.resize(x.size());
-      quant::dequantize(entry.format, count, entry.columns,
-                        {data, rows_of(stored.scales, entry.rows, first, count),
-                         rows_of(stored.zero_points, entry.rows, first, count)},
-                        y);
-    }
-    parts[static_cast<size_t>(task)].add(x, y, entry.columns);
+    const int64_t first = task * step, count = std::min(step, rows - first);
+    const std::vector<float> x = floats(rows_of(source.bytes, rows, first, count), source.dtype);
+    std::vector<float> y(x.size());
+    read(first, count, y);
+    parts[static_cast<size_t>(task)].add(x, y, columns);
   };
   for (int64_t done = 0; done < tasks; done += kPieceTasks) {
     pool.parallel_for(std::min(kPieceTasks, tasks - done),
@@ -69,7 +66,34 @@ quant::ErrorStats compare(const package::PackageTensor& stored, const checkpoint
   }
   quant::ErrorStats stats;
   for (const quant::ErrorStats& part : parts) stats.merge(part);
-  stats.stored_bytes = stored.data.size() + stored.scales.size() + stored.zero_points.size();
+  return stats;
+}
+
+quant::ErrorStats compare(const package::PackageTensor& stored, const checkpoint::TensorView& source, ThreadPool& pool,
+                          const std::function<void()>& give_back) {
+  const package::TensorEntry& entry = *stored.entry;
+  quant::ErrorStats stats =
+      compare(entry.rows, entry.columns, source, pool, give_back, [&](int64_t first, int64_t count, std::span<float> y) {
+        const std::span<const std::byte> data = rows_of(stored.data, entry.rows, first, count);
+        if (entry.format.kind == quant::Kind::kFloat) {
+          std::ranges::copy(floats(data, entry.format.float_type), y.begin());
+          return;
+        }
+        quant::dequantize(entry.format, count, entry.columns,
+                          {data, rows_of(stored.scales, entry.rows, first, count), rows_of(stored.zero_points, entry.rows, first, count)},
+                          y);
+      });
+  stats.stored_bytes = entry.stored_bytes();
+  return stats;
+}
+
+quant::ErrorStats compare(const package::PackageShortlist& stored, const checkpoint::TensorView& source, ThreadPool& pool,
+                          const std::function<void()>& give_back) {
+  const int64_t rows = stored.entry->rows, columns = stored.entry->columns;
+  quant::ErrorStats stats = compare(rows, columns, source, pool, give_back, [&](int64_t first, int64_t count, std::span<float> y) {
+    quant::decode_shortlist(count, columns, quant::shortlist_rows(stored.parts, columns, first, count), true, y);
+  });
+  stats.stored_bytes = stored.entry->stored_bytes();
   return stats;
 }
 
@@ -112,21 +136,21 @@ double weight_limit(const quant::Format& format) {
   return format.bits == 4 ? 0.5 : format.kind == quant::Kind::kRow8 ? 0.15 : 0.05;
 }
 
-bool WeightCheck::passed() const {
+bool StoredCheck::passed() const {
   return fault().empty();
 }
 
-std::string WeightCheck::fault() const {
+std::string StoredCheck::fault() const {
   const double got = stats.relative_rms();
   if (!(got <= limit)) {
     return fmt::format("{} ({}): relative error {:.3g} against the checkpoint, expected at most {:.3g}",
-                       tensor, format.name(), got, limit);
+                       tensor, format, got, limit);
   }
   // The sums are the same in another order.
   if (reported && !(std::abs(got - *reported) <= 1e-6 * *reported)) {
     return fmt::format(
         "{} ({}): relative error {:.6g} against the checkpoint, expected {:.6g} as the export measured",
-        tensor, format.name(), got, *reported);
+        tensor, format, got, *reported);
   }
   return {};
 }
@@ -135,12 +159,13 @@ bool WeightReport::passed() const {
   return worst() == nullptr;
 }
 
-const WeightCheck* WeightReport::worst() const {
-  const WeightCheck* worst = nullptr;
-  for (const WeightCheck& t : tensors) {
-    if (t.passed()) continue;
-    if (!worst || t.stats.relative_rms() > worst->stats.relative_rms()) worst = &t;
-  }
+const StoredCheck* WeightReport::worst() const {
+  const StoredCheck* worst = nullptr;
+  const auto see = [&worst](const StoredCheck& t) {
+    if (!t.passed() && (!worst || t.stats.relative_rms() > worst->stats.relative_rms())) worst = &t;
+  };
+  std::ranges::for_each(tensors, see);
+  if (shortlist) see(*shortlist);
   return worst;
 }
 
@@ -164,7 +189,7 @@ std::string WeightReport::to_text() const {
   };
   std::map<std::string, Group> formats;
   for (const WeightCheck& t : tensors) {
-    Group& g = formats[t.format.name()];
+    Group& g = formats[t.format];
     ++g.tensors, g.exact += t.exact();
     g.worst = std::max(g.worst, t.stats.relative_rms());
     g.stats.merge(t.stats);
@@ -176,7 +201,7 @@ std::string WeightReport::to_text() const {
     out += fmt::format("  {:<28} {:>8} {:>8} {:>11.2f} {:>12.2e} {:>12.2e}\n", name, g.tensors, g.exact,
                        g.stats.bits_per_weight(), g.stats.relative_rms(), g.worst);
   }
-  if (const WeightCheck* w = worst()) out += fmt::format("  worst: {}\n", w->fault());
+  if (const StoredCheck* w = worst()) out += fmt::format("  worst: {}\n", w->fault());
   return out;
 }
 
@@ -192,30 +217,37 @@ WeightReport check_weights(const package::Package& package, const Source& source
   WeightReport report;
   int64_t done = 0;
   const auto total = static_cast<int64_t>(package.data_bytes());
-  const auto check_one = [&](const package::PackageTensor& t, TensorRole role, int layer) {
+  const auto compared = [&](StoredCheck& check, const auto& stored, TensorRole role, int layer) {
     if (progress && !progress(done, total)) fail(ErrorCode::kCancelled, "weights", "cancelled");
-    WeightCheck check;
-    check.tensor = t.entry->name;
-    check.role = role;
-    check.format = t.entry->format;
-    const checkpoint::TensorView& view = source.tensor(role, layer);
-    check.stats = compare(t, view, pool, [&] {
+    check.stats = compare(stored, source.tensor(role, layer), pool, [&] {
       source.drop(role, layer);
-      package.drop(t);
+      package.drop(stored);
     });
-    check.limit = weight_limit(check.format);
-    if (check.format.kind == quant::Kind::kFloat && check.format.float_type == view.dtype) check.limit = 0;
     if (const auto r = reported.find(check.tensor); r != reported.end()) check.reported = r->second;
     done += static_cast<int64_t>(check.stats.stored_bytes);
-    report.tensors.push_back(std::move(check));
   };
   for (const package::PackageTensor& t : package.tensors()) {
     const auto spec = specs.find(t.entry->name);
     if (spec == specs.end()) fail(ErrorCode::kMismatch, t.where(), "no tensor of this model");
-    check_one(t, spec->second->role, spec->second->layer);
+    const TensorRole role = spec->second->role;
+    const quant::Format& format = t.entry->format;
+    WeightCheck check;
+    check.tensor = t.entry->name;
+    check.format = format.name();
+    check.role = role;
+    check.stored_as = format;
+    check.limit = weight_limit(format);
+    if (format.kind == quant::Kind::kFloat && format.float_type == source.tensor(role, spec->second->layer).dtype) check.limit = 0;
+    compared(check, t, role, spec->second->layer);
+    report.tensors.push_back(std::move(check));
   }
-  if (const std::optional<package::PackageTensor> t = package.head_shortlist())
-    check_one(*t, model::head_role(package.tied_head()), -1);
+  if (const std::optional<package::PackageShortlist> list = package.head_shortlist()) {
+    StoredCheck& check = report.shortlist.emplace();
+    check.tensor = kShortlistName;
+    check.format = kShortlistFormat;
+    check.limit = kShortlistLimit;
+    compared(check, *list, model::head_role(package.tied_head()), -1);
+  }
   if (progress) progress(total, total);
   return report;
 }

@@ -19,10 +19,10 @@
 
 namespace qvl::exporting {
 
-struct WeightCheck {
+// What is stored of a tensor against the checkpoint.
+struct StoredCheck {
   std::string tensor;
-  model::TensorRole role = model::TensorRole::kPatchEmbedWeight;
-  quant::Format format;
+  std::string format;  // its name
   quant::ErrorStats stats;
   // Most relative rms error that this format can cost a healthy tensor: see weight_limit().
   double limit = 0;
@@ -36,15 +36,22 @@ struct WeightCheck {
   std::string fault() const;
 };
 
+// A tensor of the model.
+struct WeightCheck : StoredCheck {
+  model::TensorRole role = model::TensorRole::kPatchEmbedWeight;
+  quant::Format stored_as;
+};
+
 // Relative rms error. Floats: half a unit in the last place. int8 and int4: three times what a matrix with
 // heavy tails loses by plain rounding at the largest block; another tensor's bytes lose 1.4.
 double weight_limit(const quant::Format& format);
 
 struct WeightReport {
   std::vector<WeightCheck> tensors;  // in the package's order
+  std::optional<StoredCheck> shortlist;  // of the head: no weight of the model, so in no sum
   bool passed() const;
-  // The tensor furthest beyond its limit; null when passed.
-  const WeightCheck* worst() const;
+  // The tensor, or the shortlist, furthest beyond its limit; null when passed.
+  const StoredCheck* worst() const;
   // {"passed", "tensors", "exact", "relative_rms", "worst"}
   Json to_json() const;
   std::string to_text() const;

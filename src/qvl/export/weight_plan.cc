@@ -6,6 +6,7 @@
 #include "qvl/base/format.h"
 #include "qvl/package/graph_io.h"
 #include "qvl/quant/block_codec.h"
+#include "qvl/quant/shortlist.h"
 
 namespace qvl::exporting {
 namespace {
@@ -119,14 +120,17 @@ const StoredTensor& WeightPlan::store(TensorRole role, int layer) {
   return kept;
 }
 
+package::TensorPart WeightPlan::place_part(const char* file, std::string initializer, DType type, Shape shape, uint64_t length) {
+  uint64_t& end = file_bytes_[file];
+  const uint64_t offset = (end + package::kPartAlignmentBytes - 1) / package::kPartAlignmentBytes * package::kPartAlignmentBytes;
+  end = offset + length;
+  return {std::move(initializer), file, offset, length, type, std::move(shape)};
+}
+
 void WeightPlan::place(StoredTensor& tensor, bool vector) {
   const char* const file = model::is_vision_role(tensor.role) ? package::kVisionData : package::kTextData;
-  uint64_t& end = file_bytes_[file];
   const auto part = [&](std::string initializer, DType type, Shape shape, uint64_t length) {
-    const uint64_t offset = (end + package::kPartAlignmentBytes - 1) / package::kPartAlignmentBytes *
-                            package::kPartAlignmentBytes;
-    end = offset + length;
-    return package::TensorPart{std::move(initializer), file, offset, length, type, std::move(shape)};
+    return place_part(file, std::move(initializer), type, std::move(shape), length);
   };
   const quant::Format& f = tensor.format;
   const int64_t rows = tensor.rows, columns = tensor.columns, blocks = f.block_count(columns);
@@ -155,17 +159,19 @@ const StoredTensor& WeightPlan::head() {
   return store(model::head_role(config_.tie_word_embeddings));
 }
 
-const StoredTensor& WeightPlan::store_head_shortlist(const quant::Format& format) {
+const package::ShortlistEntry& WeightPlan::store_head_shortlist() {
   const StoredTensor& whole = head();
-  StoredTensor tensor;
-  tensor.name = "head_shortlist";
-  tensor.role = whole.role;
-  tensor.layer = whole.layer;
-  tensor.format = format;
-  tensor.rows = whole.rows;
-  tensor.columns = whole.columns;
-  place(tensor, false);
-  return head_shortlist_.emplace(std::move(tensor));
+  const int64_t rows = whole.rows, blocks = quant::shortlist_blocks(whole.columns);
+  const quant::ShortlistBytes bytes = quant::shortlist_bytes(rows, whole.columns);
+  const auto part = [&](const char* name, DType type, Shape shape, uint64_t length) {
+    return place_part(package::kTextData, std::string(kShortlistName) + "." + name, type, std::move(shape), length);
+  };
+  package::ShortlistEntry entry{.rows = rows, .columns = whole.columns, .coarse = {}, .fine = {}, .scales = {}};
+  const int64_t groups = (rows + quant::kShortlistGroup - 1) / quant::kShortlistGroup;
+  entry.coarse = part("coarse", DType::kU8, {groups, blocks, quant::kShortlistCoarseBytes}, bytes.coarse);
+  entry.scales = part("scales", DType::kBF16, {groups, blocks, quant::kShortlistGroup}, bytes.scales);
+  entry.fine = part("fine", DType::kU8, {rows, quant::shortlist_fine_bytes(whole.columns)}, bytes.fine);
+  return head_shortlist_.emplace(std::move(entry));
 }
 
 onnx::ExternalData external(const package::TensorPart& part) {

@@ -24,6 +24,10 @@ struct StoredTensor : package::TensorEntry {
   int layer = -1;
 };
 
+// What reports call the head's shortlist, and its format.
+inline constexpr const char* kShortlistName = "head_shortlist";
+inline constexpr const char* kShortlistFormat = "2 + 2 bits";
+
 // The format of a tensor; chosen by recipe, precision options and sensitivity.
 using FormatChooser = std::function<quant::Format(const model::TensorSpec&)>;
 
@@ -37,9 +41,9 @@ class WeightPlan {
   const StoredTensor& store(model::TensorRole role, int layer = -1);
   // lm_head.weight or, when tied, the token embedding.
   const StoredTensor& head();
-  // The head once more in `format`, for the native engine (Manifest::head_shortlist): behind everything declared so far,
+  // The head once more in few bits, for the native engine (Manifest::head_shortlist): behind everything declared so far,
   // and not one of tensors(). At most once.
-  const StoredTensor& store_head_shortlist(const quant::Format& format);
+  const package::ShortlistEntry& store_head_shortlist();
 
   // In the order of their declaration.
   std::span<const StoredTensor* const> tensors() const { return order_; }
@@ -47,6 +51,8 @@ class WeightPlan {
   const std::map<std::string, uint64_t>& file_bytes() const { return file_bytes_; }
 
  private:
+  // The next place in a file.
+  package::TensorPart place_part(const char* file, std::string initializer, DType type, Shape shape, uint64_t length);
   // Gives the parts of a tensor whose format, rows and columns are known their places; `vector`: of one dimension.
   void place(StoredTensor& tensor, bool vector);
 
@@ -54,7 +60,7 @@ class WeightPlan {
   FormatChooser chooser_;
   std::map<std::pair<model::TensorRole, int>, StoredTensor> stored_;
   std::vector<const StoredTensor*> order_;
-  std::optional<StoredTensor> head_shortlist_;
+  std::optional<package::ShortlistEntry> head_shortlist_;
   std::map<std::string, uint64_t> file_bytes_;
 };
 

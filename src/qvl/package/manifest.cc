@@ -8,6 +8,7 @@
 #include "qvl/base/atomic_file.h"
 #include "qvl/base/error.h"
 #include "qvl/package/graph_io.h"
+#include "qvl/quant/shortlist.h"
 
 namespace qvl::package {
 namespace {
@@ -138,6 +139,21 @@ TensorEntry read_tensor(const Reader& r) {
   return t;
 }
 
+// Key of the manifest. (Packages of the first days have a "head_shortlist" of another form, which is not read.)
+constexpr const char* kShortlistKey = "shortlist";
+
+Json to_json(const ShortlistEntry& s) {
+  return {{"rows", s.rows}, {"columns", s.columns}, {"coarse", to_json(s.coarse)}, {"fine", to_json(s.fine)}, {"scales", to_json(s.scales)}};
+}
+
+ShortlistEntry read_shortlist(const Reader& r) {
+  return {.rows = r.count("rows"),
+          .columns = r.count("columns"),
+          .coarse = read_part(r.object("coarse")),
+          .fine = read_part(r.object("fine")),
+          .scales = read_part(r.object("scales"))};
+}
+
 Json to_json(const StageEntry& s) {
   Json j = {{"precision", s.precision}, {"recipe", s.recipe}};
   if (s.activation_bits != 8) j["activation_bits"] = s.activation_bits;
@@ -185,21 +201,27 @@ struct PartRule {
   uint64_t bytes;
 };
 
+// What the parts belong to.
+struct Owner {
+  std::string name;  // "tensor 'NAME'"
+  std::string format;
+  int64_t rows;
+  int64_t columns;
+};
+
 void check_part(std::string_view where, const std::map<std::string, uint64_t, std::less<>>& files,
-                const TensorEntry& t, const TensorPart& part, const PartRule& rule, Places& places) {
-  const std::string at =
-      std::string(where) + ": tensor '" + t.name + "' " + rule.name + " in '" + part.file + "'";
+                const Owner& owner, const TensorPart& part, const PartRule& rule, Places& places) {
+  const std::string at = std::string(where) + ": " + owner.name + " " + rule.name + " in '" + part.file + "'";
   if (part.initializer.empty()) fail(ErrorCode::kFormat, at, "name of the initializer is empty");
   const auto file = files.find(part.file);
   if (file == files.end()) fail(ErrorCode::kFormat, at, "not one of the package's data files");
   if (part.dtype != rule.dtype) {
-    fail(ErrorCode::kMismatch, at, "element type for format '" + t.format.name() + "'",
+    fail(ErrorCode::kMismatch, at, "element type for format '" + owner.format + "'",
          dtype_name(rule.dtype), dtype_name(part.dtype));
   }
   if (part.length != rule.bytes) {
     fail(ErrorCode::kMismatch, at,
-         "bytes of [" + std::to_string(t.rows) + ", " + std::to_string(t.columns) + "] in format '" +
-             t.format.name() + "'",
+         "bytes of [" + std::to_string(owner.rows) + ", " + std::to_string(owner.columns) + "] in format '" + owner.format + "'",
          std::to_string(rule.bytes), std::to_string(part.length));
   }
   for (int64_t extent : part.shape) {
@@ -219,7 +241,24 @@ void check_part(std::string_view where, const std::map<std::string, uint64_t, st
     fail(ErrorCode::kFormat, at, "offset", "a multiple of " + std::to_string(kPartAlignmentBytes),
          std::to_string(part.offset));
   }
-  places[part.file].push_back({part.offset, part.length, "tensor '" + t.name + "' " + rule.name});
+  places[part.file].push_back({part.offset, part.length, owner.name + " " + rule.name});
+}
+
+void check_extents(std::string_view where, const Owner& owner) {
+  if (owner.rows < 1 || owner.columns < 1 || owner.rows > kMaxExtent || owner.columns > kMaxElements / owner.rows) {
+    fail(ErrorCode::kFormat, std::string(where) + ": " + owner.name, "rows and columns", "positive and at most 2^46 elements",
+         std::to_string(owner.rows) + " x " + std::to_string(owner.columns));
+  }
+}
+
+void check_shortlist(std::string_view where, const std::map<std::string, uint64_t, std::less<>>& files, const ShortlistEntry& s,
+                     Places& places) {
+  const Owner owner{"the head's shortlist", "shortlist", s.rows, s.columns};
+  check_extents(where, owner);
+  const quant::ShortlistBytes bytes = quant::shortlist_bytes(s.rows, s.columns);
+  check_part(where, files, owner, s.coarse, {"coarse", DType::kU8, bytes.coarse}, places);
+  check_part(where, files, owner, s.fine, {"fine", DType::kU8, bytes.fine}, places);
+  check_part(where, files, owner, s.scales, {"scales", DType::kBF16, bytes.scales}, places);
 }
 
 void check_tensor(std::string_view where, const std::map<std::string, uint64_t, std::less<>>& files,
@@ -231,19 +270,17 @@ void check_tensor(std::string_view where, const std::map<std::string, uint64_t, 
   } catch (const Error& e) {
     fail(ErrorCode::kFormat, at, e.what());
   }
-  if (t.rows < 1 || t.columns < 1 || t.rows > kMaxExtent || t.columns > kMaxElements / t.rows) {
-    fail(ErrorCode::kFormat, at, "rows and columns", "positive and at most 2^46 elements",
-         std::to_string(t.rows) + " x " + std::to_string(t.columns));
-  }
+  const Owner owner{"tensor '" + t.name + "'", t.format.name(), t.rows, t.columns};
+  check_extents(where, owner);
   const DType data_type = t.format.kind == quant::Kind::kFloat ? t.format.float_type : DType::kU8;
-  check_part(where, files, t, t.data, {"data", data_type, t.format.data_bytes(t.rows, t.columns)}, places);
+  check_part(where, files, owner, t.data, {"data", data_type, t.format.data_bytes(t.rows, t.columns)}, places);
 
   const auto optional = [&](const std::optional<TensorPart>& part, const PartRule& rule) {
     if (part.has_value() != (rule.bytes > 0)) {
       fail(ErrorCode::kFormat, at, std::string(rule.name) + " of format '" + t.format.name() + "'",
            rule.bytes > 0 ? "a part" : "none", part ? "a part" : "none");
     }
-    if (part) check_part(where, files, t, *part, rule, places);
+    if (part) check_part(where, files, owner, *part, rule, places);
   };
   optional(t.scales, {"scales", t.format.scale_type, t.format.scale_bytes(t.rows, t.columns)});
   optional(t.zero_points, {"zero_points", DType::kU8, t.format.zero_point_bytes(t.rows, t.columns)});
@@ -337,7 +374,7 @@ void Manifest::validate(std::string_view where) const {
     }
   };
   std::ranges::for_each(tensors, check_one);
-  if (head_shortlist) check_one(*head_shortlist);
+  if (head_shortlist) check_shortlist(where, data, *head_shortlist, places);
   for (auto& [file, list] : places) {
     std::ranges::sort(list, {}, &Place::offset);
     for (size_t i = 1; i < list.size(); ++i) {
@@ -389,7 +426,7 @@ Json head_json(const Manifest& m) {
     j[key] = Json::array();
     for (const FileEntry& f : *list) j[key].push_back(to_json(f));
   }
-  if (m.head_shortlist) j["head_shortlist"] = to_json(*m.head_shortlist);
+  if (m.head_shortlist) j[kShortlistKey] = to_json(*m.head_shortlist);
   j["quantisation"] = m.quantisation;
   j["parity"] = m.parity;
   return j;
@@ -473,7 +510,7 @@ Manifest Manifest::from_json(const Json& json, std::string_view where) {
   const size_t tensors = r.array("tensors").size();
   m.tensors.reserve(tensors);
   for (size_t i = 0; i < tensors; ++i) m.tensors.push_back(read_tensor(r.element("tensors", i)));
-  if (r.has("head_shortlist")) m.head_shortlist = read_tensor(r.object("head_shortlist"));
+  if (r.has(kShortlistKey)) m.head_shortlist = read_shortlist(r.object(kShortlistKey));
   if (r.has("quantisation")) m.quantisation = r.get("quantisation");
   if (r.has("parity")) m.parity = r.get("parity");
   m.validate(where);

@@ -67,6 +67,15 @@ struct TensorEntry {
   }
 };
 
+// The head once more in few bits (quant/shortlist.h), in no graph.
+struct ShortlistEntry {
+  int64_t rows = 0;
+  int64_t columns = 0;
+  TensorPart coarse, fine, scales;
+
+  uint64_t stored_bytes() const { return coarse.length + fine.length + scales.length; }
+};
+
 struct SourceInfo {
   std::string name;           // folder name of the checkpoint, informative
   std::string config_sha256;  // of its config.json, which is copied into the package byte for byte
@@ -108,9 +117,8 @@ struct Manifest {
   std::vector<FileEntry> data_files;
   std::vector<FileEntry> other_files;  // config, tokenizer and processor files
   std::vector<TensorEntry> tensors;
-  // The head once more in 4 bits, in no graph: by it the native engine finds the few rows of the head that a decode step
-  // needs (engine/native/head.h). Readers may ignore it.
-  std::optional<TensorEntry> head_shortlist;
+  // By it the native engine finds the few rows of the head that a decode step needs (engine/native/head.h). Readers may ignore it.
+  std::optional<ShortlistEntry> head_shortlist;
   Json quantisation;  // report of the quantisers; null when there is none
   Json parity;        // report of `qvl verify`; null when there is none
 

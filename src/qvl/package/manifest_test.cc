@@ -69,11 +69,37 @@ TEST(Manifest, WrittenAndReadBackIsTheSame) {
   seven.vision.int8_attention = 8;
   EXPECT_EQ(Manifest::from_json(seven.to_json(), "t").vision.int8_attention, 8);
   EXPECT_FALSE(back.head_shortlist);
-  Manifest shortlist = m;
-  shortlist.head_shortlist = matrix("head_shortlist", 2048);
-  EXPECT_EQ(Manifest::from_json(parse_json(shortlist.to_text(), "t"), "t").head_shortlist->data.offset, 2048u);
-  shortlist.head_shortlist = matrix("head_shortlist", 512);
-  EXPECT_THROW(shortlist.validate("t"), Error);  // where "b" is
+}
+
+TEST(Manifest, AShortlistIsCheckedLikeATensor) {
+  Manifest m = sample();
+  EXPECT_FALSE(m.head_shortlist);
+  m.data_files[0].bytes = 8192;
+  m.head_shortlist = {5,
+                      300,
+                      {"s.coarse", "text.data", 1280, 2048, DType::kU8, {1, 2, 1024}},
+                      {"s.fine", "text.data", 4096, 960, DType::kU8, {5, 192}},
+                      {"s.scales", "text.data", 3328, 64, DType::kBF16, {1, 2, 16}}};
+  const Manifest back = Manifest::from_json(parse_json(m.to_text(), "t"), "t");
+  EXPECT_EQ(back.head_shortlist->fine.offset, 4096u);
+  EXPECT_EQ(back.head_shortlist->stored_bytes(), 3072u);
+  EXPECT_EQ(back.to_text(), m.to_text());
+  const auto refused = [&](const std::function<void(ShortlistEntry&)>& change) {
+    Manifest changed = m;
+    change(*changed.head_shortlist);
+    EXPECT_THROW(changed.validate("t"), Error);
+  };
+  refused([](ShortlistEntry& s) { s.coarse.offset = 512; });  // where "b" is
+  refused([](ShortlistEntry& s) { s.rows = 6; });  // of another size in the fine part alone
+  refused([](ShortlistEntry& s) { s.columns = 513; });
+  refused([](ShortlistEntry& s) { s.scales.dtype = DType::kF16; });
+  refused([](ShortlistEntry& s) { s.fine.file = "vision.data"; });
+  refused([](ShortlistEntry& s) { s.rows = 0; });
+  // What packages of the first days have by another name is passed over.
+  Json old = m.to_json();
+  old["head_shortlist"] = old["tensors"][0];
+  old.erase("shortlist");
+  EXPECT_FALSE(Manifest::from_json(old, "t").head_shortlist);
 }
 
 // `change` spoils a valid manifest; the error must have the code and name `words`.

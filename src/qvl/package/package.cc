@@ -95,15 +95,12 @@ std::string Package::identity() const {
 }
 
 PackageTensor Package::bound(const TensorEntry& entry) const {
-  const auto bytes = [&](const TensorPart& part) {
-    return file(part.file).bytes().subspan(part.offset, part.length);
-  };
   PackageTensor t;
   t.entry = &entry;
   t.folder_ = folder_.string();
-  t.data = bytes(entry.data);
-  if (entry.scales) t.scales = bytes(*entry.scales);
-  if (entry.zero_points) t.zero_points = bytes(*entry.zero_points);
+  t.data = bytes_of(entry.data);
+  if (entry.scales) t.scales = bytes_of(*entry.scales);
+  if (entry.zero_points) t.zero_points = bytes_of(*entry.zero_points);
   return t;
 }
 
@@ -115,8 +112,14 @@ void Package::bind_tensors() {
   }
 }
 
-std::optional<PackageTensor> Package::head_shortlist() const {
-  return manifest_.head_shortlist ? std::optional(bound(*manifest_.head_shortlist)) : std::nullopt;
+std::span<const std::byte> Package::bytes_of(const TensorPart& part) const {
+  return file(part.file).bytes().subspan(part.offset, part.length);
+}
+
+std::optional<PackageShortlist> Package::head_shortlist() const {
+  if (!manifest_.head_shortlist) return std::nullopt;
+  const ShortlistEntry& entry = *manifest_.head_shortlist;
+  return PackageShortlist{&entry, {bytes_of(entry.coarse), bytes_of(entry.fine), bytes_of(entry.scales)}};
 }
 
 void Package::check_model() const {
@@ -147,13 +150,10 @@ void Package::check_model() const {
   }
   if (manifest_.head_shortlist) {
     const TensorEntry& head = *get(model::tensor_name(model::head_role(tied_head()))).entry;
-    const TensorEntry& shortlist = *manifest_.head_shortlist;
+    const ShortlistEntry& shortlist = *manifest_.head_shortlist;
     if (shortlist.rows != head.rows || shortlist.columns != head.columns) {
       fail(ErrorCode::kMismatch, where, "rows and columns of the head's shortlist", shape_string({head.rows, head.columns}),
            shape_string({shortlist.rows, shortlist.columns}));
-    }
-    if (shortlist.format.kind != quant::Kind::kBlock) {
-      fail(ErrorCode::kUnsupported, where, "format of the head's shortlist", "integers in blocks", shortlist.format.name());
     }
   }
   if (known.size() == tensors_.size()) return;
@@ -207,6 +207,11 @@ void Package::will_need(const PackageTensor& tensor) const {
 }
 void Package::drop(const PackageTensor& tensor) const {
   advise(tensor, &MappedFile::drop);
+}
+
+void Package::drop(const PackageShortlist& shortlist) const {
+  for (const TensorPart* part : {&shortlist.entry->coarse, &shortlist.entry->fine, &shortlist.entry->scales})
+    file(part->file).drop(part->offset, part->length);
 }
 
 void Package::drop_all() const {

@@ -16,6 +16,7 @@
 #include "qvl/base/mapped_file.h"
 #include "qvl/model/config.h"
 #include "qvl/package/manifest.h"
+#include "qvl/quant/shortlist.h"
 
 namespace qvl::package {
 
@@ -35,6 +36,12 @@ struct PackageTensor {
  private:
   friend class Package;
   std::string folder_;
+};
+
+// The head once more in few bits, likewise.
+struct PackageShortlist {
+  const ShortlistEntry* entry = nullptr;
+  quant::ConstShortlistSpan parts;
 };
 
 class Package {
@@ -64,8 +71,8 @@ class Package {
   // Throws kNotFound naming folder and tensor.
   const PackageTensor& get(std::string_view name) const;
 
-  // The manifest's head_shortlist, if it has one; valid while the Package stays where it is. Not one of tensors().
-  std::optional<PackageTensor> head_shortlist() const;
+  // The manifest's head_shortlist, if it has one; valid while the Package stays where it is.
+  std::optional<PackageShortlist> head_shortlist() const;
 
   // Bytes of all data files.
   uint64_t data_bytes() const;
@@ -80,6 +87,7 @@ class Package {
   // Hints for the page cache about one tensor.
   void will_need(const PackageTensor& tensor) const;
   void drop(const PackageTensor& tensor) const;
+  void drop(const PackageShortlist& shortlist) const;
   // Gives back the pages of all data files: they leave this process's memory, not the page cache.
   void drop_all() const;
 
@@ -90,6 +98,7 @@ class Package {
  private:
   Package() = default;
   void map_files();
+  std::span<const std::byte> bytes_of(const TensorPart& part) const;
   PackageTensor bound(const TensorEntry& entry) const;
   void bind_tensors();
   void check_model() const;

@@ -94,7 +94,7 @@ OpenedStages open_stages(std::shared_ptr<const TensorSource> source, const Engin
   if (selection.vision) total += source->stage_bytes(true);
   if (selection.text) total += source->stage_bytes(false);
   if (const auto shortlist = source->head_shortlist(); shortlist && selection.text && code_bits(false) != 0)
-    total += static_cast<int64_t>(shortlist->bytes());
+    total += static_cast<int64_t>(shortlist->parts.bytes());
   const auto on_bytes = [&](int64_t n) {
     done += n;
     if (options.progress && !options.progress(done, total)) fail(ErrorCode::kCancelled, "load", "cancelled");

@@ -83,12 +83,13 @@ class PackageSource : public TensorSource {
     // open() compared rows and columns with the tensor table.
     return as_stored(package_->get(model::tensor_name(role, layer)));
   }
-  std::optional<SourceTensor> head_shortlist() const override {
-    const std::optional<package::PackageTensor> t = package_->head_shortlist();
-    return t ? std::optional(as_stored(*t)) : std::nullopt;
+  std::optional<kernels::Shortlist> head_shortlist() const override {
+    const std::optional<package::PackageShortlist> list = package_->head_shortlist();
+    if (!list) return std::nullopt;
+    return kernels::Shortlist{list->entry->rows, list->entry->columns, list->parts};
   }
   void drop_head_shortlist() const override {
-    if (const std::optional<package::PackageTensor> t = package_->head_shortlist()) package_->drop(*t);
+    if (const std::optional<package::PackageShortlist> list = package_->head_shortlist()) package_->drop(*list);
   }
   ReadStoredRow row_reader(TensorRole role) const override {
     const package::TensorEntry& entry = *package_->get(model::tensor_name(role, -1)).entry;

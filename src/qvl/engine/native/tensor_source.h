@@ -11,6 +11,7 @@
 #include <string>
 
 #include "qvl/base/dtype.h"
+#include "qvl/kernels/shortlist.h"
 #include "qvl/model/config.h"
 #include "qvl/model/tensor_table.h"
 #include "qvl/package/package.h"
@@ -45,8 +46,8 @@ class TensorSource {
   virtual SourceTensor find(model::TensorRole role, int layer) const = 0;
   // Gives the pages of a tensor back to the system; reading it brings them again.
   virtual void drop(model::TensorRole role, int layer) const = 0;
-  // The head in fewer bits (package::Manifest::head_shortlist), and giving back its pages; none in a checkpoint.
-  virtual std::optional<SourceTensor> head_shortlist() const { return std::nullopt; }
+  // The head in few bits (package::Manifest::head_shortlist), and giving back its pages; none in a checkpoint.
+  virtual std::optional<kernels::Shortlist> head_shortlist() const { return std::nullopt; }
   virtual void drop_head_shortlist() const {}
   // Of the token embedding and, where it is another, the head; only with a shortlist. The source outlives what it returns.
   virtual ReadStoredRow row_reader(model::TensorRole) const { return {}; }

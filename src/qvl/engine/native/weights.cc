@@ -64,11 +64,11 @@ kernels::Weight WeightBinder::integer(const SourceTensor& tensor) {
   return w;
 }
 
-std::optional<kernels::Weight> WeightBinder::head_shortlist() {
-  const std::optional<SourceTensor> tensor = source_.head_shortlist();
-  if (!tensor || activation_bits_ == 0) return std::nullopt;
-  if (on_bytes_) on_bytes_(static_cast<int64_t>(tensor->bytes()));
-  return integer(*tensor);
+std::optional<kernels::Shortlist> WeightBinder::head_shortlist() {
+  if (activation_bits_ == 0) return std::nullopt;
+  const std::optional<kernels::Shortlist> list = source_.head_shortlist();
+  if (list && on_bytes_) on_bytes_(static_cast<int64_t>(list->parts.bytes()));
+  return list;
 }
 
 kernels::Weight WeightBinder::matrix(TensorRole role, int layer) {
@@ -203,7 +203,14 @@ std::vector<std::span<const std::byte>> pages_in_order_of_use(const DecoderWeigh
   for (const DecoderLayerWeights& l : weights.layers) {
     for (const kernels::Weight* w : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) add_matrix(*w);
   }
-  add_matrix(weights.head_shortlist ? *weights.head_shortlist : weights.head);
+  if (!weights.head_shortlist) {
+    add_matrix(weights.head);
+    return out;
+  }
+  const quant::ConstShortlistSpan& list = weights.head_shortlist->parts;
+  add(list.coarse.data(), list.coarse.size());
+  add(list.scales.data(), list.scales.size());
+  add(list.fine.data(), list.fine.size());
   return out;
 }
 

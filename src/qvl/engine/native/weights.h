@@ -57,7 +57,7 @@ struct DecoderLayerWeights {
 struct DecoderWeights {
   kernels::Weight embedding;  // [vocab, D]
   kernels::Weight head;       // [vocab, D]; the same data when tied
-  std::optional<kernels::Weight> head_shortlist;  // the head in fewer bits (head.h)
+  std::optional<kernels::Shortlist> head_shortlist;  // the head in few bits (head.h)
   // With a shortlist few rows of these two are used: read them so, if they are integers.
   ReadStoredRow read_embedding_row, read_head_row;
   std::span<const float> final_norm;
@@ -75,8 +75,8 @@ class WeightBinder {
   // Matrix [out, ...] as [out, product of the rest], with the bias of `bias` unless that is the same role.
   kernels::Weight matrix(model::TensorRole role, int layer = -1);
   kernels::Weight matrix(model::TensorRole role, model::TensorRole bias, int layer = -1);
-  // The source's copy of the head in fewer bits; none where there is none, or where integer weights are not multiplied in int8.
-  std::optional<kernels::Weight> head_shortlist();
+  // The source's copy of the head in few bits; none where there is none, or where integer weights are not multiplied in int8.
+  std::optional<kernels::Shortlist> head_shortlist();
   ReadStoredRow row_reader(model::TensorRole role) const { return source_.row_reader(role); }
   // A vector in float32, rounded to the activation type first, as the reference holds it.
   std::span<const float> vector(model::TensorRole role, int layer = -1);
