@@ -8,6 +8,7 @@
 
 #include "qvl/base/error.h"
 #include "qvl/base/format.h"
+#include "qvl/base/greatest.h"
 
 namespace qvl::generate {
 namespace {
@@ -76,16 +77,12 @@ void Sampler::set_bias(const std::map<int32_t, float>& bias) {
 std::span<const float> Sampler::penalised(std::span<const float> logits, TokenConstraint* constraint) {
   logits =
       logits.first(static_cast<size_t>(std::min<int64_t>(id_limit_, static_cast<int64_t>(logits.size()))));
-  bool any_finite = false;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const float v = logits[i];
-    if (!(v < INFINITY)) {
-      fail(ErrorCode::kFormat, "sampling", cat("logit of token ", i), "a finite number", cat(v),
-           "are the weights damaged?");
-    }
-    any_finite |= v > -INFINITY;
+  if (!all_below_infinity(logits)) {
+    const auto bad = std::ranges::find_if(logits, [](float v) { return !(v < INFINITY); });
+    fail(ErrorCode::kFormat, "sampling", cat("logit of token ", bad - logits.begin()), "a finite number", cat(*bad),
+         "are the weights damaged?");
   }
-  if (!any_finite) fail(ErrorCode::kFormat, "sampling", "logits", "a finite number", "none");
+  if (greatest(logits) == -INFINITY) fail(ErrorCode::kFormat, "sampling", "logits", "a finite number", "none");
   if (seen_.empty() && generated_counts_.empty() && bias_.empty() && !constraint) return logits;
 
   logits_.assign(logits.begin(), logits.end());
@@ -171,13 +168,28 @@ std::span<const Sampler::Candidate> Sampler::distribution(std::span<const float>
 std::span<const Sampler::Candidate> Sampler::filtered(std::span<const float> logits) {
   candidates_.clear();
   if (is_greedy()) {
-    const auto best = std::max_element(logits.begin(), logits.end());
+    const auto best = std::ranges::find(logits, greatest(logits));
     candidates_.push_back({static_cast<int32_t>(best - logits.begin()), 1.0});
     return candidates_;
   }
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if (logits[i] == -INFINITY) continue;
-    candidates_.push_back({static_cast<int32_t>(i), static_cast<double>(logits[i]) / params_.temperature});
+  // Of a vocabulary, all but some chunks are below what the top k reach: as many chunks as that reach it.
+  constexpr size_t kChunk = 64;
+  std::vector<float> chunks;
+  for (size_t begin = 0; begin < logits.size(); begin += kChunk)
+    chunks.push_back(greatest(logits.subspan(begin, std::min(kChunk, logits.size() - begin))));
+  float reached = -INFINITY;
+  if (const auto k = static_cast<size_t>(params_.top_k); k > 0 && k <= chunks.size()) {
+    std::vector<float> sorted = chunks;
+    const auto nth = sorted.begin() + static_cast<ptrdiff_t>(k - 1);
+    std::ranges::nth_element(sorted, nth, std::greater<>());
+    reached = *nth;
+  }
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    if (chunks[c] < reached) continue;
+    for (size_t i = c * kChunk; i < std::min((c + 1) * kChunk, logits.size()); ++i) {
+      if (logits[i] == -INFINITY || logits[i] < reached) continue;
+      candidates_.push_back({static_cast<int32_t>(i), static_cast<double>(logits[i]) / params_.temperature});
+    }
   }
   keep_top_k();
   double largest = -INFINITY;

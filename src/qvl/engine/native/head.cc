@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 
+#include "qvl/base/greatest.h"
 #include "qvl/base/tensor.h"
 #include "qvl/engine/native/matrices.h"
 #include "qvl/engine/native/weights.h"
@@ -31,33 +32,19 @@ struct Chunks {
 };
 
 Chunks chunks_of(const kernels::Context& context, std::span<const float> logits) {
-  constexpr size_t kLanes = 16;
   Chunks out;
   out.greatest.resize((logits.size() + kChunk - 1) / kChunk);
   const size_t tasks = (out.greatest.size() + kChunksOfATask - 1) / kChunksOfATask;
   std::vector<char> finite(tasks);
   context.pool->parallel_for(static_cast<int64_t>(tasks), [&](int64_t task, int) {
-    std::array<float, kLanes> check{};  // 0, or NaN once anything was not finite
+    bool all = true;
     const size_t first = static_cast<size_t>(task) * kChunksOfATask;
     for (size_t c = first; c < std::min(first + kChunksOfATask, out.greatest.size()); ++c) {
       const std::span<const float> chunk = logits.subspan(c * kChunk, std::min<size_t>(kChunk, logits.size() - c * kChunk));
-      std::array<float, kLanes> greatest;
-      greatest.fill(-std::numeric_limits<float>::infinity());
-      size_t i = 0;
-      for (; i + kLanes <= chunk.size(); i += kLanes) {
-        for (size_t lane = 0; lane < kLanes; ++lane) {
-          const float v = chunk[i + lane];
-          greatest[lane] = v > greatest[lane] ? v : greatest[lane];
-          check[lane] += v * 0;
-        }
-      }
-      for (; i < chunk.size(); ++i) {
-        greatest[0] = std::max(greatest[0], chunk[i]);
-        check[0] += chunk[i] * 0;
-      }
-      out.greatest[c] = *std::ranges::max_element(greatest);
+      out.greatest[c] = greatest(chunk);
+      all &= all_finite(chunk);
     }
-    finite[static_cast<size_t>(task)] = std::ranges::all_of(check, [](float c) { return c == 0; });
+    finite[static_cast<size_t>(task)] = all;
   });
   out.finite = std::ranges::all_of(finite, [](char f) { return f != 0; });
   return out;
@@ -174,16 +161,16 @@ bool Head::refine(const Step& step, std::span<float> logits) const {
     }
   }
   if (static_cast<int64_t>(found.size()) > most) return false;
-  const Tokens greatest = nearer(step, std::move(found), coarse);
+  const Tokens best = nearer(step, std::move(found), coarse);
 
   // The greatest of those.
-  const float reached_nearer = nth_greatest(greatest.logits, first);
+  const float reached_nearer = nth_greatest(best.logits, first);
   std::vector<int32_t> chosen;
   std::vector<float> chosen_nearer;
-  for (size_t i = 0; i < greatest.ids.size(); ++i) {
-    if (greatest.logits[i] < reached_nearer) continue;
-    chosen.push_back(greatest.ids[i]);
-    chosen_nearer.push_back(greatest.logits[i]);
+  for (size_t i = 0; i < best.ids.size(); ++i) {
+    if (best.logits[i] < reached_nearer) continue;
+    chosen.push_back(best.ids[i]);
+    chosen_nearer.push_back(best.logits[i]);
   }
   const Tokens known = exact(step, std::move(chosen));
   const float least = nth_greatest(known.logits, top.count);
@@ -191,8 +178,8 @@ bool Head::refine(const Step& step, std::span<float> logits) const {
   // chosen by coarse ones, says how far off those are of the nearer.
   MeanSquare of_nearer, between;
   for (size_t i = 0; i < known.ids.size(); ++i) of_nearer.add(known.logits[i] - chosen_nearer[i], unit(known.ids[i]));
-  for (size_t i = 0; i < greatest.ids.size(); ++i)
-    between.add(greatest.logits[i] - coarse[static_cast<size_t>(greatest.ids[i])], unit(greatest.ids[i]));
+  for (size_t i = 0; i < best.ids.size(); ++i)
+    between.add(best.logits[i] - coarse[static_cast<size_t>(best.ids[i])], unit(best.ids[i]));
   const auto nearer_reach = kDeviations * static_cast<float>(std::sqrt(of_nearer.value()));
   const auto coarse_reach = kDeviations * static_cast<float>(std::sqrt(of_nearer.value() + between.value()));
   if (!std::isfinite(coarse_reach) || !std::isfinite(least)) return false;
@@ -227,7 +214,7 @@ bool Head::refine(const Step& step, std::span<float> logits) const {
         in_question.push_back(tokens.ids[i]);
     }
   };
-  see(greatest, reached_nearer);
+  see(best, reached_nearer);
   see(rest, std::numeric_limits<float>::infinity());
   if (static_cast<int64_t>(known.ids.size() + in_question.size()) > most) return false;
   for (const Tokens& tokens : {known, exact(step, std::move(in_question))}) {
