@@ -35,9 +35,9 @@ constexpr int64_t kMaxDepth = 1024;
 constexpr int64_t kMinRowBlock = 192;
 constexpr int64_t kMaxRowBlockSums = 4096;
 constexpr int64_t kTasksPerThread = 4;
-// A gemv task reads about this much: long enough for the prefetchers, short enough to balance. With more rows it takes longer
-// to read, and what it begins with, which nobody asked for, should be little of it.
-constexpr int64_t kGemvTaskBytes = 256 * 1024, kGemvTaskBytesOfRows = 1024 * 1024;
+// A gemv task reads about this much: it begins with waiting for memory, about a microsecond, and the last one keeps other threads
+// waiting. With more rows it takes longer to read, and what it begins with, which nobody asked for, should be little of it.
+constexpr int64_t kGemvTaskBytes = 512 * 1024, kGemvTaskBytesOfRows = 1024 * 1024;
 constexpr int64_t kFewRows = 3;  // up to as many read at the pace of memory
 constexpr int64_t kMaxGemvTaskCols = 512;
 
@@ -238,7 +238,8 @@ void run_gemv(const Context& ctx, std::span<const Call> calls, std::span<const i
     // Whole cache lines of y, so that two threads never write the same one.
     const int64_t task_bytes = calls[i].x.rows > kFewRows ? kGemvTaskBytesOfRows : kGemvTaskBytes;
     int64_t task_cols = std::clamp<int64_t>(task_bytes / row_bytes[i] / 32 * 32, 32, kMaxGemvTaskCols);
-    while (task_cols > 32 && cols / task_cols < ctx.pool->threads() * kTasksPerThread) task_cols -= 32;
+    // Enough tasks if all calls are as long.
+    while (task_cols > 32 && std::ssize(calls) * (cols / task_cols) < ctx.pool->threads() * kTasksPerThread) task_cols -= 32;
     parts[i] = {tasks, task_cols};
     tasks += div_up(cols, task_cols);
   }
