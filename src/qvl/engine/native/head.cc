@@ -163,6 +163,8 @@ bool Head::refine(const Step& step, std::span<float> logits) const {
   if (static_cast<int64_t>(found.size()) > most) return false;
   const Tokens best = nearer(step, std::move(found), coarse);
 
+  if (!all_finite(best.logits)) return false;  // numbers that are none cannot be sorted
+
   // The greatest of those.
   const float reached_nearer = nth_greatest(best.logits, first);
   std::vector<int32_t> chosen;
@@ -173,6 +175,7 @@ bool Head::refine(const Step& step, std::span<float> logits) const {
     chosen_nearer.push_back(best.logits[i]);
   }
   const Tokens known = exact(step, std::move(chosen));
+  if (!all_finite(known.logits)) return false;
   const float least = nth_greatest(known.logits, top.count);
   // Those computed are chosen by their nearer logits, and say how far off these are; what fine codes changed, of all that were
   // chosen by coarse ones, says how far off those are of the nearer.
@@ -182,7 +185,7 @@ bool Head::refine(const Step& step, std::span<float> logits) const {
     between.add(best.logits[i] - coarse[static_cast<size_t>(best.ids[i])], unit(best.ids[i]));
   const auto nearer_reach = kDeviations * static_cast<float>(std::sqrt(of_nearer.value()));
   const auto coarse_reach = kDeviations * static_cast<float>(std::sqrt(of_nearer.value() + between.value()));
-  if (!std::isfinite(coarse_reach) || !std::isfinite(least)) return false;
+  if (!std::isfinite(coarse_reach)) return false;
 
   // Which others can be as great as the least of those asked for: one in thirty where no token stands out.
   const size_t tasks = (chunks.greatest.size() + kChunksOfATask - 1) / kChunksOfATask;

@@ -199,6 +199,23 @@ TEST_F(HeadTest, AllRowsWhereFewDoNotSuffice) {
   }
 }
 
+TEST_F(HeadTest, ScalesThatAreNoNumbersHideNothing) {
+  // In the fine codes of a token that is read among the first, and in the head's row of it.
+  Tensor floats = random(6000, 0.02f);
+  const Tensor x = random(1);
+  for (size_t i = 0; i < static_cast<size_t>(kWidth); ++i) row(floats, 77)[i] = 0.05f * x.as<float>()[i];
+  const auto nan = to_bfloat16(std::numeric_limits<float>::quiet_NaN());
+  Case fine(floats, pool_);
+  const int64_t fine_bytes = quant::shortlist_fine_bytes(kWidth);
+  const auto of_row = static_cast<size_t>(fine.brief.list.parts.fine.data() - fine.brief.memory.data() + 77 * fine_bytes);
+  std::memcpy(fine.brief.memory.data() + of_row + 2 * quant::kShortlistFineCodeBytes, &nan, sizeof(nan));
+  check(fine, x, {1, 0});
+  Case exact(floats, pool_);
+  std::memcpy(exact.exact.scales.data() + exact.exact.scales.size() / 6000 * 77, &nan, sizeof(nan));
+  Tensor some = logits(exact.head, LinearPath::kGemv, x, {1, 0}, 6000);
+  EXPECT_TRUE(std::isnan(row(some, 0)[77]));  // said by the sampler
+}
+
 TEST_F(HeadTest, RowsOfXDoNotDependOnEachOther) {
   const Tensor floats = random(6000, 0.02f);
   const Case c(floats, pool_);
