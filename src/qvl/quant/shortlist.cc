@@ -13,7 +13,7 @@
 namespace qvl::quant {
 namespace {
 
-constexpr std::string_view kWhere = "head's shortlist";
+constexpr std::string_view kShortlistWhere = "head's shortlist";
 constexpr int64_t kRowsOfATask = 2 * kShortlistGroup;
 // Columns between those of one byte, and bytes of a row that lie side by side.
 constexpr int64_t kApart = kShortlistBlock / 4, kWord = 4;
@@ -30,7 +30,7 @@ using Block = std::array<float, kShortlistBlock>;
 uint64_t product(int64_t rows, int64_t bytes) {
   int64_t all = 0;
   if (__builtin_mul_overflow(rows, bytes, &all) || all > (int64_t{1} << 62)) {
-    fail(ErrorCode::kLimit, kWhere, "size", "at most 2^62 bytes", std::to_string(rows) + " rows of " + std::to_string(bytes) + " bytes");
+    fail(ErrorCode::kLimit, kShortlistWhere, "size", "at most 2^62 bytes", std::to_string(rows) + " rows of " + std::to_string(bytes) + " bytes");
   }
   return static_cast<uint64_t>(all);
 }
@@ -39,7 +39,7 @@ template <typename Byte>
 void check_sizes(int64_t rows, int64_t columns, const ShortlistParts<Byte>& parts) {
   const ShortlistBytes wanted = shortlist_bytes(rows, columns);
   const auto check = [](std::string_view what, uint64_t expected, size_t got) {
-    if (expected != got) fail(ErrorCode::kMismatch, kWhere, what, std::to_string(expected) + " bytes", std::to_string(got) + " bytes");
+    if (expected != got) fail(ErrorCode::kMismatch, kShortlistWhere, what, std::to_string(expected) + " bytes", std::to_string(got) + " bytes");
   };
   check("coarse codes", wanted.coarse, parts.coarse.size());
   check("fine codes", wanted.fine, parts.fine.size());
@@ -197,7 +197,7 @@ ErrorStats encode_shortlist(const void* rows, DType type, int64_t row_count, int
 void decode_shortlist(int64_t rows, int64_t columns, const ConstShortlistSpan& in, bool fine, std::span<float> out) {
   check_sizes(rows, columns, in);
   if (static_cast<int64_t>(out.size()) != rows * columns)
-    fail(ErrorCode::kMismatch, kWhere, "room for values", std::to_string(rows * columns), std::to_string(out.size()));
+    fail(ErrorCode::kMismatch, kShortlistWhere, "room for values", std::to_string(rows * columns), std::to_string(out.size()));
   const int64_t blocks = shortlist_blocks(columns);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t in_group = r % kShortlistGroup;
