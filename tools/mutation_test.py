@@ -8,6 +8,7 @@ so that formatting does not matter. The copy lives below build/mutants, so the c
 when a mutation survives or no longer applies. Takes about half a minute each.
 """
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -183,6 +184,9 @@ def main() -> None:
     for part in ("src", "tests", "bench", "cmake", "models", "examples"):
         shutil.copytree(ROOT / part, copy / part)
     shutil.copy(ROOT / "CMakeLists.txt", copy)
+    # Copies are as old as their originals; what was built last time may be a mutant of any of these, and newer.
+    for file in {m.file for m in MUTATIONS}:
+        os.utime(copy / file)
     (copy / "build").mkdir()
     (copy / "build/third_party").symlink_to(ROOT / "build/third_party")
     folder = args.build / "out"
