@@ -139,7 +139,7 @@ MUTATIONS = [
     Mutation("rows of the head taken to be off alike", "src/qvl/engine/native/head.cc",
              "const float spread = std::sqrt(sum);", "const float spread = 1;", HEAD),
     Mutation("logits refined for the likeliest only", "src/qvl/engine/native/head.cc",
-             "nth_greatest(known.logits, top.count)", "nth_greatest(known.logits, 1)", HEAD),
+             "nth_greatest(known.logits, static_cast<size_t>(top.count))", "nth_greatest(known.logits, 1)", HEAD),
     Mutation("great weights cut off in the head's shortlist", "src/qvl/quant/shortlist.cc",
              "constexpr float kMostSteps = 5,", "constexpr float kMostSteps = 50,", ("quant_test", "Shortlist.*")),
     Mutation("the code of the first scale taken for the row's exponent", "src/qvl/kernels/int8_weight.h",

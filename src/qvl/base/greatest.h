@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <functional>
 #include <limits>
 #include <span>
+#include <vector>
 
 namespace qvl {
 namespace internal {
@@ -29,6 +31,27 @@ inline float greatest(std::span<const float> values) {
   most.fill(-std::numeric_limits<float>::infinity());
   internal::for_lanes(values, [&most](float v, size_t lane) { most[lane] = v > most[lane] ? v : most[lane]; });
   return *std::ranges::max_element(most);
+}
+
+// Values whose greatest is known, so that most of many are passed over together.
+inline constexpr size_t kGreatestChunk = 64;
+
+// The chunk-th of them.
+inline std::span<const float> chunk_of(std::span<const float> values, size_t chunk) {
+  const size_t begin = chunk * kGreatestChunk;
+  return values.subspan(begin, std::min(kGreatestChunk, values.size() - begin));
+}
+
+inline size_t chunk_count(std::span<const float> values) {
+  return (values.size() + kGreatestChunk - 1) / kGreatestChunk;
+}
+
+// The n-th greatest, 1 <= n <= values.size(); no value is NaN.
+inline float nth_greatest(std::span<const float> values, size_t n) {
+  std::vector<float> sorted(values.begin(), values.end());
+  const auto nth = sorted.begin() + static_cast<ptrdiff_t>(n - 1);
+  std::ranges::nth_element(sorted, nth, std::greater<>());
+  return *nth;
 }
 
 // Whether no value is infinite or NaN.

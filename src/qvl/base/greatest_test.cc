@@ -39,5 +39,25 @@ TEST(Greatest, WhatIsNotFiniteIsFoundWhereverItIs) {
   }
 }
 
+TEST(Greatest, ChunksCoverAllValuesOnce) {
+  for (const size_t n : {0u, 1u, 63u, 64u, 65u, 200u}) {
+    const std::vector<float> values(n);
+    size_t next = 0;
+    for (size_t c = 0; c < chunk_count(values); ++c) {
+      const std::span<const float> chunk = chunk_of(values, c);
+      ASSERT_EQ(chunk.data(), values.data() + next);
+      ASSERT_GT(chunk.size(), 0u);
+      next += chunk.size();
+    }
+    EXPECT_EQ(next, n);
+  }
+}
+
+TEST(Greatest, TheNthCountsEqualsOneByOne) {
+  const std::vector<float> values = {2, -1, 5, 5, -INFINITY, 3};
+  const std::vector<float> descending = {5, 5, 3, 2, -1, -INFINITY};
+  for (size_t n = 1; n <= values.size(); ++n) EXPECT_EQ(nth_greatest(values, n), descending[n - 1]);
+}
+
 }  // namespace
 }  // namespace qvl

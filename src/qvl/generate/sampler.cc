@@ -25,6 +25,10 @@ bool likelier(const Sampler::Candidate& a, const Sampler::Candidate& b) {
   return a.probability != b.probability ? a.probability > b.probability : a.id < b.id;
 }
 
+bool nothing_is_left(std::span<const float> logits) {
+  return std::ranges::all_of(logits, [](float v) { return v == -INFINITY; });
+}
+
 }  // namespace
 
 void validate(const SamplingParams& p) {
@@ -82,7 +86,7 @@ std::span<const float> Sampler::penalised(std::span<const float> logits, TokenCo
     fail(ErrorCode::kFormat, "sampling", cat("logit of token ", bad - logits.begin()), "a finite number", cat(*bad),
          "are the weights damaged?");
   }
-  if (greatest(logits) == -INFINITY) fail(ErrorCode::kFormat, "sampling", "logits", "a finite number", "none");
+  if (nothing_is_left(logits)) fail(ErrorCode::kFormat, "sampling", "logits", "a finite number", "none");
   if (seen_.empty() && generated_counts_.empty() && bias_.empty() && !constraint) return logits;
 
   logits_.assign(logits.begin(), logits.end());
@@ -173,22 +177,16 @@ std::span<const Sampler::Candidate> Sampler::filtered(std::span<const float> log
     return candidates_;
   }
   // Of a vocabulary, all but some chunks are below what the top k reach: as many chunks as that reach it.
-  constexpr size_t kChunk = 64;
   std::vector<float> chunks;
-  for (size_t begin = 0; begin < logits.size(); begin += kChunk)
-    chunks.push_back(greatest(logits.subspan(begin, std::min(kChunk, logits.size() - begin))));
-  float reached = -INFINITY;
-  if (const auto k = static_cast<size_t>(params_.top_k); k > 0 && k <= chunks.size()) {
-    std::vector<float> sorted = chunks;
-    const auto nth = sorted.begin() + static_cast<ptrdiff_t>(k - 1);
-    std::ranges::nth_element(sorted, nth, std::greater<>());
-    reached = *nth;
-  }
+  for (size_t c = 0; c < chunk_count(logits); ++c) chunks.push_back(greatest(chunk_of(logits, c)));
+  const auto k = static_cast<size_t>(params_.top_k);
+  const float reached = k > 0 && k <= chunks.size() ? nth_greatest(chunks, k) : -INFINITY;
   for (size_t c = 0; c < chunks.size(); ++c) {
     if (chunks[c] < reached) continue;
-    for (size_t i = c * kChunk; i < std::min((c + 1) * kChunk, logits.size()); ++i) {
-      if (logits[i] == -INFINITY || logits[i] < reached) continue;
-      candidates_.push_back({static_cast<int32_t>(i), static_cast<double>(logits[i]) / params_.temperature});
+    const std::span<const float> chunk = chunk_of(logits, c);
+    for (size_t i = 0; i < chunk.size(); ++i) {
+      if (chunk[i] == -INFINITY || chunk[i] < reached) continue;
+      candidates_.push_back({static_cast<int32_t>(c * kGreatestChunk + i), static_cast<double>(chunk[i]) / params_.temperature});
     }
   }
   keep_top_k();
@@ -209,7 +207,7 @@ int32_t Sampler::sample(std::span<const float> logits) {
 
 std::optional<int32_t> Sampler::sample(std::span<const float> logits, TokenConstraint& constraint) {
   const std::span<const float> allowed = penalised(logits, &constraint);
-  if (std::ranges::all_of(allowed, [](float v) { return v == -INFINITY; })) return std::nullopt;
+  if (nothing_is_left(allowed)) return std::nullopt;
   return draw(filtered(allowed));
 }
 

@@ -14,8 +14,7 @@
 namespace qvl::engine::native {
 namespace {
 
-// Logits whose greatest is known, so that most of them are passed over together.
-constexpr int64_t kChunk = 64;
+constexpr int64_t kChunk = kGreatestChunk;
 constexpr size_t kChunksOfATask = 64;
 // Rows of the head computed first, at least, and per logit asked for.
 constexpr int64_t kFewestFirst = 64, kFirstPerTop = 4;
@@ -33,14 +32,14 @@ struct Chunks {
 
 Chunks chunks_of(const kernels::Context& context, std::span<const float> logits) {
   Chunks out;
-  out.greatest.resize((logits.size() + kChunk - 1) / kChunk);
+  out.greatest.resize(chunk_count(logits));
   const size_t tasks = (out.greatest.size() + kChunksOfATask - 1) / kChunksOfATask;
   std::vector<char> finite(tasks);
   context.pool->parallel_for(static_cast<int64_t>(tasks), [&](int64_t task, int) {
     bool all = true;
     const size_t first = static_cast<size_t>(task) * kChunksOfATask;
     for (size_t c = first; c < std::min(first + kChunksOfATask, out.greatest.size()); ++c) {
-      const std::span<const float> chunk = logits.subspan(c * kChunk, std::min<size_t>(kChunk, logits.size() - c * kChunk));
+      const std::span<const float> chunk = chunk_of(logits, c);
       out.greatest[c] = greatest(chunk);
       all &= all_finite(chunk);
     }
@@ -48,14 +47,6 @@ Chunks chunks_of(const kernels::Context& context, std::span<const float> logits)
   });
   out.finite = std::ranges::all_of(finite, [](char f) { return f != 0; });
   return out;
-}
-
-// The n-th greatest, n from 1 to how many there are.
-float nth_greatest(std::span<const float> values, int64_t n) {
-  std::vector<float> sorted(values.begin(), values.end());
-  const auto nth = sorted.begin() + (n - 1);
-  std::ranges::nth_element(sorted, nth, std::greater<>());
-  return *nth;
 }
 
 // The mean of squares, each in units of a row's spread.
@@ -151,7 +142,7 @@ bool Head::refine(const Step& step, std::span<float> logits) const {
   // themselves.
   const int64_t wanted = std::min(kNearerPerFirst * first, most);
   const bool by_chunk = wanted <= static_cast<int64_t>(chunks.greatest.size());
-  const float reached = nth_greatest(by_chunk ? std::span<const float>(chunks.greatest) : coarse, wanted);
+  const float reached = nth_greatest(by_chunk ? std::span<const float>(chunks.greatest) : coarse, static_cast<size_t>(wanted));
   std::vector<int32_t> found;
   for (size_t c = 0; c < chunks.greatest.size(); ++c) {
     if (chunks.greatest[c] < reached) continue;
@@ -166,7 +157,7 @@ bool Head::refine(const Step& step, std::span<float> logits) const {
   if (!all_finite(best.logits)) return false;  // numbers that are none cannot be sorted
 
   // The greatest of those.
-  const float reached_nearer = nth_greatest(best.logits, first);
+  const float reached_nearer = nth_greatest(best.logits, static_cast<size_t>(first));
   std::vector<int32_t> chosen;
   std::vector<float> chosen_nearer;
   for (size_t i = 0; i < best.ids.size(); ++i) {
@@ -176,7 +167,7 @@ bool Head::refine(const Step& step, std::span<float> logits) const {
   }
   const Tokens known = exact(step, std::move(chosen));
   if (!all_finite(known.logits)) return false;
-  const float least = nth_greatest(known.logits, top.count);
+  const float least = nth_greatest(known.logits, static_cast<size_t>(top.count));
   // Those computed are chosen by their nearer logits, and say how far off these are; what fine codes changed, of all that were
   // chosen by coarse ones, says how far off those are of the nearer.
   MeanSquare of_nearer, between;
