@@ -23,7 +23,7 @@ StoredWeights stored_weights(const std::filesystem::path& folder, bool shortlist
   if (package::is_package_folder(folder)) {
     const package::Package package = package::Package::open(folder);
     const auto bytes = [](const package::PackageTensor& t) { return static_cast<int64_t>(t.entry->stored_bytes()); };
-    // Of its fine bits little is read.
+    // Of its fine codes little is read.
     int64_t shortlist_bytes = 0;
     if (const auto list = package.head_shortlist(); shortlist && list)
       shortlist_bytes = static_cast<int64_t>(list->parts.coarse.size() + list->parts.scales.size());

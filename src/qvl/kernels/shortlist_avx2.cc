@@ -16,8 +16,8 @@ namespace qvl::kernels {
 namespace {
 
 struct Blocks {
-  static constexpr int kParts = 4;  // of the columns of a block, and of a byte
-  static constexpr int64_t kApart = quant::kShortlistBlock / kParts, kWord = 4, kBytes = 32;
+  static constexpr int kParts = quant::kShortlistParts;
+  static constexpr int64_t kApart = quant::kShortlistApart, kWord = quant::kShortlistWord, kBytes = 32;
 
   QVL_INLINE __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   QVL_INLINE __m256i pairs(__m256i sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }

@@ -21,8 +21,8 @@ namespace qvl::kernels {
 namespace {
 
 struct Blocks {
-  static constexpr int kParts = 4;  // of the columns of a block, and of a byte
-  static constexpr int64_t kApart = quant::kShortlistBlock / kParts, kWord = 4, kVectorBytes = 64;
+  static constexpr int kParts = quant::kShortlistParts;
+  static constexpr int64_t kApart = quant::kShortlistApart, kWord = quant::kShortlistWord, kVectorBytes = 64;
 
   // The codes of the second part and further stay where they are in their bytes, so products come 4, 16 and 64 times too large; of
   // a block they fit 32 bits, and are exact. Each part has sums of its own, since one chain would wait for itself.

@@ -13,7 +13,7 @@ namespace qvl::kernels {
 struct ShortlistRow {
   const int8_t* q = nullptr;                                       // [blocks, quant::kShortlistBlock]
   const float *coarse_factor = nullptr, *coarse_offset = nullptr;  // [blocks]: 2 and 3 times the scale of x, the latter times the sum of q
-  const float *fine_factor = nullptr, *fine_offset = nullptr;      // [blocks]: 0.7 and 1.05
+  const float *fine_factor = nullptr, *fine_offset = nullptr;      // [blocks]: likewise quant::kShortlistFineStep and 1.5 times that
 };
 
 struct ShortlistKernels {

@@ -14,8 +14,8 @@ namespace qvl::kernels {
 // each.
 template <typename D>
 struct ShortlistNeonBlocks {
-  static constexpr int kParts = 4;  // of the columns of a block, and of a byte; and of a group's rows
-  static constexpr int64_t kApart = quant::kShortlistBlock / kParts, kWord = 4, kBytes = 16;
+  static constexpr int kParts = quant::kShortlistParts;  // also of a group's rows
+  static constexpr int64_t kApart = quant::kShortlistApart, kWord = quant::kShortlistWord, kBytes = 16;
 
   template <int N, typename Add>
   QVL_INLINE void coarse(const std::byte* codes, const int8_t* const (&q)[N], const Add& add) {

@@ -7,14 +7,9 @@
 namespace qvl::kernels {
 namespace {
 
-using quant::kShortlistBlock, quant::kShortlistCoarseBytes, quant::kShortlistFineCodeBytes, quant::kShortlistGroup, quant::kShortlistScaleBytes;
+using quant::kShortlistApart, quant::kShortlistBlock, quant::kShortlistCoarseBytes, quant::kShortlistFineCodeBytes, quant::kShortlistGroup, quant::kShortlistScaleBytes;
 
 constexpr auto kScaleBytes = static_cast<int64_t>(sizeof(BFloat16));
-constexpr int64_t kApart = kShortlistBlock / 4;  // columns between those of one byte
-
-int code_of(std::byte four, int64_t column) {
-  return std::to_integer<int>(four) >> (2 * (column / kApart)) & 3;
-}
 
 float scale_at(const std::byte* p) {
   BFloat16 s;
@@ -24,7 +19,6 @@ float scale_at(const std::byte* p) {
 
 void coarse(const ShortlistRow* x, int n, const std::byte* codes, const std::byte* scales, int64_t blocks, int64_t groups, float* out,
             int64_t stride) {
-  constexpr int64_t kWord = 4;
   for (int row = 0; row < n; ++row) {
     for (int64_t i = 0; i < groups * kShortlistGroup; ++i) {
       const int64_t group = i / kShortlistGroup, in_group = i % kShortlistGroup;
@@ -34,8 +28,7 @@ void coarse(const ShortlistRow* x, int n, const std::byte* codes, const std::byt
         const int8_t* q = x[row].q + b * kShortlistBlock;
         int products = 0;
         for (int64_t c = 0; c < kShortlistBlock; ++c) {
-          const int64_t byte = c % kApart;
-          products += q[c] * code_of(block[byte / kWord * kShortlistGroup * kWord + in_group * kWord + byte % kWord], c);
+          products += q[c] * quant::shortlist_code(block[quant::shortlist_coarse_byte(in_group, c % kShortlistApart)], c);
         }
         const float s = scale_at(scales + (group * blocks + b) * kShortlistScaleBytes + in_group * kScaleBytes);
         sum += s * (x[row].coarse_factor[b] * static_cast<float>(products) - x[row].coarse_offset[b]);
@@ -52,7 +45,7 @@ float fine(const ShortlistRow& x, const std::byte* fine, int64_t blocks) {
     const std::byte* codes = fine + b * kShortlistFineCodeBytes;
     const int8_t* q = x.q + b * kShortlistBlock;
     int products = 0;
-    for (int64_t c = 0; c < kShortlistBlock; ++c) products += q[c] * code_of(codes[c % kApart], c);
+    for (int64_t c = 0; c < kShortlistBlock; ++c) products += q[c] * quant::shortlist_code(codes[c % kShortlistApart], c);
     sum += scale_at(scales + b * kScaleBytes) * (x.fine_factor[b] * static_cast<float>(products) - x.fine_offset[b]);
   }
   return sum;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "qvl/base/error.h"
+#include "qvl/base/greatest.h"
 #include "qvl/base/tensor.h"
 
 namespace qvl::quant {
@@ -15,8 +16,6 @@ namespace {
 
 constexpr std::string_view kShortlistWhere = "head's shortlist";
 constexpr int64_t kRowsOfATask = 2 * kShortlistGroup;
-// Columns between those of one byte, and bytes of a row that lie side by side.
-constexpr int64_t kApart = kShortlistBlock / 4, kWord = 4;
 // Of a normal distribution: half the step of the best four evenly spaced values, from which the search begins.
 constexpr float kHalfStep = 0.4979f;
 constexpr int kRounds = 4;
@@ -112,27 +111,22 @@ std::array<uint8_t, kShortlistBlock> codes_of(const Block& w, float step, float 
   return codes;
 }
 
-// Where row `row` of a group has what is in byte `byte` of its block's 64.
-int64_t coarse_at(int64_t row, int64_t byte) {
-  return byte / kWord * (kShortlistGroup * kWord) + row * kWord + byte % kWord;
-}
-
 void write_block(const std::array<uint8_t, kShortlistBlock>& codes, int64_t row, std::byte* coarse, std::byte* fine) {
-  for (int64_t i = 0; i < kApart; ++i) {
+  for (int64_t i = 0; i < kShortlistApart; ++i) {
     int high = 0, low = 0;
-    for (int64_t k = 0; k < 4; ++k) {
-      const int code = codes[static_cast<size_t>(i + k * kApart)];
+    for (int64_t k = 0; k < kShortlistParts; ++k) {
+      const int code = codes[static_cast<size_t>(i + k * kShortlistApart)];
       high |= code >> 2 << (2 * k);
       low |= (code & 3) << (2 * k);
     }
-    coarse[coarse_at(row, i)] = static_cast<std::byte>(high);
+    coarse[shortlist_coarse_byte(row, i)] = static_cast<std::byte>(high);
     fine[i] = static_cast<std::byte>(low);
   }
 }
 
 int read_code(const std::byte* coarse, const std::byte* fine, int64_t row, int64_t column) {
-  const auto two = [shift = 2 * (column / kApart)](std::byte four) { return std::to_integer<int>(four) >> shift & 3; };
-  return 4 * two(coarse[coarse_at(row, column % kApart)]) + two(fine[column % kApart]);
+  const int64_t byte = column % kShortlistApart;
+  return 4 * shortlist_code(coarse[shortlist_coarse_byte(row, byte)], column) + shortlist_code(fine[byte], column);
 }
 
 }  // namespace
@@ -165,7 +159,7 @@ ErrorStats encode_shortlist(const void* rows, DType type, int64_t row_count, int
       const auto refuse = [&](ErrorCode code, std::string_view what) {
         fail(code, where, what, "finite values", "row " + std::to_string(first_row + first + r));
       };
-      if (!std::ranges::all_of(x, [](float v) { return std::isfinite(v); })) refuse(ErrorCode::kFormat, "weights");
+      if (!all_finite(x)) refuse(ErrorCode::kFormat, "weights");
       const int64_t group = r / kShortlistGroup * blocks, in_group = r % kShortlistGroup;
       std::byte* const fine = part.fine.data() + r * shortlist_fine_bytes(columns);
       std::byte* const fine_scales = fine + blocks * kShortlistFineCodeBytes;

@@ -28,6 +28,19 @@ inline constexpr int64_t kShortlistGroup = 16;  // rows side by side
 // Of a block: coarse codes and scales of a group, fine codes of a row.
 inline constexpr int64_t kShortlistCoarseBytes = 1024, kShortlistScaleBytes = 32, kShortlistFineCodeBytes = 64;
 inline constexpr float kShortlistFineStep = 0.7f;  // in scales
+// The codes of a byte are those of so many columns, so far apart; rows of a group alternate after so many bytes.
+inline constexpr int kShortlistParts = 4;
+inline constexpr int64_t kShortlistApart = kShortlistBlock / kShortlistParts, kShortlistWord = 4;
+
+// The code of a block's column in the byte that holds it.
+inline int shortlist_code(std::byte four, int64_t column) {
+  return std::to_integer<int>(four) >> (2 * (column / kShortlistApart)) & 3;
+}
+
+// Where row `row` of a group has byte `byte` of its kShortlistApart of a block's coarse codes.
+inline int64_t shortlist_coarse_byte(int64_t row, int64_t byte) {
+  return byte / kShortlistWord * (kShortlistGroup * kShortlistWord) + row * kShortlistWord + byte % kShortlistWord;
+}
 
 inline int64_t shortlist_blocks(int64_t columns) {
   return (columns + kShortlistBlock - 1) / kShortlistBlock;
