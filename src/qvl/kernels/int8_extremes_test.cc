@@ -10,6 +10,7 @@
 
 #include "qvl/kernels/ops.h"
 #include "qvl/kernels/table.h"
+#include "qvl/quant/block_codec.h"
 
 namespace qvl::kernels {
 namespace {
@@ -114,6 +115,56 @@ TEST_P(Int8Extremes, LargestProductsOfBytes) {
             ASSERT_EQ(v, x * static_cast<float>(e.value * k))
                 << e.format.name() << " value " << e.value << " k " << k
                 << (path == LinearPath::kGemm ? " gemm" : " gemv");
+          }
+        }
+      }
+    }
+  }
+}
+
+// Largest 4-bit weights, codes of x and codes of scales: a group's sum needs 16 bits and, times its code, 23; four groups 24.
+TEST_P(Int8Extremes, LargestCodesOfScales) {
+  ThreadPool pool(1);
+  const Context ctx{&pool, &table_by_name(GetParam())};
+  constexpr int64_t kOut = 23, kRows = 17, kLane = 8;  // columns whose products some kernels add first
+  const Format format = Format::blocks(4, 32, false, DType::kI8);
+  for (const int64_t k : {32, 64, 96, 128}) {
+    std::mt19937 rng(11);
+    const auto one_of = [&](int a, int b) { return rng() % 2 == 0 ? a : b; };
+    quant::Codes weights;
+    for (int64_t n = 0; n < kOut; ++n) {
+      for (int64_t i = 0; i < k; i += kLane) {
+        const int value = n == 0 ? 0 : n == 1 ? 15 : one_of(0, 15);
+        weights.q.insert(weights.q.end(), kLane, static_cast<int16_t>(value));
+      }
+      for (int64_t g = 0; g < format.block_count(k); ++g) weights.scales.push_back(static_cast<float>(n < 2 ? 127 : one_of(127, -127)));
+    }
+    std::vector<std::byte> data(format.data_bytes(kOut, k)), scales(format.scale_bytes(kOut, k));
+    quant::pack(format, kOut, k, weights, {data, scales, {}});
+    Weight w;
+    w.data = data.data();
+    w.out = kOut;
+    w.in = k;
+    w.format = format;
+    w.scales = scales.data();
+
+    std::vector<float> x;  // the scale of each group is 1
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t i = 0; i < k; i += kLane) x.insert(x.end(), kLane, static_cast<float>(r == kRows - 1 ? 127 : r == kRows - 2 ? -127 : one_of(127, -127)));
+    }
+    for (const int64_t rows : {1, 2, 3, 4, 17}) {
+      for (const LinearPath path : {LinearPath::kGemm, LinearPath::kGemv}) {
+        if (path == LinearPath::kGemv && rows > 16) continue;
+        std::vector<float> y(static_cast<size_t>(rows * kOut));
+        linear(ctx, path, {x.data() + (kRows - rows) * k, DType::kF32, rows, k, k}, w, Activation::kNone, {}, {y.data(), DType::kF32, rows, kOut, kOut});
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t n = 0; n < kOut; ++n) {
+            double sum = 0;
+            for (int64_t i = 0; i < k; ++i) {
+              sum += static_cast<double>(x[static_cast<size_t>((kRows - rows + r) * k + i)]) * (weights.q[static_cast<size_t>(n * k + i)] - 8) *
+                     static_cast<double>(weights.scales[static_cast<size_t>(n * format.block_count(k) + i / 32)]);
+            }
+            ASSERT_EQ(y[static_cast<size_t>(r * kOut + n)], static_cast<float>(sum)) << "k " << k << " row " << r << " of " << rows << ", output " << n;
           }
         }
       }

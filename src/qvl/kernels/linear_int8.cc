@@ -91,6 +91,10 @@ bool same_x(const Int8Weight& a, const Int8Weight& b) {
   return a.bits == b.bits && a.group() == b.group() && a.x_bits == b.x_bits;
 }
 
+bool same_format(const Int8Weight& a, const Int8Weight& b) {
+  return same_x(a, b) && a.block == b.block && a.scale_type == b.scale_type && (a.zero_points == nullptr) == (b.zero_points == nullptr);
+}
+
 bool takes_seven(const Int8Kernels& kernels, const Int8Weight& w) {
   return kernels.gemm_seven.fits != nullptr && kernels.gemm_seven.fits(w);
 }
@@ -164,10 +168,10 @@ void run_int8_gemv(const Context& ctx, std::span<const Call> calls) {
       Operand& o = operands[2 * i + n];
       o.weight = int8_view(*both[n]);
       o.gemv = few ? &kernels.few_rows.kernel : &kernels.gemv;
-      // What kernels do to x depends on both bits and the group alone.
+      // What kernels do to x depends on the format alone.
       for (o.shares = 0; o.shares < 2 * i + n; ++o.shares) {
         const Operand& other = operands[o.shares];
-        if (other.gemv == o.gemv && same_x(other.weight, o.weight)) break;
+        if (other.gemv == o.gemv && same_format(other.weight, o.weight)) break;
       }
       o.stride = static_cast<int64_t>(align_up(o.gemv->prepared_bytes(o.weight)));
       if (o.shares == 2 * i + n) prepared_bytes += static_cast<size_t>(rows * o.stride);
