@@ -35,8 +35,8 @@ constexpr int64_t kMaxDepth = 1024;
 constexpr int64_t kMinRowBlock = 192;
 constexpr int64_t kMaxRowBlockSums = 4096;
 constexpr int64_t kTasksPerThread = 4;
-// A gemv task reads about this much: it begins with waiting for memory, about a microsecond, and the last one keeps other threads
-// waiting. With more rows it takes longer to read, and what it begins with, which nobody asked for, should be little of it.
+// A gemv task reads about this much of one weight: it begins with waiting for memory, about a microsecond, and the last one keeps
+// other threads waiting. With more rows it takes longer to read, and what it begins with, which nobody asked for, should be little of it.
 constexpr int64_t kGemvTaskBytes = 512 * 1024, kGemvTaskBytesOfRows = 1024 * 1024;
 constexpr int64_t kFewRows = 3;  // up to as many read at the pace of memory
 constexpr int64_t kMaxGemvTaskCols = 512;
@@ -226,38 +226,53 @@ void run_gemm(const Context& ctx, const Kernel& kernel, const Call& call, int64_
 
 // One loop over the outputs of all calls, whose x have as many rows. product(call, weight 0 or 1, first column, columns, c,
 // ldc) leaves the sums of all rows of x. Weights of calls[i] are row_bytes[i] a row.
+//
+// Tasks are alike in bytes and as many for each thread, whatever the calls are: what one has more than another, a thread waits for
+// at the end of every loop. So a task may end in another call than it begins in.
 template <typename Product>
 void run_gemv(const Context& ctx, std::span<const Call> calls, std::span<const int64_t> row_bytes, const Product& product) {
-  struct Part {
-    int64_t first_task, task_cols;
-  };
-  std::array<Part, kMaxCalls> parts;
-  int64_t tasks = 0;
+  constexpr int64_t kStep = 32;  // whole cache lines of y, so that two threads never write the same one
+  const auto cols = [&](size_t i) { return calls[i].first->out; };
+  std::array<int64_t, kMaxCalls + 1> first{};  // byte of each call, those of all calls in a row
+  int64_t steps = 0;
   for (size_t i = 0; i < calls.size(); ++i) {
-    const int64_t cols = calls[i].first->out;
-    // Whole cache lines of y, so that two threads never write the same one.
-    const int64_t task_bytes = calls[i].x.rows > kFewRows ? kGemvTaskBytesOfRows : kGemvTaskBytes;
-    int64_t task_cols = std::clamp<int64_t>(task_bytes / row_bytes[i] / 32 * 32, 32, kMaxGemvTaskCols);
-    // Enough tasks if all calls are as long.
-    while (task_cols > 32 && std::ssize(calls) * (cols / task_cols) < ctx.pool->threads() * kTasksPerThread) task_cols -= 32;
-    parts[i] = {tasks, task_cols};
-    tasks += div_up(cols, task_cols);
+    first[i + 1] = first[i] + div_up(cols(i), kStep) * kStep * row_bytes[i];
+    steps += div_up(cols(i), kStep);
   }
+  const int64_t bytes = first[calls.size()], threads = ctx.pool->threads();
+  const int64_t task_bytes = calls[0].x.rows > kFewRows ? kGemvTaskBytesOfRows : kGemvTaskBytes;
+  const int64_t tasks = std::min(steps, threads * std::max(kTasksPerThread, div_up(bytes, threads * task_bytes)));
+
+  struct Place {
+    size_t call;
+    int64_t col;
+  };
+  const auto begin_of = [&](int64_t task) {
+    if (task == tasks) return Place{calls.size() - 1, cols(calls.size() - 1)};
+    const int64_t at = bytes / tasks * task + bytes % tasks * task / tasks;
+    size_t i = calls.size() - 1;
+    while (at < first[i]) --i;
+    const int64_t step_bytes = kStep * row_bytes[i];
+    return Place{i, std::min(cols(i), (at - first[i] + step_bytes / 2) / step_bytes * kStep)};
+  };
   ctx.pool->parallel_for(tasks, [&](int64_t task, int) {
     constexpr int64_t kSums = kMaxFewRows * kMaxGemvTaskCols;
-    float* c = reinterpret_cast<float*>(scratch<Scratch::kTask>(sizeof(float) * 2 * kSums));
-    size_t i = calls.size() - 1;
-    while (task < parts[i].first_task) --i;
-    const Call& call = calls[i];
-    const int64_t task_cols = parts[i].task_cols, col = (task - parts[i].first_task) * task_cols;
-    const int64_t n = std::min(task_cols, call.first->out - col);
-    product(i, 0, col, n, c, task_cols);
-    float* c2 = nullptr;
-    if (call.second != nullptr) {
-      c2 = c + kSums;
-      product(i, 1, col, n, c2, task_cols);
+    float* const c = reinterpret_cast<float*>(scratch<Scratch::kTask>(sizeof(float) * 2 * kSums));
+    const Place begin = begin_of(task), end = begin_of(task + 1);
+    for (size_t i = begin.call; i <= end.call; ++i) {
+      const Call& call = calls[i];
+      const int64_t last = i == end.call ? end.col : cols(i);
+      for (int64_t col = i == begin.call ? begin.col : 0, n = 0; col < last; col += n) {
+        n = std::min(kMaxGemvTaskCols, last - col);
+        product(i, 0, col, n, c, n);
+        float* c2 = nullptr;
+        if (call.second != nullptr) {
+          c2 = c + kSums;
+          product(i, 1, col, n, c2, n);
+        }
+        finish_block(call, c, c2, n, 0, call.x.rows, col, n);
+      }
     }
-    finish_block(call, c, c2, task_cols, 0, call.x.rows, col, n);
   });
 }
 
