@@ -58,7 +58,7 @@ struct Int8Weight {
 
 // Few rows: weights are read in address order, once.
 struct Int8GemvKernel {
-  // One row of x as `run` wants it, from q [padded k] and its scales [padded k / group].
+  // One row of x as `run` wants it for weights of this format, from q [padded k] and its scales [padded k / group].
   size_t (*prepared_bytes)(const Int8Weight& w) = nullptr;
   void (*prepare)(const Int8Weight& w, const int8_t* q, const float* scales, std::byte* dst) = nullptr;
   // c[m, n] (row stride ldc) = x[m, k] . w[n, k]^T; prepared rows x_stride bytes apart.

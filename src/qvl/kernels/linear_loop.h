@@ -248,8 +248,7 @@ void run_gemv(const Context& ctx, std::span<const Call> calls, std::span<const i
     int64_t col;
   };
   const auto begin_of = [&](int64_t task) {
-    if (task == tasks) return Place{calls.size() - 1, cols(calls.size() - 1)};
-    const int64_t at = bytes / tasks * task + bytes % tasks * task / tasks;
+    const int64_t at = bytes * task / tasks;
     size_t i = calls.size() - 1;
     while (at < first[i]) --i;
     const int64_t step_bytes = kStep * row_bytes[i];
